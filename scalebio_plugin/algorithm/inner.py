@@ -1,0 +1,149 @@
+"""The inner parameters (u): a second value, gradient and optimizer state for every trainable tensor of one module.
+
+There is one module, one optimizer and one engine. `exchange` makes u the module's parameters, with u's gradients and
+u's optimizer state; the same module then runs forward and backward and the same optimizer steps; a second `exchange`
+puts w back. Nothing is computed twice and nothing can differ between the sets but their values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# Entries of an optimizer's groups that belong to the run, not to a parameter set.
+_SHARED = {"params", "lr", "initial_lr", "weight_decay", "param_names"}
+
+
+class InnerParameters:
+    """Values, gradients and optimizer state of u, by parameter name.
+
+    A parameter that has never been trained has the same value in both sets; its entry appears when it first trains
+    (`follow`), so that under LISA the second set grows with the layers drawn.
+
+    Args:
+        parameters: The trainable parameters of the module, by name; looked up anew after the module was wrapped.
+        optimizer: The host's own, the raw `torch.optim.Optimizer`.
+        device: Where the values rest between passes; None: beside the module's.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        device: torch.device | None = None,
+    ):
+        self.parameters = dict(parameters)
+        self.optimizer = optimizer
+        self.device = device
+        self.values: dict[str, Tensor] = {}
+        self.gradients: dict[str, Tensor | None] = {}
+        self.states: dict[str, dict[str, Any]] = {}
+        self.groups: list[dict[str, Any]] = [_own(group) for group in optimizer.param_groups]
+        self.exchanged = False
+
+    @torch.no_grad()
+    def follow(self, names: Iterable[str]) -> None:
+        """Start u as the copy of w for those of `names` that it does not hold yet: value and optimizer state."""
+        for name in names:
+            if name not in self.values:
+                parameter = self.parameters[name]
+                self.values[name] = self._rest(parameter.detach().clone())
+                self.gradients[name] = None
+                if parameter in self.optimizer.state:
+                    self.states[name] = _copied(self.optimizer.state[parameter])
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Drop the optimizer state and gradients of `names` in both sets: they are frozen now."""
+        for name in names:
+            self.optimizer.state.pop(self.parameters[name], None)
+            self.parameters[name].grad = None
+            self.states.pop(name, None)
+            if name in self.gradients:
+                self.gradients[name] = None
+
+    @torch.no_grad()
+    def exchange(self) -> None:
+        """Swap values, gradients, optimizer state and the groups' own entries between the module and u. In place."""
+        for name, value in self.values.items():
+            parameter = self.parameters[name]
+            self.values[name] = self._rest(parameter.data)
+            parameter.data = value.to(parameter.device, non_blocking=True)
+            parameter.grad, self.gradients[name] = self.gradients[name], parameter.grad
+            state = self.optimizer.state.pop(parameter, None)
+            if name in self.states:
+                self.optimizer.state[parameter] = self.states.pop(name)
+            if state is not None:
+                self.states[name] = state
+        for group, mine in zip(self.optimizer.param_groups, self.groups, strict=True):
+            for key in mine:
+                group[key], mine[key] = mine[key], group[key]
+        self.exchanged = not self.exchanged
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The module *is* u inside the block; w is back afterwards, also after an error."""
+        self.exchange()
+        try:
+            yield
+        finally:
+            self.exchange()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of u, on the CPU. Not to be called while exchanged."""
+        return {
+            "values": {name: value.detach().cpu().clone() for name, value in self.values.items()},
+            "states": {name: _copied(state, "cpu") for name, state in self.states.items()},
+            "groups": [dict(group) for group in self.groups],
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` gave.
+
+        Raises:
+            ValueError: It holds parameters that do not train here.
+        """
+        strangers = sorted(set(saved["values"]) - set(self.parameters))
+        if strangers:
+            raise ValueError(
+                f"the checkpoint's inner parameters {strangers[:3]} ({len(strangers)} in all) do not train in this "
+                "run; resume with the adapter and layers of the run that wrote it"
+            )
+        self.values, self.gradients, self.states = {}, {}, {}
+        for name, value in saved["values"].items():
+            parameter = self.parameters[name]
+            self.values[name] = self._rest(value.to(parameter.device, parameter.dtype).clone())
+            self.gradients[name] = None
+        on_device = any(group.get("fused") or group.get("capturable") for group in self.optimizer.param_groups)
+        for name, state in saved["states"].items():
+            device = self.parameters[name].device
+            self.states[name] = _copied(state, device)
+            if on_device and isinstance(self.states[name].get("step"), Tensor):
+                self.states[name]["step"] = self.states[name]["step"].to(device)
+        self.groups = [dict(group) for group in saved["groups"]]
+
+    def _rest(self, value: Tensor) -> Tensor:
+        if self.device is None or value.device == self.device:
+            return value
+        resting = torch.empty_like(value, device=self.device, pin_memory=value.is_cuda)
+        return resting.copy_(value)
+
+
+def _own(group: Mapping[str, Any]) -> dict[str, Any]:
+    """A group's entries that an optimizer may change as it steps (say Prodigy's distance)."""
+    return {key: value for key, value in group.items() if key not in _SHARED}
+
+
+def _copied(state: Mapping[str, Any], device: torch.device | str | None = None) -> dict[str, Any]:
+    """Copy of one parameter's optimizer state; scalar tensors (Adam's step) stay where the optimizer keeps them."""
+
+    def copy(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        moved = value.to(device) if device is not None and value.dim() > 0 else value
+        return moved.detach().clone()
+
+    return {key: copy(value) for key, value in state.items()}

@@ -1,0 +1,170 @@
+"""The `scalebio:` block of an Axolotl config, parsed once at the border.
+
+Pydantic only: the host merges `ScaleBiOArgs` into its own config model, so that `axolotl config-schema` shows every
+leaf with its description and a misspelt key is an error that names it. What crosses the whole config (datasets,
+engines, other plugins) is checked by `refusals.problems_of` from the validator below, all problems in one message.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from .refusals import problems_of
+
+PositiveInt = Annotated[int, Field(ge=1)]
+Weight = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
+
+
+class _Block(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LearnArgs(_Block):
+    """How much of the run learns the mixture; afterwards λ rests and the run is an ordinary one on the mixture."""
+
+    fraction: Annotated[float, Field(gt=0.0, le=1.0)] | None = Field(
+        default=None,
+        description="Learn during this fraction of the run's optimiser steps. Default: 1.0, the whole run.",
+    )
+    steps: PositiveInt | None = Field(default=None, description="Learn during this many optimiser steps instead.")
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> LearnArgs:
+        if self.fraction is not None and self.steps is not None:
+            raise ValueError("give learn.fraction or learn.steps, not both; remove one")
+        return self
+
+    def until(self, max_steps: int) -> int:
+        """Optimiser step (0-based, exclusive) up to which λ is learned in a run of `max_steps` optimiser steps."""
+        if self.steps is not None:
+            return min(self.steps, max_steps)
+        return max(1, round((1.0 if self.fraction is None else self.fraction) * max_steps))
+
+
+class InnerArgs(_Block):
+    """Where the inner parameters (u) rest between their passes."""
+
+    device: Literal["auto", "model", "cpu"] = Field(
+        default="auto",
+        description="`model`: beside the model; `cpu`: in (pinned) CPU memory; `auto`: `cpu` with LISA on a GPU, "
+        "else `model`.",
+    )
+
+
+class LisaArgs(_Block):
+    """LISA layer sampling (arXiv 2403.17919), the same layers in both parameter sets."""
+
+    active_layers: PositiveInt = Field(default=2, description="Transformer blocks trained at a time.")
+    interval: PositiveInt = Field(default=20, description="Optimiser steps between two draws of the layers.")
+    train_embeddings: bool = Field(
+        default=False,
+        description="Also train what is outside the blocks (embeddings, final norm, head), as in the LISA paper; "
+        "needed where the tokenizer grew.",
+    )
+
+
+class ScaleBiOSettings(_Block):
+    """Everything under `scalebio:`. All keys are optional."""
+
+    validation_datasets: list[dict[str, Any]] | None = Field(
+        default=None,
+        description="What the mixture is tuned for (L1): host dataset entries, each may carry a `weight`. "
+        "Default: the host's evaluation data (`test_datasets`, or the split of `val_set_size`).",
+    )
+    validation_batch_size: PositiveInt | None = Field(
+        default=None,
+        description="Validation sequences per optimiser step. Default: `micro_batch_size`.",
+    )
+    penalty: Annotated[float, Field(gt=0.0)] = Field(
+        default=10.0,
+        description="α: how weakly the validation loss pulls the model (w descends L2 + L1/α). 10 to 100; "
+        "`.inf` takes the validation data out of play (a control).",
+    )
+    estimator: Literal["forward", "symmetric"] = Field(
+        default="forward",
+        description="`forward` as in the paper; `symmetric` also pushes the inner parameters away from the "
+        "validation data (u descends L2 − L1/α): less bias for one more validation pass; needs penalty >= 3.",
+    )
+    mixture_update: str = Field(
+        default="exponentiated_gradient",
+        description="Rule that moves λ: `exponentiated_gradient` (normalised by its running RMS), `adam` (the "
+        "paper's), or the name of an extension's.",
+    )
+    mixture_learning_rate: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = Field(
+        default=0.03, description="Learning rate of λ; the paper's for `adam` is 0.01. 0 freezes λ at `mixture_init`."
+    )
+    mixture_init: Literal["uniform", "proportional"] | dict[str, Weight] = Field(
+        default="uniform",
+        description="Weights at the start: `uniform` over sources, `proportional` to their training tokens, or "
+        "{name: weight}, which must sum to 1.",
+    )
+    bounds: dict[str, tuple[Weight, Weight]] = Field(
+        default_factory=dict, description="{name: [min, max]} for the weight of a source, or of a group's sum."
+    )
+    groups: dict[str, list[str]] = Field(
+        default_factory=dict, description="{group: [source names]} for `bounds`; a source belongs to one group at most."
+    )
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(
+        default=0,
+        description="Optimiser steps in which w trains on the mixture alone; u then starts as its copy, optimizer "
+        "state too.",
+    )
+    learn: LearnArgs = Field(default_factory=LearnArgs, description="The part of the run that learns; then λ rests.")
+    update_interval: PositiveInt = Field(
+        default=1, description="Optimiser steps between two updates of λ; u and w always step together."
+    )
+    inner: InnerArgs = Field(default_factory=InnerArgs, description="Where the inner parameters rest.")
+    loss_unit: Literal["token", "sequence"] = Field(
+        default="token",
+        description="A source's loss is the mean over its target tokens (the host's), or over its sequences' means "
+        "(the paper's).",
+    )
+    lisa: LisaArgs | None = Field(default=None, description="Layer sampling; leave out for full or adapter training.")
+    names: list[str] | None = Field(
+        default=None, description="Names of the sources, one per `datasets:` entry. Default: made from the entries."
+    )
+    apply: str | None = Field(
+        default=None,
+        description="Path of a mixture.json: no learning, an ordinary run whose sampling follows its weights.",
+    )
+    max_repeats: Annotated[float, Field(ge=1.0, allow_inf_nan=False)] = Field(
+        default=4.0, description="When sampling follows the weights: how often one example may be seen, at most."
+    )
+    extensions: list[str] = Field(
+        default_factory=list, description="Hook implementations to register: `module` or `module:attribute`."
+    )
+
+    @property
+    def pull(self) -> float:
+        """1/α, the factor of the validation loss in w's objective; 0 where the penalty is infinite."""
+        return 1.0 / self.penalty
+
+
+def _plain(value: Any) -> Any:
+    """Lists of the host's models (it may have parsed `datasets:` before this validator runs) as lists of dicts."""
+    if isinstance(value, list):
+        return [member.model_dump(exclude_none=True) if isinstance(member, BaseModel) else member for member in value]
+    return value
+
+
+class ScaleBiOArgs(BaseModel):
+    """What the host merges into its config model."""
+
+    scalebio: ScaleBiOSettings = Field(
+        default_factory=ScaleBiOSettings,
+        description="ScaleBiO: learn how much each of `datasets:` counts for the loss on validation data.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_what_cannot_be_right(cls, config: Any) -> Any:
+        if not isinstance(config, dict):
+            return config
+        if config.get("scalebio") is None:
+            config["scalebio"] = {}
+        problems = problems_of({key: _plain(value) for key, value in config.items()})
+        if problems:
+            raise ValueError("scalebio cannot run this config:\n" + "\n".join(f"  - {p}" for p in problems))
+        return config

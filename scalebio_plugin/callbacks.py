@@ -1,0 +1,112 @@
+"""When things happen around the step: layers and inner set before it, files at the end of the run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from axolotl.utils.logging import get_logger
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from . import __version__, report
+from .hooks.spec import RunFacts
+from .picture import draw_mixture
+from .state import history_path
+
+if TYPE_CHECKING:
+    from .trainer import Learning, ScaleBiOTrainer
+
+LOG = get_logger("axolotl.scalebio")
+_HOSTS = ("axolotl", "transformers", "accelerate", "torch", "peft")
+
+
+class ScaleBiOCallback(TrainerCallback):
+    """Tells the trainer when an optimiser step begins, and writes what a run leaves."""
+
+    def __init__(self, trainer: ScaleBiOTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        learning = self.trainer.learning
+        if state.global_step == 0 and state.is_world_process_zero:
+            report.truncate_history(history_path(learning), 0)
+        learning.manager.hook.scalebio_run_started(run=_run_facts(learning, state))
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.trainer.begin_step()
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            write_mixture(self.trainer.learning, state.global_step)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            _leave(self.trainer.learning, state.global_step)
+
+
+def _run_facts(learning: Learning, state: TrainerState) -> RunFacts:
+    names = tuple(learning.run.names)
+    return RunFacts(
+        sources=names,
+        tokens=tuple(learning.facts["tokens"][name] for name in names),
+        sequences=tuple(learning.facts["examples"][name] for name in names),
+        settings=learning.run.settings.model_dump(),
+        steps=state.max_steps,
+        seed=learning.facts["seed"],
+    )
+
+
+def write_mixture(learning: Learning, steps: int) -> dict[str, Any] | None:
+    """Write `mixture.json` from the history so far and return it; None before the first update of λ."""
+    path = history_path(learning)
+    history = report.read_history(path) if os.path.exists(path) else []
+    if not history:
+        return None
+    run, facts = learning.run, learning.facts
+    document = report.mixture_document(
+        report.summarise(history, run.names),
+        report.RunFacts(
+            penalty=run.settings.penalty,
+            estimator=run.settings.estimator,
+            loss_unit=run.settings.loss_unit,
+            mixture_update=run.settings.mixture_update,
+            steps=steps,
+            updates=len(history),
+            seed=facts["seed"],
+            versions={"scalebio": __version__} | {name: metadata.version(name) for name in _HOSTS},
+            fingerprint={key: _digest(facts[key]) for key in ("config", "data", "validation")},
+            tokens=facts["tokens"],
+            examples=facts["examples"],
+        ),
+    )
+    report.write_mixture(os.path.join(learning.folder, "mixture.json"), document)
+    return document
+
+
+def _leave(learning: Learning, steps: int) -> None:
+    document = write_mixture(learning, steps)
+    if document is None:
+        LOG.warning("scalebio: the run ended before the first update of the mixture, so there is none to write")
+        return
+    history = report.read_history(history_path(learning))
+    draw_mixture(history, os.path.join(learning.folder, "mixture.png"), learning.run.names)
+    LOG.info(
+        "scalebio: the learned mixture\n"
+        + report.weights_table(report.summarise(history, learning.run.names))
+        + f"\nwritten to {learning.folder} (mixture.json, mixture.png, history.jsonl)"
+    )
+    learning.manager.hook.scalebio_run_ended(document=document)
+
+
+def _digest(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -1,0 +1,63 @@
+"""Readable, unique names of the sources, from the `datasets:` entries of the config."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+# Tried in this order, each added to the name until the names differ.
+_TELLING = ("name", "data_files", "split", "revision", "type", "shards_idx")
+
+
+def source_names(entries: Sequence[Mapping[str, Any]], given: Sequence[str] | None = None) -> list[str]:
+    """One name per entry: `given` if there are any, else made from path, name, data_files and, last, a number.
+
+    Raises:
+        ValueError: `given` has the wrong length, repeats a name or holds an empty one.
+    """
+    if given is not None:
+        if len(given) != len(entries):
+            raise ValueError(
+                f"scalebio.names must have one name per entry of datasets: ({len(entries)}), got {len(given)}"
+            )
+        if len(set(given)) != len(given) or not all(name.strip() for name in given):
+            raise ValueError(
+                f"scalebio.names must be unique and not empty, got {list(given)}; rename the repeated ones"
+            )
+        return list(given)
+    names = [_short(entry.get("path")) for entry in entries]
+    for key in _TELLING:
+        repeated = {name for name, count in Counter(names).items() if count > 1}
+        if not repeated:
+            break
+        names = [
+            f"{name}/{_short(entry.get(key))}" if name in repeated and entry.get(key) is not None else name
+            for name, entry in zip(names, entries, strict=True)
+        ]
+    return _numbered(names)
+
+
+def _numbered(names: list[str]) -> list[str]:
+    taken: set[str] = set()
+    for position, name in enumerate(names):
+        unique, n = name, 1
+        while unique in taken:
+            n += 1
+            unique = f"{name}#{n}"
+        taken.add(unique)
+        names[position] = unique
+    return names
+
+
+def _short(value: Any) -> str:
+    """`org/data` stays, a local file or folder gives its stem, a list joins its members."""
+    if isinstance(value, (list, tuple)):
+        return "+".join(_short(member) for member in value)
+    text = str(value)
+    path = PurePosixPath(text)
+    is_file = path.suffix.lower() in {".json", ".jsonl", ".parquet", ".csv", ".txt", ".arrow", ".gz", ".zst"}
+    if is_file:
+        return path.stem
+    return path.name if text.startswith((".", "/", "~")) or len(path.parts) > 2 else text

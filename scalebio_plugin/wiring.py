@@ -1,0 +1,246 @@
+"""From the host's config and trainer to ours: what the plugin's short methods delegate to."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import pluggy
+import torch
+from axolotl.common.datasets import TrainDatasetMeta
+from axolotl.utils.dict import DictDefault
+from axolotl.utils.logging import get_logger
+from axolotl.utils.trainer import calculate_total_num_steps
+from datasets import Dataset
+from torch import nn
+from transformers import PreTrainedModel, Trainer
+
+from .algorithm.lisa import LayerPlan
+from .args import LisaArgs, ScaleBiOSettings
+from .hooks.defaults import BUILT_IN
+from .hooks.manager import build_manager
+from .hooks.spec import Observation
+from .layers import LayerSampling
+from .rest import RestStream
+from .run import MixtureRun, unknown_rule
+from .sources import Prepared, SourceCollator, Validation
+from .trainer import Learning
+from .validation import ValidationStream, coefficients
+
+LOG = get_logger("axolotl.scalebio")
+_HOST_LISA = ("lisa_n_layers", "lisa_step_interval", "lisa_layers_attribute")
+_OUR_NAMES = {"scalebio", "scalebio_plugin.ScaleBiOPlugin", "scalebio_plugin.plugin.ScaleBiOPlugin"}
+
+
+def settings_of(cfg: DictDefault) -> ScaleBiOSettings:
+    """The validated block, parsed again into the frozen model."""
+    block = cfg.scalebio
+    return ScaleBiOSettings.model_validate(block.to_dict() if block is not None else {})
+
+
+def refuse_two_names(cfg: dict[str, Any]) -> None:
+    """One entry in `plugins:`; two would be two instances, and an obscure error of the host's later on."""
+    ours = [str(name) for name in cfg.get("plugins") or [] if str(name).replace(":", ".") in _OUR_NAMES]
+    if len(ours) > 1:
+        raise ValueError(f"plugins: lists ScaleBiO {len(ours)} times ({', '.join(ours)}); keep one, `scalebio`")
+
+
+def take_over_lisa_keys(cfg: dict[str, Any]) -> None:
+    """The host's `lisa_*` become `scalebio.lisa`, so that its own callback is not added as well."""
+    layers = cfg.get("lisa_n_layers")
+    block = cfg.get("scalebio") or {}
+    if not layers or block.get("lisa") or block.get("apply"):
+        return
+    interval = cfg.get("lisa_step_interval") or LisaArgs().interval
+    cfg["scalebio"] = {**dict(block), "lisa": {"active_layers": layers, "interval": interval, "train_embeddings": True}}
+    for key in _HOST_LISA:
+        if key in cfg:
+            del cfg[key]
+    LOG.info(
+        f"scalebio: took lisa_n_layers {layers} and lisa_step_interval {interval} over as scalebio.lisa; the layers "
+        "are found by structure, and embeddings and head train too, as in the host"
+    )
+
+
+def build_manager_of(settings: ScaleBiOSettings) -> pluggy.PluginManager:
+    """The run's hooks.
+
+    Raises:
+        ValueError: No one answers for `mixture_update`.
+    """
+    manager = build_manager(settings.extensions, BUILT_IN)
+    zeros = torch.zeros(2, dtype=torch.float64)
+    trial = Observation(zeros, zeros + 0.5, zeros, zeros, learning_rate=0.0, step=1)
+    rule = settings.mixture_update
+    if manager.hook.scalebio_update_mixture(rule=rule, observation=trial, state=None) is None:
+        raise ValueError(unknown_rule(rule))
+    return manager
+
+
+def announce(prepared: Prepared, settings: ScaleBiOSettings) -> None:
+    """What will be learned, on what; and that eval_loss is not held out where it is not."""
+    table = prepared.table
+    shares = table.shares("token")
+    rows = [
+        f"  {name}: {sequences} sequences, {tokens} target tokens ({share:.1%})"
+        for name, sequences, tokens, share in zip(table.names, table.sequences, table.tokens, shares, strict=True)
+    ]
+    LOG.info("scalebio: learning the weights of\n" + "\n".join(rows))
+    if prepared.validation is not None and not prepared.validation.held_out:
+        LOG.warning(
+            "scalebio: the mixture is tuned for the evaluation data, so eval_loss is no longer held out; give "
+            "scalebio.validation_datasets to keep it apart"
+        )
+    if settings.penalty == float("inf"):
+        LOG.warning("scalebio: penalty is infinite, the validation data is out of play: a control, nothing is learned")
+
+
+def announce_applied(
+    names: list[str], weights: np.ndarray, source: np.ndarray, drawn: np.ndarray, settings: ScaleBiOSettings
+) -> None:
+    """What the mixture came to: sequences drawn of each source, and where max_repeats held one back."""
+    have, took = (np.bincount(of, minlength=len(names)) for of in (source, source[drawn]))
+    rows = [
+        f"  {name}: weight {weight:.4f}, {b} of {len(drawn)} sequences, each {b / max(a, 1):.2f} times"
+        + (" (held at max_repeats)" if b >= np.floor(a * settings.max_repeats) and b else "")
+        for name, weight, a, b in zip(names, weights, have, took, strict=True)
+    ]
+    LOG.info(f"scalebio: an ordinary run on the mixture of {settings.apply}\n" + "\n".join(rows))
+
+
+def ordinary_run(rows: Dataset, meta: TrainDatasetMeta, cfg: DictDefault, preprocess: bool) -> TrainDatasetMeta:
+    """The meta of a training set that was drawn anew, its steps counted anew."""
+    if preprocess:
+        return TrainDatasetMeta(train_dataset=rows, eval_dataset=meta.eval_dataset, total_num_steps=-1)
+    rows = rows.flatten_indices()  # the host counts on the plain column
+    for key in ("total_num_tokens", "total_supervised_tokens"):
+        cfg.pop(key, None)
+    steps = calculate_total_num_steps(cfg, rows)
+    steps = min(steps, cfg.max_steps) if cfg.max_steps else steps
+    return TrainDatasetMeta(train_dataset=rows, eval_dataset=meta.eval_dataset, total_num_steps=steps)
+
+
+def prepare_model(cfg: DictDefault, settings: ScaleBiOSettings, model: nn.Module) -> None:
+    """Before the optimizer is made: something trains, and in float32.
+
+    A half-precision parameter loses most of its updates to rounding at fine-tuning learning rates (84% of the weights
+    stay as they were at 1e-5 in bf16), and the two sets would differ by their rounding. So what trains is kept in
+    float32 in both sets; autocast still computes in the precision of the config.
+    """
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trainable:
+        raise ValueError(
+            "scalebio: no parameter trains (an adapter that was merged or frozen, or unfrozen_parameters that match "
+            "nothing), so there is nothing to learn a mixture with; check adapter:, lora_target_modules: and "
+            "unfrozen_parameters:"
+        )
+    halves = [parameter for parameter in trainable if parameter.dtype in (torch.bfloat16, torch.float16)]
+    for parameter in halves:
+        parameter.data = parameter.data.float()
+    if halves:
+        extra = sum(parameter.numel() for parameter in halves) * 2 / 2**30
+        LOG.info(
+            f"scalebio: {len(halves)} trainable tensors were loaded in half precision and are kept in float32 "
+            f"({extra:.2f} GiB more), so that neither parameter set loses updates to rounding"
+        )
+    if settings.lisa is not None and cfg.gradient_checkpointing and isinstance(model, PreTrainedModel):
+        model.enable_input_require_grads()  # checkpointed blocks need it where the embeddings are frozen
+
+
+def connect(cfg: DictDefault, settings: ScaleBiOSettings, prepared: Prepared, trainer: Trainer) -> None:
+    """Give the finished trainer its mixture, its validation batches and its tags."""
+    manager = build_manager_of(settings)
+    if prepared.validation is None:
+        raise RuntimeError("scalebio: learning without validation data; this is a bug, please report it")
+    if trainer.args.max_steps <= settings.warmup_steps:
+        raise ValueError(
+            f"scalebio.warmup_steps must be below the steps of the run ({trainer.args.max_steps}), "
+            f"got {settings.warmup_steps}; lower it or train longer"
+        )
+    share = torch.from_numpy(prepared.table.shares(settings.loss_unit))
+    run = MixtureRun(settings, prepared.table.names, share, manager, trainer.args.max_steps)
+    trainable = [name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad]
+    seed = int(cfg.seed or 0)
+    trainer.data_collator = SourceCollator(trainer.data_collator, trainer.processing_class.padding_side)
+    trainer.scalebio = Learning(
+        run=run,
+        validation=_validation_stream(cfg, settings, prepared.validation, trainer),
+        layers=_layer_sampling(settings, trainer, trainable, manager, seed),
+        trainable=trainable,
+        rest=RestStream(prepared.table, settings.max_repeats, seed),
+        inner_device=_inner_device(settings),
+        folder=os.path.join(cfg.output_dir, "scalebio"),
+        manager=manager,
+        facts=_facts(cfg, settings, prepared),
+    )
+
+
+def _facts(cfg: DictDefault, settings: ScaleBiOSettings, prepared: Prepared) -> dict[str, Any]:
+    return {
+        "seed": int(cfg.seed or 0),
+        "tokens": dict(zip(prepared.table.names, prepared.table.tokens.tolist(), strict=True)),
+        "examples": dict(zip(prepared.table.names, prepared.table.sequences.tolist(), strict=True)),
+        "config": {
+            "scalebio": settings.model_dump(),
+            "datasets": [entry.to_dict() for entry in cfg.datasets],
+            "base_model": cfg.base_model,
+            "learning_rate": cfg.learning_rate,
+        },
+        "data": prepared.table.digest,
+        "validation": prepared.validation.table.digest if prepared.validation else "",
+    }
+
+
+def _layer_sampling(
+    settings: ScaleBiOSettings, trainer: Trainer, trainable: list[str], manager: pluggy.PluginManager, seed: int
+) -> LayerSampling | None:
+    if settings.lisa is None:
+        return None
+    plan = LayerPlan.of(trainer.model, trainable)
+    return LayerSampling(settings.lisa, plan, manager, seed, type(trainer.model).__name__)
+
+
+def _inner_device(settings: ScaleBiOSettings) -> torch.device | None:
+    where = settings.inner.device
+    if where == "auto":
+        where = "cpu" if settings.lisa is not None and torch.cuda.is_available() else "model"
+    return torch.device("cpu") if where == "cpu" else None
+
+
+def _validation_stream(
+    cfg: DictDefault, settings: ScaleBiOSettings, validation: Validation, trainer: Trainer
+) -> ValidationStream:
+    packed = bool(trainer.args.sample_packing)
+    rows = validation.rows
+    if packed:
+        dropped = ["length"] + (["attention_mask"] if trainer.args.sample_packing_drop_attention_mask else [])
+        rows = rows.remove_columns([name for name in dropped if name in rows.column_names])
+        if "position_ids" not in rows.column_names:
+            rows = rows.map(lambda row: {"position_ids": list(range(len(row["input_ids"])))})
+    else:
+        rows = trainer._remove_unused_columns(rows, description="validation")
+    collator = trainer.data_collator
+
+    def collate(features: list[Any]) -> dict[str, Any]:
+        batch: dict[str, Any] = collator([[feature] for feature in features] if packed else features)
+        return batch
+
+    per_pass = _sequences_per_pass(cfg, trainer.train_dataset, packed)
+    size = settings.validation_batch_size or max(per_pass, -(-per_pass * int(cfg.gradient_accumulation_steps) // 4))
+    return ValidationStream(
+        rows=rows,
+        collate=collate,
+        coefficient_V=coefficients(validation.weights, validation.table.shares("token")),
+        batch_size=size,
+        chunk_size=per_pass,
+        seed=int(cfg.seed or 0),
+    )
+
+
+def _sequences_per_pass(cfg: DictDefault, rows: Dataset, packed: bool) -> int:
+    """Sequences that a micro-batch holds: `micro_batch_size`, times those of mean length in a packed row."""
+    if not packed:
+        return int(cfg.micro_batch_size)
+    lengths = np.asarray(rows["length"])
+    return max(1, int(cfg.micro_batch_size * cfg.sequence_len / max(1.0, float(lengths.mean()))))

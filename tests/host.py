@@ -1,0 +1,200 @@
+"""Runs of the real host inside the test process, with what they left and, on request, every step's λ, w and u."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from scalebio_plugin import quickstart
+
+BASE: dict[str, Any] = {
+    "base_model": "model",
+    "plugins": ["scalebio", "tests.host.ProbePlugin"],
+    "datasets": [{"path": f"data/{name}.jsonl", "type": "alpaca"} for name in ("clean", "wrong", "offtopic")],
+    "scalebio": {"validation_datasets": [{"path": "data/validation.jsonl", "type": "alpaca"}]},
+    "dataset_prepared_path": "prepared",
+    "dataset_num_proc": 1,
+    "output_dir": "out",
+    "val_set_size": 0,
+    "sequence_len": 128,
+    "micro_batch_size": 4,
+    "gradient_accumulation_steps": 1,
+    "max_steps": 6,
+    "num_epochs": 1,
+    "optimizer": "adamw_torch",
+    "lr_scheduler": "cosine",
+    "learning_rate": 2e-3,
+    "warmup_steps": 0,
+    "logging_steps": 1,
+    "bf16": False,
+    "fp16": False,
+    "tf32": False,
+    "gradient_checkpointing": False,
+    "attn_implementation": "sdpa",
+    "save_strategy": "no",
+    "seed": 42,
+}
+LORA: dict[str, Any] = {
+    "adapter": "lora",
+    "lora_r": 4,
+    "lora_alpha": 8,
+    "lora_dropout": 0.0,
+    "lora_target_linear": True,
+}
+
+
+def make_inputs(directory: Path, *, rows: int = 96, layers: int = 2, hidden: int = 32, **model: Any) -> Path:
+    """Model and planted data, as the quickstart makes them, small."""
+    quickstart.build_model(directory / "model", hidden=hidden, layers=layers, heads=2, **model)
+    quickstart.write_data(directory / "data", rows=rows, held_out=32)
+    return directory
+
+
+@dataclass
+class Run:
+    """What a finished run of the host left.
+
+    Attributes:
+        trainer: The host's trainer.
+        weights: λ as weights, after each optimiser step.
+        model, inner: Parameters of w and u by name, after each optimiser step (with `probe: {parameters: true}`).
+        losses: The logged training losses.
+    """
+
+    cfg: Any
+    trainer: Any
+    directory: Path
+    weights: list[torch.Tensor] = field(default_factory=list)
+    model: list[dict[str, torch.Tensor]] = field(default_factory=list)
+    inner: list[dict[str, torch.Tensor]] = field(default_factory=list)
+
+    @property
+    def losses(self) -> list[float]:
+        return [entry["loss"] for entry in self.trainer.state.log_history if "loss" in entry]
+
+    @property
+    def grad_norms(self) -> list[float]:
+        return [entry["grad_norm"] for entry in self.trainer.state.log_history if "loss" in entry]
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.cfg.output_dir) / "scalebio"
+
+
+class Probe:
+    """What the test asks of a run: hooks on its trainer, or a model changed before training."""
+
+    parameters = False
+    float64 = False
+    stop_after: int | None = None
+    run: Run | None = None
+
+
+def config_of(**overrides: Any) -> dict[str, Any]:
+    """BASE with `overrides`; a `scalebio` dict is merged into BASE's (gone without the plugin), None removes a key."""
+    config = {**BASE, **overrides}
+    if "scalebio" in config["plugins"]:
+        config["scalebio"] = {**BASE["scalebio"], **(overrides.get("scalebio") or {})}
+    else:
+        del config["scalebio"]
+    return {key: value for key, value in config.items() if value is not None}
+
+
+def load(directory: Path, config: dict[str, Any]) -> Any:
+    """The host's validated config."""
+    from axolotl.cli.config import load_cfg
+    from axolotl.integrations.base import PluginManager
+
+    if PluginManager._instance is not None:
+        PluginManager._instance.plugins = OrderedDict()
+    PluginManager._cfg = None
+    path = directory / "config.yml"
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    return load_cfg(str(path))
+
+
+def train(
+    directory: Path,
+    *,
+    parameters: bool = False,
+    float64: bool = False,
+    stop_after: int | None = None,
+    **overrides: Any,
+) -> Run:
+    """Train in `directory` (made by `make_inputs`) as `axolotl train` would.
+
+    Args:
+        parameters: Keep w and u after every step.
+        float64: Train in double precision.
+        stop_after: Raise KeyboardInterrupt at the end of this step, as a killed run.
+    """
+    from axolotl.common.datasets import load_datasets
+    from axolotl.integrations.base import PluginManager
+    from axolotl.train import train as host_train
+
+    before = Path.cwd()
+    os.chdir(directory)
+    Probe.parameters, Probe.float64, Probe.stop_after, Probe.run = parameters, float64, stop_after, None
+    try:
+        cfg = load(directory, config_of(**overrides))
+        cfg.output_dir = str(directory / cfg.output_dir)
+        manager = PluginManager.get_instance()
+        meta = (manager.load_datasets(cfg, preprocess=False) if cfg.plugins else None) or load_datasets(cfg=cfg)
+        _, _, trainer = host_train(cfg=cfg, dataset_meta=meta)
+    finally:
+        os.chdir(before)
+    run = Probe.run or Run(cfg, trainer, directory)
+    run.trainer, run.directory, run.cfg = trainer, directory, cfg
+    return run
+
+
+def _make_probe_plugin() -> type:
+    from axolotl.integrations.base import BasePlugin
+    from transformers import TrainerCallback
+
+    class Recorder(TrainerCallback):
+        def __init__(self, trainer: Any):
+            self.trainer = trainer
+            Probe.run = Run(None, trainer, Path())
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            learning = getattr(self.trainer, "scalebio", None)
+            if learning is not None:
+                Probe.run.weights.append(learning.run.weights_S.clone())
+            if Probe.parameters:
+                named = self.trainer.model.named_parameters()
+                Probe.run.model.append({name: p.detach().clone() for name, p in named if _trained(learning, name, p)})
+                inner = {} if learning is None or learning.inner is None else learning.inner.values
+                Probe.run.inner.append({name: value.detach().clone() for name, value in inner.items()})
+
+        def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if Probe.stop_after is not None and state.global_step >= Probe.stop_after and not control.should_save:
+                raise KeyboardInterrupt
+
+    class ProbePlugin(BasePlugin):
+        def post_model_load(self, cfg: Any, model: Any) -> None:
+            if Probe.float64:
+                model.double()
+
+        def add_callbacks_post_trainer(self, cfg: Any, trainer: Any) -> list:
+            return [Recorder(trainer)]
+
+    return ProbePlugin
+
+
+def _trained(learning: Any, name: str, parameter: torch.nn.Parameter) -> bool:
+    return parameter.requires_grad if learning is None else name in learning.trainable
+
+
+def __getattr__(name: str) -> Any:
+    """`ProbePlugin`, made when the host asks for it: importing this module imports no host."""
+    if name == "ProbePlugin":
+        globals()[name] = _make_probe_plugin()
+        return globals()[name]
+    raise AttributeError(name)
