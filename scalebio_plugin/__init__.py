@@ -2,16 +2,30 @@
 
 The index of the package:
 
-- `algorithm`: the mathematics on plain tensors, usable in any training loop; needs torch alone.
-- `hooks`: the training step drawn once, with the places where it can be extended (pluggy).
-- `args`: the ``scalebio:`` block of the config.
-- `plugin`: what the host calls; short methods that delegate.
-- `sources`: the host's datasets as one dataset that knows the source of each token.
-- `trainer`, `callbacks`: the host's trainer with one overridden training step, and when things happen around it.
-- `state`: everything a checkpoint needs, as a value.
-- `report`: from the history of a run to numbers, table, picture, page and the next config.
-- `cli`: the ``scalebio`` command.
+The mathematics, and the places where it can be extended:
+
+- `algorithm`: on plain tensors, usable in any training loop; needs torch alone.
+- `hooks`: the training step drawn once, with the hooks in place (pluggy).
+
+What a config says:
+
+- `args`: the ``scalebio:`` block.
+- `names`: readable, unique names of the sources.
+- `refusals`: what cannot be done right, found before a model is loaded.
+
+Inside the host:
+
 - `boot`: what makes ``plugins: [scalebio]`` a name the host knows.
+- `plugin`: what the host calls; short methods that delegate to `wiring`.
+- `sources`, `validation`, `rest`: batches that know their source, of the validation data, after learning.
+- `trainer`, `callbacks`, `layers`: the one overridden training step, and what happens around it.
+
+A run, and what it leaves behind:
+
+- `run`: the mixture as a run learns it.
+- `state`: everything that a checkpoint needs, as a value.
+- `report`, `picture`: from the history of a run to numbers, tables, the picture and the next config.
+- `cli`: the ``scalebio`` command; `quickstart` and `planted` are a run whose right answer is known.
 
 Importing the package imports none of them; the three names that the host takes from here are loaded when asked for.
 """

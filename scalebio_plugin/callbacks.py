@@ -37,6 +37,11 @@ class ScaleBiOCallback(TrainerCallback):
             report.truncate_history(history_path(learning), 0)
         learning.manager.hook.scalebio_run_started(run=_run_facts(learning, state))
 
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.trainer.learning.order.at_epoch(kwargs.get("train_dataloader"), int(state.epoch or 0))
+
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:

@@ -60,6 +60,10 @@ def _show(path: Path) -> int:
     from .report import SourceSummary, read_mixture, weights_table
 
     mixture = path / "scalebio" / "mixture.json" if path.is_dir() else path
+    if not mixture.is_file():
+        raise FileNotFoundError(
+            f"no file {mixture}; give a mixture.json, or the output_dir of a run that has saved one"
+        )
     document = read_mixture(mixture)
     fields = SourceSummary.__dataclass_fields__
     summaries = {

@@ -1,8 +1,8 @@
 """A mixture whose true weights are known: one source is right, one is wrong, one is about something else.
 
-The task is counting on in a made-up language; a two-layer model of random weights learns it in a hundred optimiser steps
-on a CPU. Everything is made on the spot and offline, and the same seed gives the same bytes. The quickstart trains on it,
-and the tests.
+The task is counting on in a made-up language, which a two-layer model of random weights learns in a hundred optimiser
+steps on a CPU. Everything is made on the spot and offline, and the same seed gives the same bytes. The quickstart and
+the tests train on it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from itertools import product
 from pathlib import Path
@@ -23,10 +24,12 @@ Row = dict[str, str]  # instruction, input, output: the host's `type: alpaca`
 MakeRow = Callable[["Question", random.Random], Row]
 
 TRUE_WEIGHTS = {"clean": 1.0, "wrong": 0.0, "offtopic": 0.0}
+NINTHS = tuple(n / 9 for n in range(10))
 
+# The host's prompt for such rows, to train the tokenizer on.
 _PROMPT = (
-    "Below is an instruction that describes a task, paired with an input that provides further context. Write a response "
-    "that appropriately completes the request.\n\n"
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n{output}"
 )
 _CHAT_TEMPLATE = (
@@ -108,19 +111,19 @@ def write_data(directory: StrPath, *, seed: int = 0, rows: int = 1024, held_out:
     Raises:
         ValueError: There are fewer than rows + 2 * held_out questions.
     """
-    makers = {"clean": clean_row, "wrong": wrong_row, "offtopic": offtopic_row}
+    makers: dict[str, MakeRow] = {"clean": clean_row, "wrong": wrong_row, "offtopic": offtopic_row}
     return _write(Path(directory), makers, seed, rows, held_out)
 
 
 def ten_sources(
     directory: StrPath,
-    noise_rates: Sequence[float] = tuple(n / 9 for n in range(10)),
+    noise_rates: Sequence[float] = NINTHS,
     *,
     seed: int = 0,
     rows: int = 512,
     held_out: int = 128,
 ) -> dict[str, Path]:
-    """As `write_data`, with one source for each noise rate: the part of its answers that are wrong.
+    """As `write_data`, with one source for each noise rate, the probability that an answer is wrong.
 
     They are named by position and noise in percent: `s0_noise000`, `s1_noise011`, ...
     """
@@ -199,7 +202,7 @@ def build_tokenizer(vocabulary: int = 1024) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
+    trainer = trainers.BpeTrainer(  # type: ignore[no-untyped-call]
         vocab_size=vocabulary,
         special_tokens=["<pad>", "<s>", "</s>"],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
@@ -228,3 +231,9 @@ def _corpus() -> Iterable[str]:
             yield _PROMPT.format(**make(question, rng))
     for word in [*NUMERALS, *(word for words in _STORY.values() for word in words)]:
         yield from [word, f" {word}"] * 20
+
+
+if __name__ == "__main__":
+    here = Path(sys.argv[1])
+    build_model(here / "model")
+    write_data(here / "data")

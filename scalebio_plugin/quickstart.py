@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from .planted import TRUE_WEIGHTS, build_model, ten_sources, write_data
 from .report import read_mixture
@@ -51,29 +51,29 @@ def run(directory: str | os.PathLike[str], *, steps: int | None = None) -> int:
         steps: Optimiser steps instead of the config's `max_steps`.
 
     Returns:
-        The exit status: 0, or that of the run that failed.
+        The exit status: 0, or that of the process that failed.
 
     Raises:
         ValueError: The directory holds something, and no quickstart made it.
     """
     directory = Path(directory)
-    config = _make_inputs(directory)
-    out = directory / config["output_dir"]
-    log = directory / "quickstart.log"
-    command = [sys.executable, "-m", "axolotl.cli.train", CONFIG, *([f"--max_steps={steps}"] if steps else [])]
-    print(f"Model, data and {CONFIG} are in {directory}. Training: {' '.join(command[1:])}")
-    print(f"(the first lines come in about half a minute; full log: {log})", flush=True)
+    config = _clear(directory)
+    out, log = directory / config["output_dir"], directory / "quickstart.log"
+    history, mixture = out / "scalebio" / "history.jsonl", out / "scalebio" / "mixture.json"
+    make = [sys.executable, "-m", "scalebio_plugin.planted", "."]
+    train = [sys.executable, "-m", "axolotl.cli.train", CONFIG, *([f"--max_steps={steps}"] if steps else [])]
     with open(log, "wb") as file:
-        process = subprocess.Popen(
-            command, cwd=directory, env=_environment(), stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
-        )
-        with process:
-            _follow(process, out / "scalebio" / "history.jsonl", steps or config["max_steps"])
-    mixture = out / "scalebio" / "mixture.json"
-    if process.returncode or not mixture.is_file():
+        print(f"Making model and data in {directory} (full log: {log})", flush=True)
+        status = _launch(make, directory, file).wait()
+        if status == 0:
+            print(f"Training: python {' '.join(train[1:])} (the first lines come in about half a minute)", flush=True)
+            with _launch(train, directory, file) as process:
+                _follow(process, history, steps or config["max_steps"])
+            status = process.returncode
+    if status or not mixture.is_file():
         print("\n".join(log.read_text(errors="replace").splitlines()[-40:]), file=sys.stderr)
-        print(f"\nThe run failed (exit status {process.returncode}); full log: {log}", file=sys.stderr)
-        return process.returncode or 1
+        print(f"\nThe quickstart failed (exit status {status}); full log: {log}", file=sys.stderr)
+        return status or 1
     print(f"\n{comparison(read_mixture(mixture)['weights'])}\n\n{_places(out)}")
     return 0
 
@@ -84,23 +84,27 @@ def comparison(weights: Mapping[str, float]) -> str:
     return "\n".join([f"{'source':<10}{'true':>8}{'learned':>10}", *rows])
 
 
-def _make_inputs(directory: Path) -> dict[str, Any]:
-    """Fill the directory; returns the config."""
+def _clear(directory: Path) -> dict[str, Any]:
+    """Leave the config alone in the directory; returns it."""
     import yaml
 
     if directory.is_dir() and any(directory.iterdir()) and not (directory / CONFIG).is_file():
-        raise ValueError(f"{directory} must be new, empty or an earlier quickstart's, and holds something else; name another")
+        raise ValueError(f"{directory} must be new, empty or an earlier quickstart's, and is not; name another")
     for made in _MADE:
         shutil.rmtree(directory / made, ignore_errors=True)
-    build_model(directory / "model")
-    write_data(directory / "data")
+    directory.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(example_config(CONFIG), directory / CONFIG)
     config: dict[str, Any] = yaml.safe_load((directory / CONFIG).read_bytes())
     return config
 
 
-def _environment() -> dict[str, str]:
-    return {"OMP_NUM_THREADS": str(min(2, os.cpu_count() or 1)), **os.environ, **_ENVIRONMENT}
+def _launch(command: list[str], directory: Path, log: BinaryIO) -> subprocess.Popen[bytes]:
+    """Start a process of its own: what the host and its libraries print belongs in the log."""
+    threads = {"OMP_NUM_THREADS": str(min(2, os.cpu_count() or 1))}
+    environment = {**threads, **os.environ, **_ENVIRONMENT}
+    return subprocess.Popen(
+        command, cwd=directory, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+    )
 
 
 def _follow(process: subprocess.Popen[bytes], history: Path, steps: int, lines: int = 10) -> None:

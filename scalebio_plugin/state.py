@@ -74,11 +74,12 @@ def unscale_both(inner: InnerParameters, scaler: torch.amp.GradScaler) -> bool:
 
 
 def save_mixture(trainer: ScaleBiOTrainer, folder: str) -> None:
-    """λ and the history, on the main process. Written before the host's own files of the checkpoint."""
+    """λ, the order of the data and the history, on the main process. Written before the host's files."""
     learning = trainer.learning
     if not trainer.is_world_process_zero():
         return
-    _save({"version": VERSION, **learning.run.state_dict()}, os.path.join(folder, MIXTURE))
+    order = (learning.order.loader, learning.order.epoch)
+    _save({"version": VERSION, "run": learning.run.state_dict(), "order": order}, os.path.join(folder, MIXTURE))
     if os.path.exists(history_path(learning)):
         shutil.copyfile(history_path(learning), os.path.join(folder, HISTORY))
 
@@ -96,13 +97,12 @@ def save_inner(trainer: ScaleBiOTrainer, folder: str) -> None:
         _save(saved, os.path.join(folder, INNER))
 
 
-def load(trainer: ScaleBiOTrainer, checkpoint: str) -> None:
-    """Go on from a checkpoint: λ, u, positions, history.
+def load_mixture(learning: Learning, checkpoint: str) -> None:
+    """Go on from a checkpoint, before the host reads its data: λ and the order of the data.
 
     Raises:
-        ValueError: It holds no state of the plugin, or that of other sources or parameters.
+        ValueError: The checkpoint lacks our state, or has that of other sources.
     """
-    learning = trainer.learning
     for name, what in ((MIXTURE, "of the mixture"), (INNER, "of the inner parameters")):
         if not os.path.exists(os.path.join(checkpoint, name)):
             raise ValueError(
@@ -110,19 +110,31 @@ def load(trainer: ScaleBiOTrainer, checkpoint: str) -> None:
                 "written without the plugin or with save_only_model; resume from another checkpoint, or start a new "
                 "output_dir"
             )
-    mixture = torch.load(os.path.join(checkpoint, MIXTURE), map_location="cpu", weights_only=True)
-    learning.run.load_state_dict({key: value for key, value in mixture.items() if key != "version"})
+    saved = torch.load(os.path.join(checkpoint, MIXTURE), map_location="cpu", weights_only=True)
+    learning.run.load_state_dict(saved["run"])
+    learning.order.loader, learning.order.epoch = saved["order"]
+    learning.order.resumed = True
+
+
+def load_inner(trainer: ScaleBiOTrainer, checkpoint: str) -> None:
+    """Go on from a checkpoint, once the optimizer exists: u, positions, history.
+
+    Raises:
+        ValueError: u has parameters that do not train here, or is missing where this run would go on learning.
+    """
+    learning = trainer.learning
     saved = torch.load(os.path.join(checkpoint, INNER), map_location="cpu", weights_only=True)
     learning.rest.lap, learning.rest.batch = saved["rest"]
     learning.record = saved["record"]
+    done = trainer.state.global_step
     if saved["inner"] is not None:
         learning.inner = InnerParameters(trainer.trainable_parameters(), trainer.raw_optimizer(), learning.inner_device)
         learning.inner.load_state_dict(saved["inner"])
-    elif (
-        learning.run.phase(trainer.state.global_step) is Phase.LEARN
-        and trainer.state.global_step > learning.run.settings.warmup_steps
-    ):
-        raise ValueError(f"scalebio: {checkpoint} was written after learning had ended; raise no learn: on a resume")
+    elif learning.run.phase(done) is Phase.LEARN and done > learning.run.settings.warmup_steps:
+        raise ValueError(
+            f"scalebio: {checkpoint} was written after learning had ended, and this run would learn on; set learn: "
+            "back to what it was"
+        )
     if trainer.is_world_process_zero():
         _restore_history(learning, checkpoint)
 

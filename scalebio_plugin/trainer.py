@@ -17,7 +17,9 @@ from typing import Any
 import torch
 from axolotl.core.trainers.base import AxolotlTrainer
 from axolotl.utils.logging import get_logger
+from axolotl.utils.samplers import MultipackBatchSampler
 from torch import Tensor, nn
+from transformers.trainer_utils import get_last_checkpoint
 
 from . import state
 from .algorithm.bilevel import Targets, sum_by_source, targets_of, token_losses, weighted_loss
@@ -48,6 +50,7 @@ class Learning:
         facts: Of config and data, for mixture.json.
         inner: u, from the first learning step to the last.
         record: Last line of the history.
+        order: What the order of the host's data came from.
     """
 
     run: MixtureRun
@@ -61,11 +64,43 @@ class Learning:
     facts: dict[str, Any]
     inner: InnerParameters | None = None
     record: HistoryRecord | None = None
+    order: DataOrder = field(default_factory=lambda: DataOrder())
 
     def begun_inner(self) -> InnerParameters:
         if self.inner is None:
             raise RuntimeError("scalebio: a learning step without inner parameters; this is a bug, please report it")
         return self.inner
+
+
+@dataclass
+class DataOrder:
+    """States of torch's generator that decide the order of the host's data.
+
+    With sample packing the host draws that order from the global generator, when the data loader is made and again in
+    every epoch, and a resumed run has used the generator differently by then: it would see other batches. So both
+    states are kept, and taken up again on a resume.
+
+    Attributes:
+        loader, epoch: State when the loader was made, and when the current epoch began.
+        resumed: Whether they come from a checkpoint and still wait for the epoch they belong to.
+    """
+
+    loader: Tensor | None = None
+    epoch: Tensor | None = None
+    resumed: bool = False
+
+    def at_loader(self) -> None:
+        if self.resumed and self.loader is not None:
+            torch.set_rng_state(self.loader)
+        self.loader = torch.get_rng_state()
+
+    def at_epoch(self, loader: Any, number: int) -> None:
+        if self.resumed and self.epoch is not None:
+            torch.set_rng_state(self.epoch)
+            sampler = getattr(loader, "batch_sampler", None)
+            if isinstance(sampler, MultipackBatchSampler):
+                sampler.set_epoch(number)  # skipping hides it from the host's own call, and it would keep old bins
+        self.epoch, self.resumed = torch.get_rng_state(), False
 
 
 @dataclass
@@ -126,6 +161,19 @@ class ScaleBiOTrainer(AxolotlTrainer):
         super()._set_signature_columns_if_needed()
         if self._signature_columns is not None and COLUMN not in self._signature_columns:
             self._signature_columns = [*self._signature_columns, COLUMN]
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        if self.scalebio is not None and resume_from_checkpoint:
+            found = resume_from_checkpoint
+            checkpoint = get_last_checkpoint(self.args.output_dir) if found is True else str(found)
+            if checkpoint is not None:
+                state.load_mixture(self.scalebio, checkpoint)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def get_train_dataloader(self) -> Any:
+        if self.scalebio is not None:
+            self.scalebio.order.at_loader()
+        return super().get_train_dataloader()
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -340,4 +388,4 @@ class ScaleBiOTrainer(AxolotlTrainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if self.scalebio is not None and checkpoint is not None:
-            state.load(self, checkpoint)
+            state.load_inner(self, checkpoint)

@@ -20,7 +20,7 @@ os.environ.update(
         "WANDB_MODE": "offline",
     }
 )
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: more threads only wait for each other
 
 
 @pytest.fixture(scope="session")

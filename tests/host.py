@@ -46,6 +46,7 @@ LORA: dict[str, Any] = {
     "lora_alpha": 8,
     "lora_dropout": 0.0,
     "lora_target_linear": True,
+    **dict.fromkeys(("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel"), False),  # on by default, CUDA alone
 }
 
 
@@ -54,6 +55,13 @@ def make_inputs(directory: Path, *, rows: int = 96, layers: int = 2, hidden: int
     quickstart.build_model(directory / "model", hidden=hidden, layers=layers, heads=2, **model)
     quickstart.write_data(directory / "data", rows=rows, held_out=32)
     return directory
+
+
+def add_model(directory: Path, name: str, **model: Any) -> dict[str, str]:
+    """Another model in `directory`, and the keys that choose it: its runs share the prepared data of the others."""
+    if not (directory / name).exists():
+        quickstart.build_model(directory / name, **{"hidden": 32, "heads": 2, **model})
+    return {"base_model": name, "tokenizer_config": "model"}
 
 
 @dataclass
@@ -134,6 +142,7 @@ def train(
         float64: Train in double precision.
         stop_after: Raise KeyboardInterrupt at the end of this step, as a killed run.
     """
+    import transformers
     from axolotl.common.datasets import load_datasets
     from axolotl.integrations.base import PluginManager
     from axolotl.train import train as host_train
@@ -141,6 +150,7 @@ def train(
     before = Path.cwd()
     os.chdir(directory)
     Probe.parameters, Probe.float64, Probe.stop_after, Probe.run = parameters, float64, stop_after, None
+    transformers.set_seed(int(overrides.get("seed", BASE["seed"])))  # as in a fresh process: adapters start at random
     try:
         cfg = load(directory, config_of(**overrides))
         cfg.output_dir = str(directory / cfg.output_dir)
@@ -164,6 +174,8 @@ def _make_probe_plugin() -> type:
             Probe.run = Run(None, trainer, Path())
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == Probe.stop_after:
+                raise KeyboardInterrupt
             learning = getattr(self.trainer, "scalebio", None)
             if learning is not None:
                 Probe.run.weights.append(learning.run.weights_S.clone())
@@ -172,10 +184,6 @@ def _make_probe_plugin() -> type:
                 Probe.run.model.append({name: p.detach().clone() for name, p in named if _trained(learning, name, p)})
                 inner = {} if learning is None or learning.inner is None else learning.inner.values
                 Probe.run.inner.append({name: value.detach().clone() for name, value in inner.items()})
-
-        def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if Probe.stop_after is not None and state.global_step >= Probe.stop_after and not control.should_save:
-                raise KeyboardInterrupt
 
     class ProbePlugin(BasePlugin):
         def post_model_load(self, cfg: Any, model: Any) -> None:

@@ -29,16 +29,22 @@ find_python() {
 }
 
 python=$(find_python)
-wanted="$("$python" --version) $(cksum <pyproject.toml) $*"
+version=$("$python" --version)
+wanted="$version $(cksum <pyproject.toml) $*"
 if [ "$(cat "$venv/.installed" 2>/dev/null)" = "$wanted" ]; then
     exit 0
 fi
+built=$("$venv/bin/python" --version 2>/dev/null || echo "$version")
+if [ "$built" != "$version" ]; then
+    echo "$venv was built with $built, not $version; remove it, or build another: VENV=.venv-other" >&2
+    exit 1
+fi
 
-echo "Building $venv with $("$python" --version); this takes some minutes the first time."
-"$python" -m venv --clear "$venv"
+echo "Installing into $venv with $version; this takes some minutes the first time."
+"$python" -m venv "$venv"
 pip=("$venv/bin/python" -m pip --quiet --disable-pip-version-check)
 # Without a GPU a CPU build of torch will do: asked for by itself, it is taken where pip has been given one.
-if ! command -v nvidia-smi >/dev/null && "$venv/bin/python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; then
+if [[ $version == "Python 3.11."* ]] && ! command -v nvidia-smi >/dev/null; then
     "${pip[@]}" install torch==2.13.0
 fi
 "${pip[@]}" install -e '.[dev]' "$@"

@@ -1,0 +1,257 @@
+"""The hooks are documented, answer by the built-ins, and give way to extensions; mistakes in those are named."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import pluggy
+import pytest
+import torch
+
+from scalebio_plugin.algorithm import lisa, mixture
+from scalebio_plugin.hooks import spec
+from scalebio_plugin.hooks.defaults import BUILT_IN
+from scalebio_plugin.hooks.manager import build_manager
+from scalebio_plugin.hooks.spec import Observation, RunFacts, hookimpl
+
+HOOKS = {name: value for name, value in vars(spec).items() if hasattr(value, "scalebio_spec")}
+
+
+@pytest.fixture
+def extension() -> Iterator[ModuleType]:
+    """An importable module, `my_mixture`, to put hooks into."""
+    module = ModuleType("my_mixture")
+    sys.modules["my_mixture"] = module
+    yield module
+    del sys.modules["my_mixture"]
+
+
+def observation(step: int = 1, seed: int = 0, sources: int = 3) -> Observation:
+    generator = torch.Generator().manual_seed(seed)
+    logits, gap = torch.randn(2, sources, generator=generator, dtype=torch.float64)
+    weights = mixture.weights_of(logits)
+    gradient = 10 * weights * (gap - (weights * gap).sum())
+    return Observation(logits, weights, gap, gradient, learning_rate=0.1, step=step)
+
+
+def moved(manager: pluggy.PluginManager, rule: str, seen: Observation, state: Any = None) -> Any:
+    return manager.hook.scalebio_update_mixture(rule=rule, observation=seen, state=state)
+
+
+# ---- the specifications
+
+
+def test_the_hooks_are_these():
+    assert sorted(HOOKS) == [
+        "scalebio_draw_layers",
+        "scalebio_mixture_updated",
+        "scalebio_run_ended",
+        "scalebio_run_started",
+        "scalebio_update_mixture",
+    ]
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_every_hook_is_documented_and_drawn_in_the_step(name):
+    documentation = inspect.getdoc(HOOKS[name])
+    assert documentation
+    assert len(documentation) > 40
+    assert name in spec.__doc__
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_every_argument_of_a_hook_is_typed(name):
+    for argument in inspect.signature(HOOKS[name]).parameters.values():
+        assert argument.annotation is not inspect.Parameter.empty
+
+
+@pytest.mark.parametrize("record", [Observation, RunFacts])
+def test_what_hooks_are_given_is_frozen_and_documents_its_fields(record):
+    assert record.__dataclass_params__.frozen
+    for field in record.__dataclass_fields__:
+        assert field in record.__doc__
+
+
+# ---- the built-ins
+
+
+@pytest.mark.parametrize("implementation", BUILT_IN, ids=lambda i: type(i).__name__)
+def test_the_built_ins_stand_last_in_line(implementation):
+    hooks = [m for name, m in inspect.getmembers(implementation) if name in HOOKS]
+    assert hooks
+    assert all(hook.scalebio_impl["trylast"] for hook in hooks)
+
+
+def test_adam_answers_with_adam_and_carries_its_state():
+    manager, logits, state, twin = build_manager((), BUILT_IN), None, None, mixture.AdamState.zeros(3)
+    for step in range(1, 6):
+        seen = observation(step, seed=step)
+        logits, state = moved(manager, "adam", seen, state)
+        expected, twin = mixture.adam(seen.gradient_S, twin, seen.logits_S, seen.learning_rate)
+        assert torch.equal(logits, expected)
+    assert state["step"] == 5
+
+
+def test_exponentiated_gradient_answers_with_it_and_carries_its_state():
+    manager, state, twin = build_manager((), BUILT_IN), None, mixture.ExponentiatedState.zeros(3)
+    for step in range(1, 6):
+        seen = observation(step, seed=step)
+        logits, state = moved(manager, "exponentiated_gradient", seen, state)
+        expected, twin = mixture.exponentiated_gradient(
+            seen.gap_S, seen.weights_S, twin, seen.logits_S, seen.learning_rate
+        )
+        assert torch.equal(logits, expected)
+    assert state["step"] == 5
+
+
+def test_layers_are_drawn_uniformly():
+    manager = build_manager((), BUILT_IN)
+    for period in range(20):
+        drawn = manager.hook.scalebio_draw_layers(layers=24, active=2, seed=42, period=period)
+        assert drawn == lisa.draw_layers(24, 2, 42, period)
+
+
+@pytest.mark.parametrize("rule", ["adamw", "", "Adam"])
+def test_no_built_in_answers_for_a_rule_that_is_not_its_own(rule):
+    assert moved(build_manager((), BUILT_IN), rule, observation()) is None
+
+
+def test_managers_are_separate():
+    with_built_ins, without = build_manager((), BUILT_IN), build_manager()
+    assert moved(with_built_ins, "adam", observation()) is not None
+    assert moved(without, "adam", observation()) is None
+
+
+# ---- extensions
+
+
+class Frozen:
+    """An extension: its own rule, and every draw is the last layers."""
+
+    @hookimpl
+    def scalebio_update_mixture(self, rule, observation, state):
+        return (observation.logits_S, {"calls": (state or {"calls": 0})["calls"] + 1}) if rule == "frozen" else None
+
+    @hookimpl
+    def scalebio_draw_layers(self, layers, active):
+        return tuple(range(layers - active, layers))
+
+
+class Usurper:
+    """An extension that answers for a built-in rule."""
+
+    @hookimpl
+    def scalebio_update_mixture(self, rule, observation):
+        return (observation.logits_S + 1, {}) if rule == "adam" else None
+
+
+@pytest.mark.parametrize("form", ["a class", "an instance"])
+def test_an_extension_answers_before_the_built_ins(extension, form):
+    extension.hooks = Frozen if form == "a class" else Frozen()
+    manager = build_manager(["my_mixture:hooks"], BUILT_IN)
+    assert manager.hook.scalebio_draw_layers(layers=6, active=2, seed=0, period=0) == (4, 5)
+    logits, state = moved(manager, "frozen", observation())
+    assert torch.equal(logits, observation().logits_S)
+    assert moved(manager, "frozen", observation(), state)[1] == {"calls": 2}
+    assert moved(manager, "adam", observation())[1]["step"] == 1  # the others still answer
+
+
+def test_an_extension_may_take_a_built_in_rule_over(extension):
+    extension.Usurper = Usurper
+    logits, _ = moved(build_manager(["my_mixture:Usurper"], BUILT_IN), "adam", observation())
+    assert torch.equal(logits, observation().logits_S + 1)
+
+
+def test_a_module_is_an_extension_too(extension):
+    @hookimpl
+    def scalebio_draw_layers(layers, active, seed, period):
+        return (0,)
+
+    extension.scalebio_draw_layers = scalebio_draw_layers
+    manager = build_manager(["my_mixture"], BUILT_IN)
+    assert manager.hook.scalebio_draw_layers(layers=6, active=2, seed=0, period=0) == (0,)
+
+
+def test_all_extensions_hear_of_events(extension):
+    heard = []
+
+    class Listener:
+        @hookimpl
+        def scalebio_mixture_updated(self, record):
+            heard.append(("updated", record["step"]))
+
+        @hookimpl
+        def scalebio_run_started(self, run):
+            heard.append(("started", run.steps))
+
+        @hookimpl
+        def scalebio_run_ended(self, document):
+            heard.append(("ended", document["updates"]))
+
+    extension.first, extension.second = Listener(), Listener()
+    manager = build_manager(["my_mixture:first", "my_mixture:second"], BUILT_IN)
+    manager.hook.scalebio_run_started(run=RunFacts(("a", "b"), (1, 2), (1, 1), {}, steps=9, seed=0))
+    manager.hook.scalebio_mixture_updated(record={"step": 3})
+    manager.hook.scalebio_run_ended(document={"updates": 9})
+    assert heard == [("started", 9)] * 2 + [("updated", 3)] * 2 + [("ended", 9)] * 2
+
+
+def test_a_misspelt_hook_is_an_error_that_names_it(extension):
+    class Misspelt:
+        @hookimpl
+        def scalebio_update_mixtures(self, rule, observation, state):
+            return None
+
+    extension.Misspelt = Misspelt
+    with pytest.raises(ValueError, match=r"scalebio_update_mixtures.*listed in scalebio_plugin\.hooks\.spec"):
+        build_manager(["my_mixture:Misspelt"], BUILT_IN)
+
+
+def test_a_misspelt_argument_is_an_error_that_names_hook_and_argument(extension):
+    class Misspelt:
+        @hookimpl
+        def scalebio_update_mixture(self, rule, observations, state):
+            return None
+
+    extension.Misspelt = Misspelt
+    with pytest.raises(ValueError, match=r"(?s)scalebio_update_mixture.*observations"):
+        build_manager(["my_mixture:Misspelt"], BUILT_IN)
+
+
+def test_an_extension_listed_twice_is_an_error_that_names_it(extension):
+    extension.Frozen = Frozen
+    with pytest.raises(ValueError, match="my_mixture:Frozen"):
+        build_manager(["my_mixture:Frozen", "my_mixture:Frozen"], BUILT_IN)
+
+
+@pytest.mark.parametrize("path", ["no_such_module", "no_such_module:Hooks", "my_mixture.sub:Hooks"])
+def test_an_unknown_module_is_an_error_that_names_it(extension, path):
+    with pytest.raises(ValueError, match=rf"scalebio\.extensions.*{path.split(':')[0]}.*(install|correct)"):
+        build_manager([path])
+
+
+def test_an_unknown_attribute_is_an_error_that_names_it(extension):
+    with pytest.raises(ValueError, match=r"scalebio\.extensions.*'my_mixture'.*'Hookz'.*correct"):
+        build_manager(["my_mixture:Hookz"])
+
+
+def test_a_rule_nobody_answers_for_is_an_error_that_names_it():
+    from scalebio_plugin.args import ScaleBiOSettings
+    from scalebio_plugin.wiring import build_manager_of  # imports the host
+
+    with pytest.raises(ValueError, match=r"mixture_update.*'sgd'.*exponentiated_gradient and adam.*extensions"):
+        build_manager_of(ScaleBiOSettings(mixture_update="sgd"))
+
+
+@pytest.mark.parametrize("rule", ["adam", "exponentiated_gradient", "frozen"])
+def test_a_rule_somebody_answers_for_is_accepted(extension, rule):
+    from scalebio_plugin.args import ScaleBiOSettings
+    from scalebio_plugin.wiring import build_manager_of
+
+    extension.Frozen = Frozen
+    settings = ScaleBiOSettings(mixture_update=rule, extensions=["my_mixture:Frozen"])
+    assert moved(build_manager_of(settings), rule, observation()) is not None

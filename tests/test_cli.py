@@ -1,0 +1,77 @@
+"""The `scalebio` command: starts without the heavy imports, prints a mixture, and answers mistakes in one line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scalebio_plugin import __version__, cli, quickstart
+
+SOURCE: dict[str, Any] = {"weight_average": 0.5, "inner_loss": 2.0, "tokens": 10, "examples": 2}
+MIXTURE = {
+    "schema": 1,
+    "weights": {"poems": 0.75, "logs": 0.25},
+    "sources": {
+        "poems": {"weight": 0.75, "gap": -0.012, "gap_se": 0.001, "loss": 1.5} | SOURCE,
+        "logs": {"weight": 0.25, "gap": 0.036, "gap_se": None, "loss": None} | SOURCE,
+    },
+}
+
+
+@pytest.fixture
+def mixture(tmp_path: Path) -> Path:
+    path = tmp_path / "scalebio" / "mixture.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(MIXTURE))
+    return path
+
+
+def test_importing_it_imports_nothing_heavy() -> None:
+    heavy = ("torch", "axolotl", "transformers", "numpy", "pydantic", "yaml")
+    code = f"import sys, scalebio_plugin.cli; print([name for name in {heavy} if name in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--version"])
+    assert capsys.readouterr().out.strip() == f"scalebio {__version__}"
+
+
+@pytest.mark.parametrize("of_a_run", [True, False], ids=["output_dir", "file"])
+def test_show_prints_every_source(mixture: Path, capsys: pytest.CaptureFixture[str], of_a_run: bool) -> None:
+    assert cli.main(["show", str(mixture.parent.parent if of_a_run else mixture)]) == 0
+    header, poems, logs = capsys.readouterr().out.splitlines()
+    assert header.split() == ["source", "weight", "gap", "s.e.", "loss"]
+    assert poems.split()[:2] == ["poems", "0.7500"]
+    assert logs.split()[-2:] == ["-", "-"]
+
+
+def test_show_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["show", str(tmp_path)]) == 2
+    assert f"no file {tmp_path / 'scalebio' / 'mixture.json'}" in capsys.readouterr().err
+
+
+def test_show_says_what_is_broken(mixture: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mixture.write_text(json.dumps(MIXTURE | {"weights": {"poems": 0.75, "logs": 0.75}}))
+    assert cli.main(["show", str(mixture)]) == 2
+    assert "must sum to 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["show"], ["quickstart", "--steps", "0"], ["unknown"]], ids=" ".join)
+def test_a_wrong_use_is_an_error(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(arguments)
+
+
+def test_quickstart_passes_its_arguments_and_status_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(quickstart, "run", lambda directory, steps: calls.append((directory, steps)) or 7)
+    assert cli.main(["quickstart"]) == 7
+    assert cli.main(["quickstart", "--dir", "there", "--steps", "3"]) == 7
+    assert calls == [(Path("scalebio-quickstart"), None), (Path("there"), 3)]

@@ -1,0 +1,429 @@
+"""Every unsupported config is refused with the key and the remedy, all problems at once, and a good one is not."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scalebio_plugin.refusals import problems_of
+
+GOOD: dict[str, Any] = {
+    "base_model": "org/model",
+    "plugins": ["scalebio"],
+    "datasets": [{"path": "data/a.jsonl", "type": "alpaca"}, {"path": "data/b.jsonl"}, {"path": "org/c"}],
+    "scalebio": {"validation_datasets": [{"path": "data/validation.jsonl", "type": "alpaca"}]},
+    "val_set_size": 0,
+    "optimizer": "adamw_torch",
+    "micro_batch_size": 4,
+    "learning_rate": 1e-4,
+    "bf16": True,
+}
+A, B, C = "a", "b", "org/c"
+
+
+def config(*changes: dict[str, Any], scalebio: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The good config with other keys, and other keys inside its block."""
+    merged = copy.deepcopy(GOOD)
+    for change in changes:
+        merged.update(change)
+    if scalebio:
+        merged["scalebio"].update(scalebio)
+    return merged
+
+
+@pytest.fixture(autouse=True)
+def _one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+
+
+def only_problem(broken: dict[str, Any]) -> str:
+    problems = problems_of(broken)
+    assert len(problems) == 1, problems
+    return problems[0]
+
+
+# ---- what is fine
+
+
+@pytest.mark.parametrize(
+    "fine",
+    [
+        config(),
+        config({"adapter": "lora", "lora_r": 8, "load_in_8bit": True}),
+        config({"adapter": "qlora", "load_in_4bit": True}),
+        config({"sample_packing": True, "gradient_checkpointing": True}),
+        config({"plugins": ["axolotl.integrations.liger.LigerPlugin", "scalebio"], "liger_rope": True}),
+        config({"context_parallel_size": 1, "tensor_parallel_size": 1, "fsdp": [], "deepspeed": None, "rl": None}),
+        config({"lisa_n_layers": 2}),
+        config({"unfrozen_parameters": ["lm_head"]}),
+        config({"layer_offloading": True}),
+        config(scalebio={"lisa": {"active_layers": 2}}),
+        config(scalebio={"penalty": 3.0, "estimator": "symmetric"}),
+        config(scalebio={"estimator": "symmetric"}),
+        config(scalebio={"mixture_init": {A: 0.2, B: 0.3, C: 0.5}}),
+        config(scalebio={"mixture_init": "proportional"}),
+        config(scalebio={"names": ["x", "y", "z"], "bounds": {"x": [0.1, 0.5]}}),
+        config(scalebio={"bounds": {A: [0.0, 0.5], "rest": [0.2, 0.9]}, "groups": {"rest": [B, C]}}),
+        config(scalebio={"bounds": {A: [0.0, 0.0]}}),
+        config(scalebio={"mixture_init": {A: 0.5, B: 0.5, C: 0.0}, "bounds": {C: [0.0, 0.0]}}),
+        config(scalebio={"bounds": {A: [0.2, 0.2], B: [0.3, 0.3], C: [0.5, 0.5]}}),
+        config(scalebio={"validation_datasets": [{"path": "v", "weight": 2}, {"path": "w", "weight": 0.5}]}),
+        config({"val_set_size": 0.05}, {"scalebio": {}}),
+        config({"test_datasets": [{"path": "t"}]}, {"scalebio": {}}),
+        config({"val_set_size": 100}, {"scalebio": None}),
+        {key: value for key, value in config({"val_set_size": 0.1}).items() if key != "scalebio"},
+    ],
+    ids=lambda c: str({k: v for k, v in c.items() if GOOD.get(k) != v})[:60],
+)
+def test_a_config_that_can_be_run_has_no_problems(fine):
+    assert problems_of(fine) == []
+
+
+def test_the_config_is_left_as_it_is():
+    given = config(scalebio={"bounds": {A: [0.1, 0.5]}, "mixture_init": {A: 1.0}})
+    before = copy.deepcopy(given)
+    problems_of(given)
+    assert given == before
+
+
+# ---- keys of the host
+
+REMOVED_KEYS: dict[str, Any] = {
+    "rl": "dpo",
+    "reward_model": True,
+    "process_reward_model": True,
+    "streaming": True,
+    "pretraining_dataset": [{"path": "x"}],
+    "processor_type": "AutoProcessor",
+    "is_multimodal": True,
+    "skip_prepare_dataset": True,
+    "trainer_cls": "my.Trainer",
+    "relora": True,
+    "relora_steps": 100,
+    "orpo_alpha": 0.1,
+    "use_eaft": True,
+    "use_dft": True,
+    "balance_labels": True,
+    "label_smoothing_factor": 0.1,
+    "auto_find_batch_size": True,
+    "qat": {"weight_dtype": "int8"},
+    "fp8": True,
+    "bfloat16": True,
+    "float16": True,
+    "liger_fused_linear_cross_entropy": True,
+    "cut_cross_entropy": True,
+    "chunked_cross_entropy": True,
+    "unsloth_cross_entropy_loss": True,
+    "context_parallel_size": 2,
+    "sequence_parallel_degree": 4,
+    "tensor_parallel_size": 2,
+    "expert_parallel_size": 2,
+    "deepspeed": "deepspeed_configs/zero2.json",
+    "fsdp": ["full_shard"],
+    "fsdp_config": {"fsdp_version": 2},
+}
+
+
+@pytest.mark.parametrize(("key", "value"), REMOVED_KEYS.items())
+def test_a_key_of_the_host_that_cannot_go_with_it_is_refused(key, value):
+    problem = only_problem(config({key: value}))
+    assert problem.startswith(f"{key}: {value!r} ")
+    assert f"remove {key} or scalebio" in problem
+
+
+@pytest.mark.parametrize("key", REMOVED_KEYS)
+@pytest.mark.parametrize("value", [None, False, 0, [], {}, ""], ids=repr)
+def test_a_key_that_is_off_is_fine(key, value):
+    assert problems_of(config({key: value})) == []
+
+
+@pytest.mark.parametrize(
+    "optimizer", ["schedule_free_adamw", "lomo", "adalomo", "galore_adamw_layerwise", "q_galore_adamw8bit"]
+)
+def test_an_optimizer_with_state_elsewhere_is_refused(optimizer):
+    problem = only_problem(config({"optimizer": optimizer}))
+    assert problem.startswith(f"optimizer: {optimizer} ")
+    assert "use adamw_torch" in problem
+
+
+@pytest.mark.parametrize("optimizer", ["adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "sgd", "muon", None])
+def test_other_optimizers_are_fine(optimizer):
+    assert problems_of(config({"optimizer": optimizer})) == []
+
+
+@pytest.mark.parametrize(
+    "plugin",
+    [
+        "axolotl.integrations.kd.KDPlugin",
+        "axolotl.integrations.diffusion.DiffusionPlugin",
+        "axolotl.integrations.grokfast.GrokfastPlugin",
+        "axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin",
+    ],
+)
+def test_a_plugin_that_replaces_the_loss_is_refused(plugin):
+    problem = only_problem(config({"plugins": [plugin, "scalebio"]}))
+    assert problem.startswith(f"plugins: {plugin} ")
+    assert "remove it or scalebio" in problem
+
+
+LISA = pytest.mark.parametrize("lisa", [{"active_layers": 2}, {}], ids=["a block", "all defaults"])
+
+
+@LISA
+@pytest.mark.parametrize("key", ["layer_offloading", "activation_offloading"])
+def test_offloading_and_layer_sampling_are_refused_together(key, lisa):
+    problem = only_problem(config({key: True}, scalebio={"lisa": lisa}))
+    assert problem.startswith(f"{key}: ")
+    assert f"remove {key} or scalebio.lisa" in problem
+
+
+@LISA
+@pytest.mark.parametrize("key", ["lisa_n_layers", "lisa_step_interval"])
+def test_two_kinds_of_layer_sampling_are_refused_together(key, lisa):
+    problem = only_problem(config({key: 4}, scalebio={"lisa": lisa}))
+    assert key in problem
+    assert "keep scalebio.lisa" in problem
+
+
+@LISA
+def test_layer_sampling_and_unfrozen_parameters_are_refused_together(lisa):
+    problem = only_problem(config({"unfrozen_parameters": ["head"]}, scalebio={"lisa": lisa}))
+    assert "unfrozen_parameters" in problem
+    assert "keep one" in problem
+
+
+@pytest.mark.parametrize("ranks", ["2", "8"])
+def test_several_processes_are_refused(monkeypatch, ranks):
+    monkeypatch.setenv("WORLD_SIZE", ranks)
+    problem = only_problem(config())
+    assert f"got {ranks}" in problem
+    assert "launch with --num_processes 1" in problem
+
+
+@pytest.mark.parametrize("ranks", ["", "1"])
+def test_one_process_is_fine(monkeypatch, ranks):
+    monkeypatch.setenv("WORLD_SIZE", ranks)
+    assert problems_of(config()) == []
+
+
+# ---- datasets and names
+
+
+@pytest.mark.parametrize("datasets", [None, [], [{"path": "data/a.jsonl"}]], ids=["none", "empty", "one"])
+def test_a_mixture_of_one_is_refused(datasets):
+    problem = only_problem(config({"datasets": datasets}))
+    assert problem.startswith("datasets: must list at least two sources")
+    assert f"got {len(datasets or [])}; add one" in problem
+
+
+NAMES: dict[str, tuple[dict[str, Any], str, str]] = {
+    "too few names": ({"names": ["x", "y"]}, "scalebio.names", "one name per entry of datasets: (3), got 2"),
+    "too many names": ({"names": ["x", "y", "z", "q"]}, "scalebio.names", "(3), got 4"),
+    "a repeated name": ({"names": ["x", "y", "x"]}, "scalebio.names", "rename"),
+    "an empty name": ({"names": ["x", "y", ""]}, "scalebio.names", "rename"),
+    "a bound for nobody": ({"bounds": {"typo": [0, 1]}}, "scalebio.bounds", "the sources are ['a', 'b', 'org/c']"),
+    "a group of nobody": ({"groups": {"g": [A, "typo"]}}, "scalebio.groups", "['typo']; the sources are"),
+    "a weight for nobody": (
+        {"mixture_init": {A: 0.5, B: 0.2, C: 0.2, "typo": 0.1}},
+        "scalebio.mixture_init",
+        "['typo']; the sources are",
+    ),
+    "a group called like a source": ({"groups": {A: [B, C]}}, "scalebio.groups", "rename the groups"),
+    "overlapping groups": (
+        {"groups": {"g": [A, B], "h": [B, C]}},
+        "scalebio.groups",
+        "['b'] stand in several groups; a source belongs to one at most",
+    ),
+}
+
+
+@pytest.mark.parametrize(("block", "key", "remedy"), NAMES.values(), ids=NAMES.keys())
+def test_names_that_do_not_fit_are_refused(block, key, remedy):
+    problem = only_problem(config(scalebio=block))
+    assert problem.startswith(key)
+    assert remedy in problem
+
+
+def test_given_names_are_those_that_bounds_may_use():
+    problem = only_problem(config(scalebio={"names": ["x", "y", "z"], "bounds": {A: [0, 1]}}))
+    assert "['a']; the sources are ['x', 'y', 'z']" in problem
+
+
+# ---- weights and bounds
+
+SIMPLEX: dict[str, tuple[dict[str, Any], str, str]] = {
+    "a source without a weight": (
+        {"mixture_init": {A: 0.5, B: 0.5}},
+        "scalebio.mixture_init",
+        "['org/c'] have none; add",
+    ),
+    "weights above one": ({"mixture_init": {A: 0.5, B: 0.5, C: 0.5}}, "scalebio.mixture_init", "got 1.5; rescale"),
+    "weights below one": ({"mixture_init": {A: 0.1, B: 0.1, C: 0.1}}, "scalebio.mixture_init", "got 0.3; rescale"),
+    "a weight of zero": ({"mixture_init": {A: 0.0, B: 0.5, C: 0.5}}, "scalebio.mixture_init", "use a small one"),
+    "bounds the wrong way round": ({"bounds": {A: [0.5, 0.2]}}, "scalebio.bounds.a", "exchange them"),
+    "floors above one": ({"bounds": {A: [0.6, 1], B: [0.6, 1]}}, "scalebio.bounds", "from 1.2 to 3, never 1; widen"),
+    "caps below one": (
+        {"bounds": {A: [0, 0.3], B: [0, 0.3], C: [0, 0.3]}},
+        "scalebio.bounds",
+        "0 to 0.9, never 1; widen",
+    ),
+    "a group its members cannot fill": (
+        {"bounds": {A: [0, 0.1], B: [0, 0.1], "g": [0.5, 1]}, "groups": {"g": [A, B]}},
+        "scalebio.bounds.g",
+        "widen",
+    ),
+    "a group its members overfill": (
+        {"bounds": {A: [0.3, 1], B: [0.3, 1], "g": [0, 0.5]}, "groups": {"g": [A, B]}},
+        "scalebio.bounds.g",
+        "widen",
+    ),
+    "a group cap and a source's cap below one": (
+        {"bounds": {C: [0, 0.5], "g": [0, 0.3]}, "groups": {"g": [A, B]}},
+        "scalebio.bounds",
+        "never 1; widen",
+    ),
+    "a group floor and a source's floor above one": (
+        {"bounds": {C: [0.5, 1], "g": [0.7, 1]}, "groups": {"g": [A, B]}},
+        "scalebio.bounds",
+        "never 1; widen",
+    ),
+    "a weight of zero beside a bound of another": (
+        {"mixture_init": {A: 0.5, B: 0.5, C: 0.0}, "bounds": {A: [0, 0.9]}},
+        "scalebio.mixture_init",
+        "use a small one",
+    ),
+    "a zero start that a cap would have to raise": (
+        {"mixture_init": {A: 0.6, B: 0.4, C: 0.0}, "bounds": {A: [0, 0.3], B: [0, 0.3]}},
+        "scalebio.mixture_init",
+        "use a small one",
+    ),
+}
+
+
+@pytest.mark.parametrize(("block", "key", "remedy"), SIMPLEX.values(), ids=SIMPLEX.keys())
+def test_weights_and_bounds_that_cannot_be_met_are_refused(block, key, remedy):
+    problem = only_problem(config(scalebio=block))
+    assert problem.startswith(key)
+    assert remedy in problem
+
+
+# ---- validation data and numbers
+
+
+@pytest.mark.parametrize("absent", [None, 0, 0.0])
+def test_no_validation_data_at_all_is_refused(absent):
+    problem = only_problem(config({"val_set_size": absent, "scalebio": {}}))
+    assert "add scalebio.validation_datasets" in problem
+    assert "test_datasets" in problem
+    assert "val_set_size" in problem
+
+
+VALIDATION: dict[str, tuple[Any, str]] = {
+    "empty": ([], "is empty; list at least one dataset, or remove the key"),
+    "no path": ([{"type": "alpaca"}], "has no path; write it as an entry of datasets:"),
+    "a bare string": (["data/v.jsonl"], "'data/v.jsonl' has no path; write it as an entry of datasets:"),
+    "weight 0": ([{"path": "v", "weight": 0}], "weight must be above 0, got 0"),
+    "negative weight": ([{"path": "v", "weight": -1.0}], "weight must be above 0, got -1.0"),
+    "weight not a number": ([{"path": "v", "weight": "much"}], "weight must be above 0, got 'much'"),
+    "infinite weight": ([{"path": "v", "weight": float("inf")}], "weight must be above 0, got inf"),
+    "weight nan": ([{"path": "v", "weight": float("nan")}], "weight must be above 0, got nan"),
+}
+
+
+@pytest.mark.parametrize(("entries", "remedy"), VALIDATION.values(), ids=VALIDATION.keys())
+def test_validation_data_that_cannot_be_are_refused(entries, remedy):
+    problem = only_problem(config(scalebio={"validation_datasets": entries}))
+    assert problem.startswith("scalebio.validation_datasets")
+    assert remedy in problem
+
+
+@pytest.mark.parametrize("penalty", [0.5, 1.0, 2.9, 2])
+def test_symmetric_with_a_small_penalty_is_refused(penalty):
+    problem = only_problem(config(scalebio={"estimator": "symmetric", "penalty": penalty}))
+    assert problem.startswith("scalebio.penalty must be at least 3")
+    assert f"got {penalty}" in problem
+
+
+# ---- apply
+
+
+@pytest.fixture
+def mixture(tmp_path: Path) -> str:
+    path = tmp_path / "mixture.json"
+    path.write_text("{}")
+    return str(path)
+
+
+@pytest.mark.parametrize("more", [{}, {"max_repeats": 2.0}, {"names": ["x", "y", "z"]}, {"extensions": ["my.module"]}])
+def test_apply_needs_a_file_and_no_validation_data(mixture, more):
+    assert problems_of(config({"scalebio": {"apply": mixture, **more}})) == []
+
+
+@pytest.mark.parametrize(
+    "idle",
+    [
+        {"penalty": 100.0},
+        {"validation_datasets": [{"path": "v"}]},
+        {"lisa": {"active_layers": 2}},
+        {"mixture_init": "proportional", "warmup_steps": 3},
+    ],
+    ids=str,
+)
+def test_apply_with_keys_that_would_do_nothing_is_refused(mixture, idle):
+    problem = only_problem(config({"scalebio": {"apply": mixture, **idle}}))
+    assert problem.startswith("scalebio.apply")
+    assert str(sorted(idle)) in problem
+    assert "remove them" in problem
+
+
+def test_apply_of_a_file_that_is_not_there_is_refused(tmp_path):
+    problem = only_problem(config({"scalebio": {"apply": str(tmp_path / "no.json")}}))
+    assert problem.startswith("scalebio.apply: no file")
+    assert "give the path of a mixture.json" in problem
+
+
+def test_apply_of_a_folder_is_refused(tmp_path):
+    assert "no file" in only_problem(config({"scalebio": {"apply": str(tmp_path)}}))
+
+
+# ---- all at once
+
+
+def test_all_problems_come_together(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    broken = config(
+        {"datasets": [{"path": "a"}], "rl": "dpo", "fp8": True, "optimizer": "lomo"},
+        {"val_set_size": 0, "lisa_n_layers": 2},
+        {
+            "scalebio": {
+                "estimator": "symmetric",
+                "penalty": 1.0,
+                "bounds": {"typo": [0, 1]},
+                "lisa": {"active_layers": 1},
+            }
+        },
+    )
+    problems = problems_of(broken)
+    for part in (
+        "datasets:",
+        "rl:",
+        "fp8:",
+        "optimizer:",
+        "WORLD_SIZE",
+        "scalebio.bounds",
+        "validation data",
+        "scalebio.penalty",
+        "scalebio.lisa",
+    ):
+        assert sum(part in problem for problem in problems) >= 1, part
+    assert len(problems) == 9
+    assert len(set(problems)) == 9
+
+
+@pytest.mark.parametrize("block", [["penalty"], "on", 3, True], ids=repr)
+def test_a_block_that_is_none_is_refused(block):
+    problem = only_problem(config({"scalebio": block}))
+    assert problem.startswith(f"scalebio: must be a block of keys, got {block!r}; see ")

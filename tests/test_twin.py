@@ -1,0 +1,173 @@
+"""The plugin in the real host trains what two whole models in a slow literal loop train: λ, w and u, every step."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from . import host
+from .twin import Recording, Twin
+
+STEPS = 10
+SOURCES = ["clean", "wrong", "offtopic"]
+PACKED = {"sample_packing": True, "pad_to_sequence_len": False, "sample_packing_eff_est": 0.9, "micro_batch_size": 2}
+LISA = {"active_layers": 1, "interval": 3}
+TWO_VALIDATION_SETS = [
+    {"path": "data/validation.jsonl", "type": "alpaca", "weight": 3.0},
+    {"path": "data/test.jsonl", "type": "alpaca", "weight": 1.0},
+]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A config, and how it is run. `model`: see `model_keys`; `whole`: see `Twin`."""
+
+    host: dict[str, Any] = field(default_factory=dict)
+    scalebio: dict[str, Any] = field(default_factory=dict)
+    model: str = "model"
+    float64: bool = True
+    whole: bool = False
+
+
+def accumulated(micro_batches: int) -> dict[str, Any]:
+    return {"gradient_accumulation_steps": micro_batches, "micro_batch_size": 2}
+
+
+SYMMETRIC = {"estimator": "symmetric", "penalty": 5.0}
+ADAM = {"mixture_update": "adam", "mixture_learning_rate": 0.05}
+SEQUENCE = {"loss_unit": "sequence"}
+DROPOUT = {"overrides_of_model_config": {"attention_dropout": 0.1}}
+
+CASES = {
+    "full": Case(),
+    "full, float32": Case(float64=False),
+    "full, accumulated, sequence, symmetric, adam": Case(accumulated(4), {**SEQUENCE, **SYMMETRIC, **ADAM}),
+    "full, packed, accumulated, proportional": Case({**PACKED, **accumulated(4)}, {"mixture_init": "proportional"}),
+    "full, packed, sequence, float32": Case(PACKED, SEQUENCE, float64=False),
+    "full, dropout, symmetric": Case({**DROPOUT, "max_grad_norm": 0.1}, SYMMETRIC, whole=True),
+    "lora, accumulated, adam": Case({**host.LORA, **accumulated(4)}, ADAM),
+    "lora, packed, dropout": Case({**host.LORA, **PACKED, "lora_dropout": 0.1}, whole=True),
+    "lora, sequence, float32": Case(host.LORA, SEQUENCE, float64=False),
+    "lisa": Case(scalebio={"lisa": LISA}, model="four_layers"),
+    "lisa, packed, accumulated, embeddings, symmetric": Case(
+        {**PACKED, **accumulated(4)},
+        {**SYMMETRIC, "lisa": {**LISA, "active_layers": 2, "train_embeddings": True}},
+        model="four_layers",
+    ),
+    "lisa, adam, float32": Case(scalebio={**ADAM, "lisa": LISA}, model="four_layers", float64=False),
+    # 288 rows: 15 micro-batches an epoch, the last of 8 rows; in fours, the last three.
+    "accumulation with a remainder, three epochs": Case(
+        {**accumulated(4), "micro_batch_size": 20}, SEQUENCE, whole=True
+    ),
+    "warmup, update interval, lisa": Case(
+        scalebio={"warmup_steps": 4, "update_interval": 2, "lisa": LISA}, model="four_layers"
+    ),
+    "gpt2, tied embeddings, dropout": Case(model="gpt2", whole=True),
+    "gpt2, lisa with tied embeddings, dropout": Case(
+        scalebio={"lisa": {**LISA, "train_embeddings": True}}, model="gpt2", whole=True
+    ),
+    "two weighted validation sets, in chunks": Case(
+        scalebio={"validation_batch_size": 6, "validation_datasets": TWO_VALIDATION_SETS}
+    ),
+}
+METHODS = {
+    "full": Case(),
+    "lora": Case(host.LORA),
+    "lisa": Case(scalebio={"lisa": LISA}, model="four_layers"),
+}
+PRODUCT = {
+    ", ".join(map(str, names)): Case(
+        {**METHODS[method].host, **accumulated(micro_batches), **(PACKED if packed == "packed" else {})},
+        {**METHODS[method].scalebio, "loss_unit": unit, "estimator": estimator, **(ADAM if rule == "adam" else {})},
+        model=METHODS[method].model,
+    )
+    for names in product(
+        METHODS, (1, 4), ("padded", "packed"), ("token", "sequence"), ("forward", "symmetric"), ("eg", "adam")
+    )
+    for method, micro_batches, packed, unit, estimator, rule in [names]
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_same_as_two_models(name: str, inputs: Path, tmp_path: Path) -> None:
+    assert_same_as_two_models(CASES[name], inputs, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PRODUCT)
+def test_same_as_two_models_in_every_combination(name: str, inputs: Path, tmp_path: Path) -> None:
+    assert_same_as_two_models(PRODUCT[name], inputs, tmp_path)
+
+
+def assert_same_as_two_models(case: Case, inputs: Path, tmp_path: Path) -> None:
+    run = host.train(
+        inputs,
+        output_dir=str(tmp_path),
+        plugins=["scalebio", "tests.host.ProbePlugin", "tests.twin.RecorderPlugin"],
+        parameters=True,
+        float64=case.float64,
+        max_steps=STEPS,
+        weight_decay=0.1,
+        scalebio=case.scalebio,
+        **model_keys(case.model, inputs),
+        **case.host,
+    )
+    recording, validation = Recording.last, case.scalebio.get("validation_datasets")
+    twin = Twin(
+        recording,
+        [inputs / f"data/{name}.jsonl" for name in SOURCES],
+        {inputs / entry["path"]: entry["weight"] for entry in validation or ()}
+        or {inputs / "data/validation.jsonl": None},
+        whole=case.whole,
+    )
+    tolerance = 1e-7 if case.float64 else 1e-4
+    history = {record["step"]: record for record in map(json.loads, (run.folder / "history.jsonl").open())}
+    differences: dict[str, float] = {}
+    for k, step in enumerate(recording.steps):
+        twin.step(step)
+        found = compare(twin, run, k, history.get(k + 1))
+        differences = {what: max(size, differences.get(what, 0.0)) for what, size in found.items()}
+    print("DEV", tmp_path.name, {k: f"{v:.1e}" for k, v in differences.items()})
+    assert max(differences.values()) < tolerance, differences
+
+
+def model_keys(name: str, inputs: Path) -> dict[str, str]:
+    """The host's keys for the two-layer Llama of the inputs, one of four layers, or a GPT-2: tied weights, dropout."""
+    if name == "model":
+        return {}
+    if name == "four_layers":
+        return host.add_model(inputs, name, layers=4)
+    from transformers import GPT2Config
+
+    return host.add_model(inputs, name, config=GPT2Config(n_embd=32, n_layer=4, n_head=2, n_positions=512))
+
+
+def compare(twin: Twin, run: host.Run, k: int, record: dict[str, Any] | None) -> dict[str, float]:
+    """Largest absolute difference of everything after step k."""
+    found = {"weights": difference(twin.weights, run.weights[k])}
+    w = dict(twin.w.named_parameters())
+    assert run.model[k].keys() <= w.keys()
+    found["w"] = max(difference(w[name], value) for name, value in run.model[k].items())
+    if twin.u is not None:
+        u = dict(twin.u.named_parameters())
+        # What u does not hold has never been trained: it is w's.
+        found["u"] = max(difference(u[name], run.inner[k].get(name, w[name])) for name in run.model[k])
+    if record is not None:
+        found["gap"] = difference(twin.gap, list(record["gap"].values()))
+        found["units"] = difference([round(units) for units in twin.units], list(record["tokens"].values()))
+        found["losses"] = max(
+            abs(twin.train_loss - record["train_loss"]),
+            abs(twin.val_loss - record["val_loss"]),
+        )
+    return found
+
+
+def difference(a: torch.Tensor | list[float], b: torch.Tensor | list[float]) -> float:
+    a, b = (torch.as_tensor(values, dtype=torch.float64).detach() for values in (a, b))
+    return float((a - b).abs().max())
