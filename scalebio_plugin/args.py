@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .refusals import problems_of
 
@@ -26,9 +26,11 @@ class LearnArgs(_Block):
 
     fraction: Annotated[float, Field(gt=0.0, le=1.0)] | None = Field(
         default=None,
-        description="Learn during this fraction of the run's optimiser steps. Default: 1.0, the whole run.",
+        description="Learn during this fraction of the optimiser steps after the warmup. Default: 1.0, all of them.",
     )
-    steps: PositiveInt | None = Field(default=None, description="Learn during this many optimiser steps instead.")
+    steps: PositiveInt | None = Field(
+        default=None, description="Learn during this many optimiser steps after the warmup instead."
+    )
 
     @model_validator(mode="after")
     def _one_of_two(self) -> LearnArgs:
@@ -75,7 +77,8 @@ class ScaleBiOSettings(_Block):
     )
     validation_batch_size: PositiveInt | None = Field(
         default=None,
-        description="Validation sequences per optimiser step. Default: `micro_batch_size`.",
+        description="Validation sequences per optimiser step. Default: a quarter of the step's training sequences, at "
+        "least a micro-batch of them.",
     )
     penalty: Annotated[float, Field(gt=0.0)] = Field(
         default=10.0,
@@ -129,8 +132,8 @@ class ScaleBiOSettings(_Block):
         default=None,
         description="Path of a mixture.json: no learning, an ordinary run whose sampling follows its weights.",
     )
-    max_repeats: Annotated[float, Field(ge=1.0, allow_inf_nan=False)] = Field(
-        default=4.0, description="When sampling follows the weights: how often one example may be seen, at most."
+    max_repeats: PositiveInt = Field(
+        default=4, description="When sampling follows the weights: how often one example may be seen, at most."
     )
     extensions: list[str] = Field(
         default_factory=list, description="Hook implementations to register: `module` or `module:attribute`."
@@ -164,7 +167,12 @@ class ScaleBiOArgs(BaseModel):
             return config
         if config.get("scalebio") is None:
             config["scalebio"] = {}
-        problems = problems_of({key: _plain(value) for key, value in config.items()})
+        plain = {key: _plain(value) for key, value in config.items()}
+        try:
+            block = ScaleBiOSettings.model_validate(plain["scalebio"])
+        except ValidationError:
+            return config  # pydantic names the keys of the block itself
+        problems = problems_of({**plain, "scalebio": block.model_dump(exclude_defaults=True)})
         if problems:
             raise ValueError("scalebio cannot run this config:\n" + "\n".join(f"  - {p}" for p in problems))
         return config

@@ -100,7 +100,7 @@ def _clear(directory: Path) -> dict[str, Any]:
 
 def _launch(command: list[str], directory: Path, log: BinaryIO) -> subprocess.Popen[bytes]:
     """Start a process of its own: what the host and its libraries print belongs in the log."""
-    threads = {"OMP_NUM_THREADS": str(min(2, os.cpu_count() or 1))}
+    threads = {"OMP_NUM_THREADS": "1"}  # a tiny model: more threads would wait for each other
     environment = {**threads, **os.environ, **_ENVIRONMENT}
     return subprocess.Popen(
         command, cwd=directory, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT

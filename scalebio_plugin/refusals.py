@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from .names import source_names
@@ -89,7 +89,7 @@ def _unsupported(config: Mapping[str, Any]) -> Iterator[str]:
         if any(part in str(plugin).split("integrations.")[-1] for part in _PLUGINS):
             yield f"plugins: {plugin} replaces the training step or the loss; remove it or scalebio"
     for key in ("layer_offloading", "activation_offloading"):
-        if config.get(key) and (config.get("scalebio") or {}).get("lisa"):
+        if config.get(key) and (config.get("scalebio") or {}).get("lisa") is not None:
             yield f"{key}: {config[key]!r} moves layers that LISA freezes; remove {key} or scalebio.lisa"
 
 
@@ -135,22 +135,27 @@ def _simplex(block: Mapping[str, Any], names: list[str], groups: Mapping[str, li
             yield f"scalebio.mixture_init must give every source a weight, {missing} have none; add them"
         elif abs(sum(init.values()) - 1.0) > 1e-6:
             yield f"scalebio.mixture_init must sum to 1, got {sum(init.values()):.6g}; rescale the weights"
-        elif min(init.values()) <= 0.0 and not block.get("bounds"):
+        elif any(init[name] <= 0.0 and (block.get("bounds") or {}).get(name, (0.0, 1.0))[1] > 0.0 for name in names):
             yield "scalebio.mixture_init: a weight of 0 can never grow; use a small one, or bounds to hold it at 0"
     bounds = {name: tuple(pair) for name, pair in (block.get("bounds") or {}).items() if len(pair) == 2}
     for name, (low, high) in bounds.items():
         if low > high:
             yield f"scalebio.bounds.{name}: min {low} is above max {high}; exchange them"
-    lows = sum(bounds.get(name, (0.0, 1.0))[0] for name in names)
-    highs = sum(bounds.get(name, (0.0, 1.0))[1] for name in names)
+
+    def sums(of: Iterable[str]) -> tuple[float, float]:
+        pairs = [bounds.get(name, (0.0, 1.0)) for name in of]
+        return sum(low for low, _ in pairs), sum(high for _, high in pairs)
+
+    lows, highs = sums(name for name in names if not any(name in members for members in groups.values()))
+    for group, members in groups.items():
+        low, high = sums(members)
+        least, most = bounds.get(group, (0.0, 1.0))
+        if low > most or high < least:
+            yield f"scalebio.bounds.{group} {(least, most)} cannot be met by its members' bounds; widen one of them"
+            return
+        lows, highs = lows + max(low, least), highs + min(high, most)
     if names and (lows > 1.0 + 1e-9 or highs < 1.0 - 1e-9):
         yield f"scalebio.bounds allow sums from {lows:.4g} to {highs:.4g}, never 1; widen them"
-    for group, members in groups.items():
-        if group in bounds:
-            low = sum(bounds.get(name, (0.0, 1.0))[0] for name in members)
-            high = sum(bounds.get(name, (0.0, 1.0))[1] for name in members)
-            if low > bounds[group][1] or high < bounds[group][0]:
-                yield f"scalebio.bounds.{group} {bounds[group]} cannot be met by its members' bounds; widen one of them"
 
 
 def _validation_data(config: Mapping[str, Any], block: Mapping[str, Any]) -> Iterator[str]:
@@ -183,7 +188,7 @@ def _numbers(block: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _layer_sampling(config: Mapping[str, Any], block: Mapping[str, Any]) -> Iterator[str]:
-    lisa = block.get("lisa")
+    lisa = block.get("lisa") is not None
     host_keys = [key for key in ("lisa_n_layers", "lisa_step_interval") if config.get(key)]
     if lisa and host_keys:
         yield f"{', '.join(host_keys)} and scalebio.lisa both ask for LISA; keep scalebio.lisa"

@@ -29,7 +29,7 @@ class RestStream:
         lap, batch: Position: the lap, and the micro-batches taken from it.
     """
 
-    def __init__(self, table: SourceTable, max_repeats: float, seed: int):
+    def __init__(self, table: SourceTable, max_repeats: int, seed: int):
         self.table = table
         self.max_repeats = max_repeats
         self.seed = seed

@@ -72,7 +72,7 @@ class MixtureRun:
         self.learn_until = settings.warmup_steps + settings.learn.until(max_steps - settings.warmup_steps)
         self.bounds = bounds_of(settings, self.names)
         self.logits_S = logits_of(self._bounded(initial_weights(settings, self.names, self.share_S)))
-        self.proportional = settings.mixture_init == "proportional"
+        self.proportional = settings.mixture_init == "proportional" and self.bounds is None
         self.rule_state: dict[str, Any] | None = None
         self.baseline = GapBaseline.zeros(len(self.names))
         self.pending_gap_S = torch.zeros(len(self.names), dtype=torch.float64)

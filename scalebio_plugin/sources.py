@@ -98,7 +98,7 @@ def prepare(cfg: DictDefault, settings: ScaleBiOSettings, preprocess: bool) -> P
     names = source_names(entries, settings.names)
     first, evaluation = _load_entry(cfg, entries[0], test_datasets=cfg.test_datasets)
     parts = [first] + [_load_entry(cfg, entry)[0] for entry in entries[1:]]
-    merged = merge_datasets([_tagged(part, i) for i, part in enumerate(parts)], cfg)
+    merged = merge_datasets([_tagged(part, i) for i, part in enumerate(_aligned(parts))], cfg)
     if cfg.dataset_exact_deduplication:
         merged = merged.select(_first_of_equal_rows(merged.remove_columns(COLUMN)))
     if cfg.dataset_shard_num and cfg.dataset_shard_idx is not None:
@@ -131,7 +131,7 @@ def _load_validation(cfg: DictDefault, settings: ScaleBiOSettings, evaluation: D
         parts = [_tagged(_load_entry(cfg, entry)[0], i) for i, entry in enumerate(plain)]
     if not parts or not any(len(part) for part in parts):
         raise ValueError("scalebio: the validation data holds no example; give another validation set")
-    rows = merge_datasets(parts, DictDefault({"shuffle_merged_datasets": False}))
+    rows = merge_datasets(_aligned(parts), DictDefault({"shuffle_merged_datasets": False}))
     table = count(rows, names)
     _refuse_empty(table, "validation data", names)
     weights = table.shares("token")
@@ -158,6 +158,22 @@ def _load_entry(
     sub.sample_packing_eff_est = 1.0  # spares the host packing the entry only to count steps
     loaded = load_datasets(cfg=sub)
     return loaded.train_dataset, loaded.eval_dataset
+
+
+def _aligned(parts: list[Dataset]) -> list[Dataset]:
+    """The parts with equal column types: the host's completion type gives int32 where the others give int64."""
+    widest: dict[str, Any] = {}
+    for part in parts:
+        for name, feature in part.features.items():
+            if name not in widest or "int64" in repr(feature):
+                widest[name] = feature
+    aligned = []
+    for part in parts:
+        for name, feature in part.features.items():
+            if feature != widest[name]:
+                part = part.cast_column(name, widest[name])
+        aligned.append(part)
+    return aligned
 
 
 def _tagged(dataset: Dataset, source: int) -> Dataset:
@@ -214,7 +230,7 @@ def _refuse_empty(table: SourceTable, where: str, names: Sequence[str]) -> None:
         )
 
 
-def resample(source: np.ndarray, fractions: np.ndarray, rows: int, max_repeats: float, seed: int) -> np.ndarray:
+def resample(source: np.ndarray, fractions: np.ndarray, rows: int, max_repeats: int, seed: int) -> np.ndarray:
     """Row indices of an ordinary run on the mixture: `rows` draws, in random order, each source by its fraction.
 
     A source gives each of its rows equally often, give or take one, and none more than `max_repeats` times; what a
@@ -227,7 +243,7 @@ def resample(source: np.ndarray, fractions: np.ndarray, rows: int, max_repeats: 
     """
     rng = np.random.default_rng([seed, 0x5CA1EB10])
     available = np.bincount(source, minlength=len(fractions))
-    drawn = _allot(fractions, rows, np.floor(available * max_repeats).astype(np.int64))
+    drawn = _allot(fractions, rows, available * max_repeats)
     indices = []
     for i, amount in enumerate(drawn):
         mine = np.flatnonzero(source == i)

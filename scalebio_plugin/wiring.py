@@ -50,7 +50,7 @@ def take_over_lisa_keys(cfg: dict[str, Any]) -> None:
     """The host's `lisa_*` become `scalebio.lisa`, so that its own callback is not added as well."""
     layers = cfg.get("lisa_n_layers")
     block = cfg.get("scalebio") or {}
-    if not layers or block.get("lisa") or block.get("apply"):
+    if not layers or block.get("lisa") is not None or block.get("apply"):
         return
     interval = cfg.get("lisa_step_interval") or LisaArgs().interval
     cfg["scalebio"] = {**dict(block), "lisa": {"active_layers": layers, "interval": interval, "train_embeddings": True}}
@@ -103,7 +103,7 @@ def announce_applied(
     have, took = (np.bincount(of, minlength=len(names)) for of in (source, source[drawn]))
     rows = [
         f"  {name}: weight {weight:.4f}, {b} of {len(drawn)} sequences, each {b / max(a, 1):.2f} times"
-        + (" (held at max_repeats)" if b >= np.floor(a * settings.max_repeats) and b else "")
+        + (" (held at max_repeats)" if b and b == a * settings.max_repeats else "")
         for name, weight, a, b in zip(names, weights, have, took, strict=True)
     ]
     LOG.info(f"scalebio: an ordinary run on the mixture of {settings.apply}\n" + "\n".join(rows))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,8 @@ import torch
 import yaml
 
 from scalebio_plugin import quickstart
+
+atexit.register(gc.unfreeze)  # see `train`
 
 BASE: dict[str, Any] = {
     "base_model": "model",
@@ -101,6 +106,8 @@ class Probe:
     parameters = False
     float64 = False
     stop_after: int | None = None
+    on_batch: Callable[[Any, dict[str, Any]], None] | None = None
+    nan_from: tuple[int, str] | None = None
     run: Run | None = None
 
 
@@ -133,6 +140,8 @@ def train(
     parameters: bool = False,
     float64: bool = False,
     stop_after: int | None = None,
+    on_batch: Callable[[Any, dict[str, Any]], None] | None = None,
+    nan_from: tuple[int, str] | None = None,
     **overrides: Any,
 ) -> Run:
     """Train in `directory` (made by `make_inputs`) as `axolotl train` would.
@@ -141,15 +150,20 @@ def train(
         parameters: Keep w and u after every step.
         float64: Train in double precision.
         stop_after: Raise KeyboardInterrupt at the end of this step, as a killed run.
+        on_batch: Called with the trainer and every collated training batch.
+        nan_from: (finished steps, word): from then on the word's embedding is NaN.
     """
     import transformers
     from axolotl.common.datasets import load_datasets
     from axolotl.integrations.base import PluginManager
     from axolotl.train import train as host_train
 
+    gc.collect()
+    gc.freeze()  # what is imported by now stays: the host asks for ten collections a run, half a second each
     before = Path.cwd()
     os.chdir(directory)
     Probe.parameters, Probe.float64, Probe.stop_after, Probe.run = parameters, float64, stop_after, None
+    Probe.on_batch, Probe.nan_from = staticmethod(on_batch) if on_batch else None, nan_from
     transformers.set_seed(int(overrides.get("seed", BASE["seed"])))  # as in a fresh process: adapters start at random
     try:
         cfg = load(directory, config_of(**overrides))
@@ -173,6 +187,11 @@ def _make_probe_plugin() -> type:
             self.trainer = trainer
             Probe.run = Run(None, trainer, Path())
 
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if Probe.nan_from is not None and state.global_step == Probe.nan_from[0]:
+                word = self.trainer.processing_class(" " + Probe.nan_from[1], add_special_tokens=False)["input_ids"]
+                self.trainer.model.get_input_embeddings().weight.data[word] = float("nan")
+
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.global_step == Probe.stop_after:
                 raise KeyboardInterrupt
@@ -192,6 +211,18 @@ def _make_probe_plugin() -> type:
 
         def add_callbacks_post_trainer(self, cfg: Any, trainer: Any) -> list:
             return [Recorder(trainer)]
+
+        def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
+            if Probe.on_batch is None:
+                return
+            collate = trainer.data_collator
+
+            def watched(features: Any) -> Any:
+                batch = collate(features)
+                Probe.on_batch(trainer, batch)
+                return batch
+
+            trainer.data_collator = watched
 
     return ProbePlugin
 

@@ -280,6 +280,11 @@ SIMPLEX: dict[str, tuple[dict[str, Any], str, str]] = {
         "scalebio.bounds.g",
         "widen",
     ),
+    "floors above one in a group without a bound": (
+        {"bounds": {A: [0.6, 1], B: [0.6, 1]}, "groups": {"g": [A, B]}},
+        "scalebio.bounds",
+        "widen",
+    ),
     "a group cap and a source's cap below one": (
         {"bounds": {C: [0, 0.5], "g": [0, 0.3]}, "groups": {"g": [A, B]}},
         "scalebio.bounds",

@@ -143,15 +143,16 @@ class Twin:
         for batch in batches:
             labels, tokens = batch["labels"].tolist(), batch["input_ids"].tolist()
             given = {key: value for key, value in batch.items() if key != "labels"}
-            logits = model(**given).logits if self.whole else None
+            rows = model(**given).logits.unbind() if self.whole else None
             for row, first, end in pieces(batch):
                 targets = [t for t in range(first + 1, end) if labels[row][t] != IGNORED]
                 if not targets:
                     continue
-                if self.whole:
-                    predictions = logits[row, first:end]
+                if rows is None:
+                    alone = batch["input_ids"][row : row + 1, first : targets[-1] + 1]
+                    predictions = model(input_ids=alone).logits[0].unbind()
                 else:
-                    predictions = model(input_ids=batch["input_ids"][row : row + 1, first : targets[-1] + 1]).logits[0]
+                    predictions = rows[row].unbind()[first:end]
                 losses = [cross_entropy(predictions[t - 1 - first], labels[row][t]) for t in targets]
                 found.append(Sequence(losses, self.source_of(tokens[row][first:end], files)))
         return found

@@ -12,7 +12,9 @@ set, n_i its units in the global accumulated batch and n = Σ n_i,
     L2(λ, θ) ≈ Σ_targets (p_i / share_i) · unit · loss / n                                                    (1)
 
 Its expectation is Σ p_i L2_i whatever the batch holds: a source that is absent now counts more when it is present
-(E[n_i / n] = share_i). At p = share it is the host's own mean over targets.
+(E[n_i / n] = share_i). That is exact where batches hold equally many units; where n varies with the lengths of the
+sequences drawn it is a ratio estimator, with a bias that falls like 1 / (sequences per step), as the host's own token
+mean is. At p = share it is the host's mean over targets.
 """
 
 from __future__ import annotations

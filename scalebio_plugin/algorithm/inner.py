@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# Entries of an optimizer's groups that belong to the run, not to a parameter set.
-_SHARED = {"params", "lr", "initial_lr", "weight_decay", "param_names"}
+# Entries of an optimizer's groups that belong to the run, not to a parameter set: fixed, or moved by the schedule
+# (one cycle moves the momentum too).
+_SHARED = {"params", "param_names", "weight_decay", "lr", "initial_lr", "max_lr", "min_lr"}
+_SHARED |= {"betas", "momentum", "base_momentum", "max_momentum"}
 
 
 class InnerParameters:

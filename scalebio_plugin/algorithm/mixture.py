@@ -6,6 +6,7 @@ Legend: S sources. λ are `logits` (S,), float64 on the CPU; `weights = softmax(
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -108,29 +109,40 @@ class Bounds:
         They are clip(c · d_G · p_i) with one factor c for all and one d_G ≠ 1 for each group whose bound holds it:
         sums are monotone in each factor, so each is found by bisection on its logarithm. Accuracy about 1e-12.
         """
-        weights = _bisect(lambda factor: self._scaled(weights_S * factor), 1.0)
-        return weights / weights.sum()
+        weights_S = weights_S.clamp(min=1e-30)  # so that one of 0 can be raised
+        bounded = self._clipped(weights_S, _bisect(lambda factor: self._total(weights_S, factor), 1.0))
+        return bounded / bounded.sum()
 
-    def _scaled(self, weights_S: Tensor) -> Tensor:
-        clipped = torch.minimum(torch.maximum(weights_S, self.low_S), self.high_S)
+    def _total(self, weights_S: Tensor, factor: float) -> float:
+        """Sum of the weights at a common factor, the part of every group held within its bounds."""
+        clipped = (weights_S * factor).clamp(self.low_S, self.high_S)
+        total = float(clipped.sum())
         for members, low, high in self.groups:
-            total = float(clipped[members].sum())
-            if not low <= total <= high:
-                clipped[members] = self._group(weights_S[members], members, min(max(total, low), high))
+            part = float(clipped[members].sum())
+            total += min(max(part, low), high) - part
+        return total
+
+    def _clipped(self, weights_S: Tensor, factor: float) -> Tensor:  # (S,)
+        """The weights at a common factor; a group that its bound holds, at a factor of its own."""
+        clipped = (weights_S * factor).clamp(self.low_S, self.high_S)
+        for members, low, high in self.groups:
+            part = float(clipped[members].sum())
+            if not low <= part <= high:
+                clipped[members] = self._group(weights_S[members], members, min(max(part, low), high))
         return clipped
 
     def _group(self, weights_G: Tensor, members: list[int], target: float) -> Tensor:
         box = Bounds(self.low_S[members], self.high_S[members])
-        return _bisect(lambda factor: box._scaled(weights_G * factor), target)
+        return box._clipped(weights_G, _bisect(lambda factor: box._total(weights_G, factor), target))
 
 
-def _bisect(function: Callable[[Tensor], Tensor], target: float) -> Tensor:
-    """`function(factor)` for the factor at which its sum, which never falls with the factor, reaches `target`."""
+def _bisect(total: Callable[[float], float], target: float) -> float:
+    """The factor at which `total`, which never falls with it, reaches `target`."""
     low, high = -80.0, 80.0
-    for _ in range(100):
+    for _ in range(64):
         middle = (low + high) / 2
-        if float(function(torch.tensor(middle, dtype=torch.float64).exp()).sum()) < target:
+        if total(math.exp(middle)) < target:
             low = middle
         else:
             high = middle
-    return function(torch.tensor(high, dtype=torch.float64).exp())
+    return math.exp(high)

@@ -26,10 +26,10 @@ def build_manager(extensions: Sequence[str] = (), built_in: Sequence[object] = (
     manager.add_hookspecs(spec)
     for plugin in built_in:
         manager.register(plugin, name=type(plugin).__name__)
-    manager.load_setuptools_entrypoints(ENTRY_POINTS)
-    for path in extensions:
-        manager.register(_load(path), name=path)
     try:
+        manager.load_setuptools_entrypoints(ENTRY_POINTS)
+        for path in extensions:
+            manager.register(_load(path), name=path)
         manager.check_pending()
     except pluggy.PluginValidationError as error:
         raise ValueError(f"scalebio extension: {error}; the hooks are listed in scalebio_plugin.hooks.spec") from error

@@ -1,0 +1,284 @@
+"""The denoising benchmark: which of ten sources hold real answers, and does a run on the learned mixture gain by it.
+
+    python -m benchmarks.denoising --data ../shared/data/alpaca/alpaca.jsonl
+
+Ten sources of 500 Alpaca questions each; in 0, 20, 40, 60, 80 and five times 100% of them the answer is replaced by
+".". A small Llama, pretrained on other rows, learns the mixture for clean validation data; ordinary runs then start
+from the same pretrained model, on what was learned and on equal weights. Every run is a run of the host.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import multiprocessing
+import os
+import random
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+import yaml
+
+from scalebio_plugin import planted
+from scalebio_plugin.report import read_history, read_mixture, series
+
+Row = dict[str, str]
+
+RATES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.0, 1.0, 1.0, 1.0)
+NAMES = [f"s{i}_noise{round(100 * rate):03d}" for i, rate in enumerate(RATES)]
+PURE_NOISE = [name for name in NAMES if name.endswith("noise100")]
+ROWS, PRETRAINING, VALIDATION, TEST = 500, 600, 150, 250
+LONGEST_PROMPT, LONGEST_ROW = 120, 130  # characters; longer questions are left out, answers cut to what is left
+STEPS, BATCH, PRETRAINING_STEPS = 240, 40, 300
+FORMAT = {
+    "field_instruction": "instruction",
+    "field_input": "input",
+    "field_output": "output",
+    "format": "{instruction}\n{input}\n->\n",
+    "no_input_format": "{instruction}\n->\n",
+}
+# What learns: the paper's way, and the defaults.
+LEARNING: dict[str, dict[str, Any]] = {
+    "paper": {"mixture_update": "adam", "mixture_learning_rate": 0.01, "penalty": 100.0, "loss_unit": "sequence"},
+    "default": {},
+    "no validation": {"penalty": math.inf},
+}
+_ENVIRONMENT = {
+    "AXOLOTL_DO_NOT_TRACK": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+    "HF_DATASETS_OFFLINE": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+_PROCESSES = multiprocessing.get_context("forkserver")  # every run in a process of its own, the host imported once
+
+
+def write_data(alpaca: Path, directory: Path, seed: int) -> dict[str, list[Row]]:
+    """Write the splits as `NAME.jsonl`: the ten sources, pretraining, validation and test. No row is in two of them."""
+    rng = random.Random(seed)
+    rows = [_cut(json.loads(line)) for line in alpaca.read_text(encoding="utf-8").splitlines()]
+    rows = [row for row in rows if len(row["instruction"] + row["input"]) <= LONGEST_PROMPT and row["output"]]
+    sizes = [ROWS] * len(NAMES) + [PRETRAINING, VALIDATION, TEST]
+    ends = np.cumsum([0, *sizes]).tolist()
+    rows = rng.sample(rows, ends[-1])
+    splits = {
+        name: rows[start:end]
+        for name, (start, end) in zip([*NAMES, "pretraining", "validation", "test"], pairwise(ends), strict=True)
+    }
+    for name, rate in zip(NAMES, RATES, strict=True):
+        noisy = round(rate * ROWS)
+        splits[name] = [{**row, "output": "."} for row in splits[name][:noisy]] + splits[name][noisy:]
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, these in splits.items():
+        (directory / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in these))
+    return splits
+
+
+def _cut(row: Row) -> Row:
+    """The row with as much of its answer as LONGEST_ROW leaves, cut between words."""
+    answer, room = row["output"].strip(), max(0, LONGEST_ROW - len(row["instruction"] + row["input"]))
+    if len(answer) > room:
+        answer = answer[: room + 1].rpartition(" ")[0]
+    return {**row, "output": answer}
+
+
+def prompt_of(row: Row) -> str:
+    return FORMAT["format" if row["input"] else "no_input_format"].format(**row)
+
+
+def build_model(directory: Path, rows: Iterable[Row], seed: int) -> None:
+    """A Llama of 0.23M random parameters, and a tokenizer of 1,024 tokens made from `rows`."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    texts = [prompt_of(row) + row["output"] for row in rows]
+    tokenizer = planted.build_tokenizer().train_new_from_iterator(texts, 1024)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    torch.manual_seed(seed)
+    LlamaForCausalLM(config).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+def host_config(sources: Sequence[str], **changes: Any) -> dict[str, Any]:
+    return {
+        "datasets": [{"path": f"data/{name}.jsonl", "type": FORMAT} for name in sources],
+        "dataset_prepared_path": "prepared",
+        "dataset_num_proc": 1,
+        "dataloader_num_workers": 0,
+        "val_set_size": 0,
+        "sequence_len": 64,
+        "micro_batch_size": BATCH,
+        "gradient_accumulation_steps": 1,
+        "max_steps": STEPS,
+        "num_epochs": 1,
+        "optimizer": "adamw_torch",
+        "learning_rate": 3e-4,
+        "lr_scheduler": "constant",
+        "weight_decay": 0.0,
+        "bf16": False,
+        "fp16": False,
+        "tf32": False,
+        "attn_implementation": "sdpa",
+        "gradient_checkpointing": False,
+        "logging_steps": 60,
+        "save_strategy": "no",
+        **changes,
+    }
+
+
+def launch(directory: Path, name: str, config: dict[str, Any]) -> Path:
+    """Train as `axolotl train` does, in a process of its own; returns the output folder."""
+    os.environ.update(_ENVIRONMENT)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    file = directory / f"{name}.yml"
+    file.write_text(yaml.safe_dump({**config, "output_dir": name}, sort_keys=False))
+    _PROCESSES.set_forkserver_preload(["axolotl.cli.train"])
+    process = _PROCESSES.Process(target=_train, args=(str(directory), name))
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise RuntimeError(f"the run {name} failed, its log is {directory / name}.log")
+    return directory / name
+
+
+def _train(directory: str, name: str) -> None:
+    os.chdir(directory)
+    log = os.open(f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    sys.argv = ["axolotl"]
+    from axolotl.cli.train import do_cli
+
+    do_cli(config=f"{name}.yml")
+
+
+def prepare(alpaca: Path, directory: Path, seed: int) -> dict[str, list[Row]]:
+    """Data and pretrained model of one seed, in `directory`."""
+    splits = write_data(alpaca, directory / "data", seed)
+    if not (directory / "base").exists():
+        build_model(directory / "random", splits["pretraining"], seed)
+        keys = {"train_on_inputs": True, "max_steps": PRETRAINING_STEPS, "num_epochs": 99, "learning_rate": 2e-3}
+        launch(directory, "base", host_config(["pretraining"], base_model="random", seed=seed, **keys))
+    return splits
+
+
+def learn(directory: Path, name: str, seed: int, scalebio: Mapping[str, Any]) -> dict[str, Any]:
+    """One run that learns the mixture from the pretrained model: masses, signal, weights."""
+    block = {"validation_datasets": [{"path": "data/validation.jsonl", "type": FORMAT}], **scalebio}
+    config = host_config(NAMES, base_model="base", plugins=["scalebio"], scalebio=block, seed=seed, num_epochs=9)
+    out = launch(directory, name.replace(" ", "-"), config)
+    history = read_history(out / "scalebio" / "history.jsonl")
+    weights, gap = series(history, "weights", NAMES), series(history, "gap", NAMES)
+    gap = gap - (weights * gap).sum(axis=1, keepdims=True)
+    noise = [NAMES.index(pure) for pure in PURE_NOISE]
+    deviation = gap.std(axis=0)
+    return {
+        "mass_100": float(weights[99, noise].sum()),
+        "mass": float(weights[-1, noise].sum()),
+        "signal": float((np.abs(gap.mean(axis=0)) / np.where(deviation > 0, deviation, 1.0)).mean()),
+        "weights": weights[-1].tolist(),
+        "validation": mean(record["val_loss"] for record in history[-40:]),
+        "mixture": str(out / "scalebio" / "mixture.json"),
+    }
+
+
+def apply(directory: Path, name: str, mixture: str, seed: int, test: Sequence[Row]) -> float:
+    """Test loss after an ordinary run, as long as learning was, on the weights of a mixture.json."""
+    block = {"apply": mixture}
+    config = host_config(NAMES, base_model="base", plugins=["scalebio"], scalebio=block, seed=seed, num_epochs=9)
+    return test_loss(launch(directory, name.replace(" ", "-"), config), test)
+
+
+def equal_weights(mixture: str, directory: Path) -> str:
+    """A mixture.json with 1/10 for every source."""
+    document = read_mixture(mixture)
+    document["weights"] = dict.fromkeys(document["weights"], 1 / len(NAMES))
+    path = directory / "uniform.json"
+    path.write_text(json.dumps(document))
+    return str(path)
+
+
+def test_loss(model_directory: Path, rows: Sequence[Row]) -> float:
+    """Mean cross entropy of the answers' tokens, end included, in nats."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model_directory)
+    model = AutoModelForCausalLM.from_pretrained(model_directory, dtype=torch.float32).eval()
+    total, tokens = 0.0, 0
+    for row in rows:
+        prompt = tokenizer(prompt_of(row))["input_ids"]
+        answer = [*tokenizer(row["output"], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+        total += float(torch.nn.functional.cross_entropy(logits, torch.tensor(answer), reduction="sum"))
+        tokens += len(answer)
+    return total / tokens
+
+
+test_loss.__test__ = False  # type: ignore[attr-defined]  # a measure, not a test
+
+
+def measure(alpaca: Path, directory: Path, seed: int) -> dict[str, Any]:
+    """Everything of one seed: three learning runs, and ordinary runs on two of their mixtures and on equal weights."""
+    test = prepare(alpaca, directory, seed)["test"]
+    results: dict[str, Any] = {"pretrained": test_loss(directory / "base", test)}
+    for name, scalebio in LEARNING.items():
+        results[name] = learn(directory, name, seed, scalebio)
+        print(seed, name, json.dumps(results[name]), flush=True)
+    uniform = equal_weights(results["default"]["mixture"], directory)
+    mixtures = {"uniform": uniform, "paper": results["paper"]["mixture"], "default": results["default"]["mixture"]}
+    results["phase 2"] = {
+        name: apply(directory, f"phase 2 {name}", mixture, seed, test) for name, mixture in mixtures.items()
+    }
+    print(seed, "phase 2", json.dumps(results["phase 2"]), "pretrained", results["pretrained"], flush=True)
+    return results
+
+
+def table(results: Mapping[int, Mapping[str, Any]]) -> str:
+    """The results as Markdown."""
+    lines = ["| seed | λ | mass at 100 | mass at 240 | largest / smallest weight | SNR | phase 2 |", "|" + "---|" * 7]
+    for seed, of in results.items():
+        for name in LEARNING:
+            run = of[name]
+            spread = f"{max(run['weights']):.3f} / {min(run['weights']):.2g}"
+            masses = f"{run['mass_100']:.3f} | {run['mass']:.3f}"
+            loss = of["phase 2"].get(name)
+            cells = f"| {seed} | {name} | {masses} | {spread} | {run['signal']:.2f} |"
+            lines.append(f"{cells} {'-' if loss is None else f'{loss:.4f}'} |")
+        lines.append(f"| {seed} | (uniform) | .5 | .5 | .1 / .1 | - | {of['phase 2']['uniform']:.4f} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="alpaca.jsonl: instruction, input, output")
+    parser.add_argument("--work", type=Path, default=Path("denoising"), help="folder for data, models and runs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    arguments = parser.parse_args()
+    work = arguments.work.resolve()
+    results = {seed: measure(arguments.data.resolve(), work / f"seed{seed}", seed) for seed in arguments.seeds}
+    (work / "results.json").write_text(json.dumps(results, indent=1))
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,238 @@
+"""What the whole method is for, in the real host: planted mixtures are found; and the facts of LISA in a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from scipy.stats import spearmanr
+
+from scalebio_plugin import quickstart
+from scalebio_plugin.algorithm.lisa import LayerPlan, draw_layers
+from scalebio_plugin.planted import TRUE_WEIGHTS
+
+from . import host
+
+EXAMPLE = yaml.safe_load(quickstart.example_config("quickstart.yml").read_text())
+SETTINGS = {key: EXAMPLE[key] for key in ("micro_batch_size", "learning_rate", "lr_scheduler", "weight_decay")}
+FOUR_LAYERS = {"layers": 4, "hidden": 64, "heads": 4}
+LISA = {"lisa": {"active_layers": 2, "interval": 10}}
+
+
+def learn(directory: Path, *, seed: int, steps: int, model: dict[str, int] | None = None, **settings: Any) -> host.Run:
+    """Train on the planted mixture as the quickstart does, with another seed of data, model and run."""
+    quickstart.build_model(directory / "model", seed=seed, **(model or {}))
+    quickstart.write_data(directory / "data", seed=seed)
+    return host.train(directory, max_steps=steps, seed=seed, **{**SETTINGS, **settings})
+
+
+def first_found(run: host.Run) -> int | None:
+    """The optimiser step from which on `clean` is above 0.8 and each other source below 0.1."""
+    step = None
+    for number, weights in enumerate(run.weights, start=1):
+        of = dict(zip(TRUE_WEIGHTS, weights.tolist(), strict=True))
+        found = of["clean"] > 0.8 and max(of["wrong"], of["offtopic"]) < 0.1
+        step = (step or number) if found else None
+    print(f"found from step {step} on; at the end {of}")
+    return step
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3, 4))])
+def test_the_planted_mixture_is_found(tmp_path: Path, seed: int) -> None:
+    assert first_found(learn(tmp_path, seed=seed, steps=150)) is not None
+
+
+@pytest.mark.slow
+def test_ten_sources_end_ordered_by_their_noise(tmp_path: Path) -> None:
+    quickstart.build_model(tmp_path / "model")
+    paths = quickstart.ten_sources(tmp_path / "data")
+    names = [name for name in paths if name.startswith("s")]
+    datasets = [{"path": f"data/{name}.jsonl", "type": "alpaca"} for name in names]
+    run = host.train(tmp_path, datasets=datasets, max_steps=200, **SETTINGS)
+    weights = run.weights[-1].tolist()
+    print(dict(zip(names, weights, strict=True)))
+    noise = [int(name[-3:]) for name in names]
+    assert -spearmanr(noise, weights).statistic > 0.9
+
+
+@pytest.mark.slow
+def test_the_planted_mixture_is_found_by_an_adapter(tmp_path: Path) -> None:
+    settings = {**host.LORA, "lora_r": 8, "lora_alpha": 16, "learning_rate": 1e-2}
+    assert first_found(learn(tmp_path, seed=0, steps=200, **settings)) is not None
+
+
+class TestLisaLearns:
+    @pytest.mark.slow
+    @pytest.mark.parametrize("seed", [0, 1])
+    def test_the_planted_mixture_is_found(self, tmp_path: Path, seed: int) -> None:
+        run = learn(tmp_path, seed=seed, steps=200, model=FOUR_LAYERS, scalebio=LISA)
+        assert first_found(run) is not None
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("seed", [0, 1])
+    def test_it_is_not_found_with_layers_drawn_apart(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+    ) -> None:
+        """The negative control: what the same layers in both sets are worth."""
+        draw_apart(monkeypatch)
+        run = learn(tmp_path, seed=seed, steps=200, model=FOUR_LAYERS, scalebio=LISA)
+        assert first_found(run) is None
+
+
+def draw_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let u train other layers than w: its own draw, with another seed, applied while it is in place.
+
+    u holds all parameters from the first step on and each set keeps the optimizer state of its own layers alone, as in
+    two independent runs of LISA; nothing else is changed.
+    """
+    from scalebio_plugin.trainer import ScaleBiOTrainer
+
+    begin, learn_step = ScaleBiOTrainer.begin_step, ScaleBiOTrainer._learn
+
+    def begin_step(self: Any) -> None:
+        begin(self)
+        learning, parameters = self.learning, self.trainable_parameters()
+        learning.inner.follow(parameters)
+        for name in set(parameters) - active_inner(self):
+            learning.inner.states.pop(name, None)
+            learning.inner.gradients[name] = None
+
+    def active_inner(self: Any) -> set[str]:
+        layers = self.learning.layers
+        period = self.state.global_step // layers.settings.interval
+        drawn = draw_layers(len(layers.plan.blocks), layers.settings.active_layers, layers.seed + 1000, period)
+        return layers.plan.active(drawn, train_others=layers.settings.train_embeddings)
+
+    def learn(self: Any, model: Any, learning: Any, step: Any) -> None:
+        learning.inner.in_place = lambda of=learning.inner: apart(self, of)
+        learn_step(self, model, learning, step)
+        del learning.inner.in_place
+
+    @contextmanager
+    def apart(self: Any, inner: Any) -> Iterator[None]:
+        mine, before = active_inner(self), {name: p.requires_grad for name, p in inner.parameters.items()}
+        inner.exchange()
+        try:
+            for name, parameter in inner.parameters.items():
+                parameter.requires_grad_(name in mine)
+            yield
+        finally:
+            inner.exchange()
+            for name, parameter in inner.parameters.items():
+                parameter.requires_grad_(before[name])
+
+    monkeypatch.setattr(ScaleBiOTrainer, "begin_step", begin_step)
+    monkeypatch.setattr(ScaleBiOTrainer, "_learn", learn)
+
+
+class Steps:
+    """After every step of a run: names that trained, and names with optimizer state at w and at u."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        from scalebio_plugin.callbacks import ScaleBiOCallback
+
+        self.active: list[set[str]] = []
+        self.model_state: list[set[str]] = []
+        self.inner_state: list[set[str]] = []
+        self.layers: list[tuple[int, ...]] = []
+
+        def on_step_end(_: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.note(_.trainer)
+
+        monkeypatch.setattr(ScaleBiOCallback, "on_step_end", on_step_end, raising=False)
+
+    def note(self, trainer: Any) -> None:
+        parameters, optimizer = trainer.trainable_parameters(), trainer.raw_optimizer()
+        self.active.append({name for name, parameter in parameters.items() if parameter.requires_grad})
+        self.model_state.append({name for name, parameter in parameters.items() if optimizer.state.get(parameter)})
+        self.inner_state.append({name for name, state in trainer.learning.inner.states.items() if state})
+        self.layers.append(trainer.learning.layers.layers)
+        self.plan: LayerPlan = trainer.learning.layers.plan
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
+    return Steps(monkeypatch)
+
+
+class TestLisaRuns:
+    """Short runs of a four-layer model, two layers at a time, three steps each."""
+
+    SETTINGS = {"max_steps": 8, "scalebio": {"lisa": {"active_layers": 2, "interval": 3}}}
+
+    @pytest.fixture(scope="class")
+    def four(self, inputs: Path) -> dict[str, str]:
+        return host.add_model(inputs, "four-layers", layers=4)
+
+    @pytest.mark.parametrize("train_embeddings", [False, True])
+    def test_state_exists_and_values_move_for_the_active_layers_alone(
+        self, inputs: Path, tmp_path: Path, four: dict[str, str], steps: Steps, train_embeddings: bool
+    ) -> None:
+        block = {"lisa": {"active_layers": 2, "interval": 3, "train_embeddings": train_embeddings}}
+        run = host.train(
+            inputs, output_dir=str(tmp_path), parameters=True, **{**self.SETTINGS, "scalebio": block}, **four
+        )
+        expected = [draw_layers(4, 2, host.BASE["seed"], step // 3) for step in range(8)]
+        assert steps.layers == expected
+        assert len(set(expected)) > 1
+        others = set(steps.plan.others)
+        assert {name.split(".")[-2] for name in others} == {"embed_tokens", "norm", "lm_head"}
+        for number, layers in enumerate(expected):
+            active = {name for layer in layers for name in steps.plan.blocks[layer]}
+            active |= others if train_embeddings else set()
+            assert steps.active[number] == active
+            assert steps.model_state[number] == active
+            assert steps.inner_state[number] == active
+        for number in range(1, 8):
+            assert moved(run.model[number - 1], run.model[number]) == steps.active[number]
+            assert moved(run.inner[number - 1], run.inner[number]) == steps.active[number]
+
+    def test_the_inner_set_grows_with_the_layers_drawn(
+        self, inputs: Path, tmp_path: Path, four: dict[str, str], steps: Steps
+    ) -> None:
+        run = host.train(inputs, output_dir=str(tmp_path), parameters=True, **self.SETTINGS, **four)
+        trained: set[str] = set()
+        for number, active in enumerate(steps.active):
+            trained |= active
+            assert set(run.inner[number]) == trained
+
+    def test_layers_after_a_resume_are_those_of_the_unbroken_run(
+        self, inputs: Path, tmp_path: Path, four: dict[str, str], steps: Steps
+    ) -> None:
+        saving = {**self.SETTINGS, **four, "save_strategy": "steps", "save_steps": 4}
+        host.train(inputs, output_dir=str(tmp_path / "whole"), **saving)
+        whole = [steps.layers[:], steps.active[:], steps.model_state[:], steps.inner_state[:]]
+        for noted in (steps.layers, steps.active, steps.model_state, steps.inner_state):
+            noted.clear()
+        checkpoint = str(tmp_path / "whole/checkpoint-4")  # in the middle of the second period
+        host.train(inputs, output_dir=str(tmp_path / "again"), resume_from_checkpoint=checkpoint, **saving)
+        again = [steps.layers, steps.active, steps.model_state, steps.inner_state]
+        assert again == [noted[4:] for noted in whole]
+
+    def test_the_keys_of_the_host_are_taken_over(
+        self, inputs: Path, tmp_path: Path, four: dict[str, str], steps: Steps
+    ) -> None:
+        keys = {"lisa_n_layers": 1, "lisa_step_interval": 2, "lisa_layers_attribute": "model.layers"}
+        run = host.train(inputs, output_dir=str(tmp_path), max_steps=5, **keys, **four)
+        settings = run.trainer.learning.layers.settings
+        assert (settings.active_layers, settings.interval, settings.train_embeddings) == (1, 2, True)
+        assert steps.layers == [draw_layers(4, 1, host.BASE["seed"], step // 2) for step in range(5)]
+        names = [type(callback).__name__ for callback in run.trainer.callback_handler.callbacks]
+        assert not [name for name in names if "lisa" in name.lower()]
+        assert run.cfg.lisa_n_layers is None
+
+    def test_more_layers_than_there_are_is_an_error_that_says_how_many(
+        self, inputs: Path, tmp_path: Path, four: dict[str, str]
+    ) -> None:
+        with pytest.raises(ValueError, match=r"active_layers must be at most 4 \(the layers of LlamaForCausalLM\)"):
+            host.train(inputs, output_dir=str(tmp_path), scalebio={"lisa": {"active_layers": 5}}, **four)
+
+
+def moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
+    """Names whose values differ; what is new in `after` has just begun to train."""
+    return {name for name in after if name not in before or not torch.equal(before[name], after[name])}
