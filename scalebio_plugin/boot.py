@@ -2,12 +2,13 @@
 
 The host takes a plugin's dotted path, ``module.Class``, and nothing shorter; no entry point changes that. So a path
 file beside the installed package (``scalebio_axolotl.pth``; ``.start`` from Python 3.15 on, PEP 829) calls `install`
-when an interpreter starts. It leaves one finder on ``sys.meta_path``, which waits for two modules of the host and
+when an interpreter starts. It leaves one finder on ``sys.meta_path``, which waits for three modules of the host and
 adjusts each once it has been imported:
 
 - ``axolotl.integrations.base``: ``scalebio`` stands for ``scalebio_plugin.ScaleBiOPlugin``;
 - ``axolotl.utils.config``: a ``scalebio:`` block that no loaded plugin reads is an error. The host would drop it as an
-  unknown key and run plain SFT.
+  unknown key and run plain SFT;
+- ``axolotl.utils.schemas.config``, for the command ``axolotl config-schema`` alone: the block is in the schema.
 
 Then the finder is gone. A process that never imports the host pays for this file alone, hence nothing is imported here;
 a config that names neither the plugin nor the block gets from the host what it always got.
@@ -73,9 +74,17 @@ def _is_unread(cfg: Any, validated: Any) -> bool:
     return cfg["scalebio"] is not None or not listed
 
 
+def _show_block_in_schema(schemas: ModuleType) -> None:
+    if sys.argv[1:2] == ["config-schema"]:
+        from .schema import with_block
+
+        schemas.AxolotlInputConfig = with_block(schemas.AxolotlInputConfig)  # type: ignore[attr-defined]
+
+
 _ADJUSTMENTS: dict[str, Callable[[ModuleType], None]] = {
     "axolotl.integrations.base": _know_short_name,
     "axolotl.utils.config": _refuse_unread_block,
+    "axolotl.utils.schemas.config": _show_block_in_schema,
 }
 
 

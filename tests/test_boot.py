@@ -343,3 +343,12 @@ class TestBuiltAndInstalled:
         else:
             (site_packages / "_scalebio_axolotl.pth").write_text(str(tmp_path / "moved") + "\n")
         assert run(python, "-c", "import sys; print('scalebio_plugin' in sys.modules)", cwd=tmp_path) == "False"
+
+
+@pytest.mark.host_contract
+@pytest.mark.slow
+def test_config_schema_shows_every_leaf_of_the_block():
+    command = [sys.executable, "-m", "axolotl.cli.main", "config-schema"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    for leaf in ("mixture_learning_rate", "active_layers", "max_repeats", "base_model"):
+        assert leaf in printed

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import yaml
 
 from . import host
-from .twin import Recording, sources_by_text
+from .twin import Recording, pieces, source_of, sources_by_text
 
 STOCK = {"plugins": ["tests.host.ProbePlugin"]}
 OUT_OF_PLAY = {"mixture_init": "proportional", "mixture_learning_rate": 0, "penalty": float("inf")}
@@ -75,12 +75,15 @@ SAME_AS_HOST = [
             pytest.mark.host_contract,
             pytest.mark.skipif(
                 HOST_MEANS_OVER_MICRO_BATCHES,
-                reason="axolotl < 0.20 takes the mean of the micro-batches' means, the plugin the mean over their tokens",
+                reason="axolotl < 0.20 averages the micro-batches' means, the plugin takes the mean over all their tokens",
             ),
         ],
     ),
     pytest.param(PACKED, id="packed"),
-    pytest.param({**host.LORA, "lora_dropout": 0.1}, id="lora, dropout"),
+    # Symmetric: validation passes in both sets, which must not move the masks of the next step either.
+    pytest.param(
+        {**host.LORA, "lora_dropout": 0.1, "scalebio": {"estimator": "symmetric"}}, id="lora, dropout, symmetric"
+    ),
     pytest.param(
         {**PACKED, "train_on_inputs": True},
         id="packed, train_on_inputs",
@@ -100,8 +103,9 @@ def stock_and_out_of_play(
     request: pytest.FixtureRequest, inputs: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[host.Run, host.Run]:
     folder, settings = tmp_path_factory.mktemp("inert"), {**request.param, "parameters": True, "max_steps": 10}
+    scalebio = OUT_OF_PLAY | settings.pop("scalebio", {})
     stock = host.train(inputs, output_dir=str(folder / "stock"), **STOCK, **settings)
-    return stock, host.train(inputs, output_dir=str(folder / "out_of_play"), scalebio=OUT_OF_PLAY, **settings)
+    return stock, host.train(inputs, output_dir=str(folder / "out_of_play"), scalebio=scalebio, **settings)
 
 
 class TestOutOfPlay:
@@ -119,36 +123,51 @@ class TestOutOfPlay:
         assert run.losses == stock.losses
 
 
+LEARNING = 7
+
+
+@pytest.fixture(
+    scope="module",
+    # A lap: the 288 rows of the training set, drawn anew; packed, the last ones do not fill a batch.
+    params=[
+        pytest.param(({"micro_batch_size": 16}, 288 // 16), id="padded"),
+        pytest.param(({**PACKED, "micro_batch_size": 8}, 16), id="packed"),
+    ],
+)
+def learned(request: pytest.FixtureRequest, inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Learned:
+    settings, lap = request.param
+    run = host.train(
+        inputs,
+        output_dir=str(tmp_path_factory.mktemp("learned")),
+        plugins=["scalebio", "tests.host.ProbePlugin", "tests.twin.RecorderPlugin"],
+        parameters=True,
+        max_steps=LEARNING + lap,
+        scalebio={"learn": {"steps": LEARNING}, "mixture_learning_rate": 0.2},
+        **settings,
+    )
+    return Learned(run, lap, [batch for step in Recording.last.steps[LEARNING:] for batch in step.batches])
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A run that learned at a high rate for `LEARNING` steps and then trained for a lap of `batches`."""
+
+    run: host.Run
+    lap: int
+    batches: list[dict[str, torch.Tensor]]
+
+
 class TestAfterLearning:
-    """Seven steps of learning at a high rate; then one lap over the resampled rows: 288, in micro-batches of 16."""
+    def test_the_mixture_rests_and_the_inner_parameters_are_gone(self, learned: Learned) -> None:
+        run = learned.run
+        assert len((run.folder / "history.jsonl").read_text().splitlines()) == LEARNING
+        assert all(torch.equal(weights, run.weights[LEARNING - 1]) for weights in run.weights[LEARNING:])
+        assert [bool(inner) for inner in run.inner] == [True] * LEARNING + [False] * learned.lap
 
-    LEARNING, LAP = 7, 18
-
-    @pytest.fixture(scope="class")
-    def run(self, inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> host.Run:
-        return host.train(
-            inputs,
-            output_dir=str(tmp_path_factory.mktemp("after")),
-            plugins=["scalebio", "tests.host.ProbePlugin", "tests.twin.RecorderPlugin"],
-            parameters=True,
-            micro_batch_size=16,
-            max_steps=self.LEARNING + self.LAP,
-            scalebio={"learn": {"steps": self.LEARNING}, "mixture_learning_rate": 0.2},
-        )
-
-    @pytest.fixture(scope="class")
-    def batches(self, run: host.Run) -> list[dict[str, torch.Tensor]]:
-        return [batch for step in Recording.last.steps[self.LEARNING :] for batch in step.batches]
-
-    def test_the_mixture_rests_and_the_inner_parameters_are_gone(self, run: host.Run) -> None:
-        assert len((run.folder / "history.jsonl").read_text().splitlines()) == self.LEARNING
-        assert all(torch.equal(weights, run.weights[self.LEARNING - 1]) for weights in run.weights[self.LEARNING :])
-        assert [bool(inner) for inner in run.inner] == [True] * self.LEARNING + [False] * self.LAP
-
-    def test_loss_and_gradient_are_those_of_the_hosts_model(self, run: host.Run, batches: list[dict[str, Any]]) -> None:
-        model = run.trainer.model
-        for k, batch in enumerate(batches, start=self.LEARNING):
-            model.load_state_dict(run.model[k - 1], strict=False)
+    def test_loss_and_gradient_are_those_of_the_hosts_model(self, learned: Learned) -> None:
+        run, model = learned.run, learned.run.trainer.model
+        for k, batch in enumerate(learned.batches, start=LEARNING):
+            model.load_state_dict(run.model[k - 1])
             model.zero_grad()
             loss = model(**batch).loss
             loss.backward()
@@ -156,18 +175,21 @@ class TestAfterLearning:
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
             assert run.grad_norms[k] == pytest.approx(norm, rel=1e-6)
 
-    def test_sampling_follows_the_weights(self, run: host.Run, inputs: Path, batches: list[dict[str, Any]]) -> None:
-        sequences, tokens = torch.zeros(3), torch.zeros(3)
+    def test_sampling_follows_the_weights(self, learned: Learned, inputs: Path) -> None:
+        weights, sequences, tokens = learned.run.weights[-1], torch.zeros(3), torch.zeros(3)
         files = sources_by_text([inputs / f"data/{name}.jsonl" for name in ("clean", "wrong", "offtopic")])
-        for batch in batches:
-            for row, labels in zip(batch["input_ids"], batch["labels"], strict=True):
-                text = run.trainer.processing_class.decode(row, skip_special_tokens=True)
-                source = files[text.partition("### Input:\n")[2]]
-                sequences[source] += 1
-                tokens[source] += (labels != -100).sum()
-        weights = run.weights[-1]
+        for batch in learned.batches:
+            for row, first, end in pieces(batch):
+                targets = (batch["labels"][row, first:end] != -100).sum()
+                if targets > 0:
+                    text = batch["input_ids"][row, first:end].tolist()
+                    source = source_of(text, learned.run.trainer.processing_class, files)
+                    sequences[source] += 1
+                    tokens[source] += targets
         assert weights.max() - weights.min() > 0.2
-        assert sequences.sum() == 288
-        wanted = torch.tensor(run.trainer.scalebio.rest.table.sampling(weights.numpy())) * 288
-        assert (sequences - wanted).abs().max() <= 1
-        assert (tokens / tokens.sum() - weights).abs().max() < 0.02
+        wanted = torch.tensor(learned.run.trainer.scalebio.rest.table.sampling(weights.numpy()))
+        if learned.lap == 18:
+            assert sequences.sum() == 288
+            assert (sequences - wanted * 288).abs().max() <= 1
+        assert (sequences / sequences.sum() - wanted).abs().max() < 0.03
+        assert (tokens / tokens.sum() - weights).abs().max() < 0.03

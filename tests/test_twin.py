@@ -133,9 +133,11 @@ def assert_same_as_two_models(case: Case, inputs: Path, tmp_path: Path) -> None:
     tolerance = 1e-7 if case.float64 else 1e-4
     history = {record["step"]: record for record in map(json.loads, (run.folder / "history.jsonl").open())}
     differences: dict[str, float] = {}
+    assert len(recording.steps) == STEPS
     for k, step in enumerate(recording.steps):
         twin.step(step)
         found = compare(twin, run, k, history.get(k + 1))
+        assert history.get(k + 1, {}).get("learning_rate", step.rates[0]) == step.rates[0]
         differences = {what: max(size, differences.get(what, 0.0)) for what, size in found.items()}
     print("DEV", tmp_path.name, {k: f"{v:.1e}" for k, v in differences.items()})
     assert max(differences.values()) < tolerance, differences

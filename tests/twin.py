@@ -1,8 +1,8 @@
 """A slow literal twin of the training step: two whole models, loops over tokens, the formulas as the papers write them.
 
-It shares no code with the package but the draw of LISA's layers. A run of the host is recorded (`tests.twin.RecorderPlugin`
-in its `plugins:`): the model before the first step, and of every step the batches, the learning rates and the state of
-the random generator. `Twin` then trains w and u anew from the recording.
+It shares no code with the package but the draw of LISA's layers. A run of the host with `tests.twin.RecorderPlugin` in
+its `plugins:` is recorded: the model before the first step, and of every step the batches, the learning rates and the
+state of the random generator. `Twin` then trains w and u anew from the recording.
 
 Nothing that the package adds to a batch is used: where a sequence ends is read from the position ids, and its source is
 the file that its text stands in. Unless dropout is on, every sequence is run by itself, without padding or packing.
@@ -80,6 +80,11 @@ def sources_by_text(files: list[Path]) -> dict[str, int]:
     return texts
 
 
+def source_of(tokens: list[int], tokenizer: Any, files: dict[str, int]) -> int:
+    """Number of the file that a sequence stands in."""
+    return files[tokenizer.decode(tokens, skip_special_tokens=True).partition("### Input:\n")[2].strip()]
+
+
 class Twin:
     """Trains w and u from a recording.
 
@@ -134,8 +139,7 @@ class Twin:
     # ---- data
 
     def source_of(self, tokens: list[int], files: dict[str, int]) -> int:
-        text = self.recording.tokenizer.decode(tokens, skip_special_tokens=True)
-        return files[text.partition("### Input:\n")[2].strip()]
+        return source_of(tokens, self.recording.tokenizer, files)
 
     def sequences(self, model: nn.Module, batches: list[Batch], files: dict[str, int]) -> list[Sequence]:
         """Every sequence of the batches that has a target, at `model`'s parameters."""
@@ -301,7 +305,7 @@ class Twin:
 
 
 def pieces(batch: Batch) -> Iterator[tuple[int, int, int]]:
-    """(row, first, end) of everything in a batch that may be a sequence: a row, or what lies between two positions 0."""
+    """(row, first, end) of all that may be a sequence: a row, or what lies between two positions 0 of a packed one."""
     rows, length = batch["input_ids"].shape
     for row in range(rows):
         positions = batch["position_ids"][row].tolist() if "position_ids" in batch else list(range(length))
@@ -344,7 +348,9 @@ def _make_recorder_plugin() -> type:
             validation = trainer.scalebio.validation
             self.recording = Recording.last = Recording(
                 model=copy.deepcopy(trainer.model),
-                groups=[{**group, "params": [names[id(p)] for p in group["params"]]} for group in optimizer.param_groups],
+                groups=[
+                    {**group, "params": [names[id(p)] for p in group["params"]]} for group in optimizer.param_groups
+                ],
                 max_grad_norm=args.max_grad_norm,
                 rows=rows_of(trainer.train_dataset),
                 validation_rows=rows_of(validation.rows),
