@@ -19,7 +19,6 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -47,8 +46,8 @@ FORMAT = {
 LEARNING: dict[str, dict[str, Any]] = {
     "paper": {"mixture_update": "adam", "mixture_learning_rate": 0.01, "penalty": 100.0, "loss_unit": "sequence"},
     "default": {},
-    "no validation": {"penalty": math.inf},
 }
+CONTROL, CONTROL_STEPS = {"penalty": math.inf}, 40  # no validation pull: nothing can be learned
 _ENVIRONMENT = {
     "AXOLOTL_DO_NOT_TRACK": "1",
     "CUDA_VISIBLE_DEVICES": "",
@@ -180,22 +179,33 @@ def prepare(alpaca: Path, directory: Path, seed: int) -> dict[str, list[Row]]:
     return splits
 
 
-def learn(directory: Path, name: str, seed: int, scalebio: Mapping[str, Any]) -> dict[str, Any]:
-    """One run that learns the mixture from the pretrained model: masses, signal, weights."""
+def learn(directory: Path, name: str, seed: int, scalebio: Mapping[str, Any], steps: int = STEPS) -> dict[str, Any]:
+    """One run that learns the mixture from the pretrained model."""
     block = {"validation_datasets": [{"path": "data/validation.jsonl", "type": FORMAT}], **scalebio}
     config = host_config(NAMES, base_model="base", plugins=["scalebio"], scalebio=block, seed=seed, num_epochs=9)
-    out = launch(directory, name.replace(" ", "-"), config)
+    return learned(launch(directory, name, {**config, "max_steps": steps}))
+
+
+def learned(out: Path) -> dict[str, Any]:
+    """What there is to say of a run that has learned.
+
+    Returns:
+        mass_100, mass: Weight on the five sources of pure noise after 100 steps (or all, if fewer), and at the end.
+        signal: Mean over sources of |mean| / standard deviation of the centred gap over steps.
+        largest_gap: Of any source at any step, centred, in nats.
+        weights: At the end. mixture: Path of mixture.json.
+    """
     history = read_history(out / "scalebio" / "history.jsonl")
     weights, gap = series(history, "weights", NAMES), series(history, "gap", NAMES)
     gap = gap - (weights * gap).sum(axis=1, keepdims=True)
     noise = [NAMES.index(pure) for pure in PURE_NOISE]
     deviation = gap.std(axis=0)
     return {
-        "mass_100": float(weights[99, noise].sum()),
+        "mass_100": float(weights[:100][-1, noise].sum()),
         "mass": float(weights[-1, noise].sum()),
         "signal": float((np.abs(gap.mean(axis=0)) / np.where(deviation > 0, deviation, 1.0)).mean()),
+        "largest_gap": float(np.abs(gap).max()),
         "weights": weights[-1].tolist(),
-        "validation": mean(record["val_loss"] for record in history[-40:]),
         "mixture": str(out / "scalebio" / "mixture.json"),
     }
 
@@ -204,7 +214,7 @@ def apply(directory: Path, name: str, mixture: str, seed: int, test: Sequence[Ro
     """Test loss after an ordinary run, as long as learning was, on the weights of a mixture.json."""
     block = {"apply": mixture}
     config = host_config(NAMES, base_model="base", plugins=["scalebio"], scalebio=block, seed=seed, num_epochs=9)
-    return test_loss(launch(directory, name.replace(" ", "-"), config), test)
+    return test_loss(launch(directory, name, config), test)
 
 
 def equal_weights(mixture: str, directory: Path) -> str:
@@ -238,33 +248,33 @@ test_loss.__test__ = False  # type: ignore[attr-defined]  # a measure, not a tes
 
 
 def measure(alpaca: Path, directory: Path, seed: int) -> dict[str, Any]:
-    """Everything of one seed: three learning runs, and ordinary runs on two of their mixtures and on equal weights."""
+    """Everything of one seed: what learns, the control, and ordinary runs on what was learned and on equal weights."""
     test = prepare(alpaca, directory, seed)["test"]
-    results: dict[str, Any] = {"pretrained": test_loss(directory / "base", test)}
+    results: dict[str, Any] = {"pretrained": test_loss(directory / "base", test), "phase 2": {}}
     for name, scalebio in LEARNING.items():
         results[name] = learn(directory, name, seed, scalebio)
         print(seed, name, json.dumps(results[name]), flush=True)
-    uniform = equal_weights(results["default"]["mixture"], directory)
-    mixtures = {"uniform": uniform, "paper": results["paper"]["mixture"], "default": results["default"]["mixture"]}
-    results["phase 2"] = {
-        name: apply(directory, f"phase 2 {name}", mixture, seed, test) for name, mixture in mixtures.items()
-    }
-    print(seed, "phase 2", json.dumps(results["phase 2"]), "pretrained", results["pretrained"], flush=True)
+    results["control"] = learn(directory, "control", seed, CONTROL, CONTROL_STEPS)
+    mixtures = {name: results[name]["mixture"] for name in LEARNING}
+    mixtures["uniform"] = equal_weights(results["default"]["mixture"], directory)
+    for name, mixture in mixtures.items():
+        results["phase 2"][name] = apply(directory, f"phase-2-{name}", mixture, seed, test)
+        print(seed, "phase 2", name, results["phase 2"][name], flush=True)
     return results
 
 
 def table(results: Mapping[int, Mapping[str, Any]]) -> str:
     """The results as Markdown."""
-    lines = ["| seed | λ | mass at 100 | mass at 240 | largest / smallest weight | SNR | phase 2 |", "|" + "---|" * 7]
+    head = ["seed", "λ", "mass at 100", f"mass at {STEPS}", "largest weight", "smallest", "SNR", "phase 2"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for seed, of in results.items():
-        for name in LEARNING:
-            run = of[name]
-            spread = f"{max(run['weights']):.3f} / {min(run['weights']):.2g}"
-            masses = f"{run['mass_100']:.3f} | {run['mass']:.3f}"
-            loss = of["phase 2"].get(name)
-            cells = f"| {seed} | {name} | {masses} | {spread} | {run['signal']:.2f} |"
-            lines.append(f"{cells} {'-' if loss is None else f'{loss:.4f}'} |")
-        lines.append(f"| {seed} | (uniform) | .5 | .5 | .1 / .1 | - | {of['phase 2']['uniform']:.4f} |")
+        for name in (*LEARNING, "control"):
+            run, loss = of[name], of["phase 2"].get(name)
+            numbers = [run["mass_100"], run["mass"], max(run["weights"]), min(run["weights"]), run["signal"]]
+            cells = [str(seed), name, *(f"{number:.3g}" for number in numbers), f"{loss:.4f}" if loss else "-"]
+            lines.append("| " + " | ".join(cells) + " |")
+        cells = [str(seed), "equal weights", "0.5", "0.5", "0.1", "0.1", "-", f"{of['phase 2']['uniform']:.4f}"]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -272,11 +282,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="alpaca.jsonl: instruction, input, output")
     parser.add_argument("--work", type=Path, default=Path("denoising"), help="folder for data, models and runs")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one that is done is not run again")
     arguments = parser.parse_args()
-    work = arguments.work.resolve()
-    results = {seed: measure(arguments.data.resolve(), work / f"seed{seed}", seed) for seed in arguments.seeds}
-    (work / "results.json").write_text(json.dumps(results, indent=1))
+    results = {}
+    for seed in arguments.seeds:
+        directory = arguments.work.resolve() / f"seed{seed}"
+        done = directory / "results.json"
+        if not done.is_file():
+            done.write_text(json.dumps(measure(arguments.data.resolve(), directory, seed), indent=1))
+        results[seed] = json.loads(done.read_text())
     print(table(results))
 
 

@@ -8,22 +8,25 @@ For each seed three runs of the real host, all from the base model and with the 
     uniform  `scalebio: {apply: …}`, an ordinary run, on equal weights
     learned  the same on the learned weights
 
-then the loss on the test rows, a mean over all their response tokens, of the base model and of the last two. `--data`
-holds the sources, val_gsm8k.jsonl (what the mixture is tuned for) and test_gsm8k.jsonl (seen by no run), in the alpaca
-format. A run whose arm.json is in `--out` is not run again, so a benchmark that was stopped goes on where it was.
+then the loss on the test rows, a mean over all their response tokens, of the base model and of the last two. Rows of
+different sources differ in length, so equal steps are not equal target tokens: both arms save every step, and the one
+that saw more tokens is also tested at the step where it had seen as many as the other (the learning rate is constant,
+so that this is what a shorter run would have left). `--data` holds the sources, val_gsm8k.jsonl (what the mixture is
+tuned for) and test_gsm8k.jsonl (seen by no run), in the alpaca format. A run whose arm.json is in `--out` is not run
+again, so a benchmark that was stopped goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import re
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +35,7 @@ import torch
 import yaml
 from torch.nn.functional import cross_entropy
 
-from scalebio_plugin.report import SCHEMA, read_history, read_mixture, weights_table, write_mixture
+from scalebio_plugin.report import SCHEMA, read_history, weights_table, write_mixture
 from scalebio_plugin.report import summarise as summarise_history
 
 SOURCES = {
@@ -41,7 +44,6 @@ SOURCES = {
     "math": "MathInstruct.jsonl",
 }
 VALIDATION, TEST = "val_gsm8k.jsonl", "test_gsm8k.jsonl"
-TOLERANCE = 0.1  # arms whose expected target tokens differ by more get steps in proportion
 ENVIRONMENT = {
     "AXOLOTL_DO_NOT_TRACK": "1",
     "CUDA_VISIBLE_DEVICES": "",
@@ -56,8 +58,8 @@ def main() -> None:
     arguments = _arguments()
     os.environ.update(ENVIRONMENT)
     rows = test_rows(arguments.model, arguments.data, arguments.out)
-    base = cached_losses(arguments.model, None, rows, arguments.out / "base")
-    seeds = [run_seed(seed, arguments, rows, base) for seed in arguments.seeds]
+    base = cached_losses(arguments.model, arguments.out / "base", 0, rows)
+    seeds = [run_seed(seed, arguments, rows) for seed in arguments.seeds]
     result = {
         "steps": arguments.steps,
         "threads": torch.get_num_threads(),
@@ -75,84 +77,71 @@ def _arguments() -> argparse.Namespace:
     for name in ("--model", "--data", "--out"):
         parser.add_argument(name, type=lambda value: Path(value).resolve(), required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--steps", type=int, default=80, help="optimiser steps of the learning run and the longer arm")
+    parser.add_argument("--steps", type=int, default=80, help="optimiser steps of every run")
     return parser.parse_args()
 
 
-def run_seed(seed: int, arguments: argparse.Namespace, rows: Sequence[Any], base: RowLosses) -> dict[str, Any]:
-    """All three runs of a seed, and the test losses of the two arms."""
+def run_seed(seed: int, arguments: argparse.Namespace, rows: Sequence[Any]) -> dict[str, Any]:
+    """All three runs of a seed, and the test losses of the two arms at equal steps and at equal target tokens."""
     folder = arguments.out / f"seed{seed}-steps{arguments.steps}"
     learn = run_host(folder / "learn", learning_config(arguments, seed))
-    learned_path, uniform_path = folder / "learn/out/scalebio/mixture.json", folder / "uniform.json"
-    document = read_mixture(learned_path)
-    write_mixture(uniform_path, {"schema": SCHEMA, "weights": dict.fromkeys(SOURCES, 1 / len(SOURCES))})
-    paths = {"uniform": uniform_path, "learned": learned_path}
-    steps = steps_at_equal_tokens({arm: read_mixture(path) for arm, path in paths.items()}, document, arguments.steps)
-    arms, losses = {}, {}
-    for arm, path in paths.items():
-        facts = run_host(folder / arm, arm_config(arguments, seed, steps[arm], path))
-        losses[arm] = cached_losses(arguments.model, folder / arm / "out", rows, folder / arm)
-        gain, gain_se = paired_difference(losses[arm], base)
-        arms[arm] = {**facts, "steps": steps[arm], "test_loss": token_mean(losses[arm]), "to_base": [gain, gain_se]}
-        print(f"seed {seed}, {arm}: {arms[arm]}", flush=True)
-    difference, error = paired_difference(losses["learned"], losses["uniform"])
     history = read_history(folder / "learn/out/scalebio/history.jsonl")
-    print(weights_table(summarise_history(history, list(SOURCES))), flush=True)
+    summary = summarise_history(history, list(SOURCES))
+    print(f"seed {seed}\n{weights_table(summary)}", flush=True)
+    paths = {"uniform": folder / "uniform.json", "learned": folder / "learn/out/scalebio/mixture.json"}
+    write_mixture(paths["uniform"], {"schema": SCHEMA, "weights": dict.fromkeys(SOURCES, 1 / len(SOURCES))})
+    runs = {arm: run_host(folder / arm, arm_config(arguments, seed, mixture)) for arm, mixture in paths.items()}
+
+    def compare(steps: Mapping[str, int]) -> dict[str, Any]:
+        losses = {arm: cached_losses(arguments.model, folder / arm, step, rows) for arm, step in steps.items()}
+        difference, error = paired_difference(losses["learned"], losses["uniform"])
+        arms = {
+            arm: {"steps": step, "tokens": runs[arm]["tokens"][step - 1], "test_loss": token_mean(losses[arm])}
+            for arm, step in steps.items()
+        }
+        return {"arms": arms, "difference": difference, "difference_se": error}
+
     return {
         "seed": seed,
-        "learn": {**learn, "tokens": sum(sum(record["tokens"].values()) for record in history)},
-        "sources": document["sources"],
-        "arms": arms,
-        "difference": difference,
-        "difference_se": error,
+        "seconds": {"learn": learn["seconds"], **{arm: run["seconds"] for arm, run in runs.items()}},
+        "sources": {name: asdict(source) for name, source in summary.items()},
+        "equal_steps": compare(dict.fromkeys(paths, arguments.steps)),
+        "equal_tokens": compare(steps_at_equal_tokens({arm: run["tokens"] for arm, run in runs.items()})),
     }
 
 
-def base_config(arguments: argparse.Namespace, seed: int, steps: int) -> dict[str, Any]:
+def steps_at_equal_tokens(tokens: Mapping[str, Sequence[int]]) -> dict[str, int]:
+    """The step of each arm whose target tokens, summed up to there, are nearest to the total of the arm with fewer."""
+    budget = min(seen[-1] for seen in tokens.values())
+    return {arm: 1 + int(np.argmin(np.abs(np.array(seen) - budget))) for arm, seen in tokens.items()}
+
+
+def base_config(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
     config = yaml.safe_load(Path(__file__).with_suffix(".yml").read_text())
     config["base_model"] = str(arguments.model)
     config["datasets"] = [entry(arguments.data / file) for file in SOURCES.values()]
     config["dataset_prepared_path"] = str(arguments.out / "prepared")
-    return {**config, "seed": seed, "max_steps": steps}
+    return {**config, "seed": seed, "max_steps": arguments.steps}
 
 
 def learning_config(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
-    config = base_config(arguments, seed, arguments.steps)
+    config = base_config(arguments, seed)
     config["scalebio"]["validation_datasets"] = [entry(arguments.data / VALIDATION)]
     return config
 
 
-def arm_config(arguments: argparse.Namespace, seed: int, steps: int, mixture: Path) -> dict[str, Any]:
-    config = base_config(arguments, seed, steps)
+def arm_config(arguments: argparse.Namespace, seed: int, mixture: Path) -> dict[str, Any]:
+    config = base_config(arguments, seed)
     config["scalebio"] = {"names": list(SOURCES), "apply": str(mixture)}
-    return config
+    return {**config, "save_strategy": "steps", "save_steps": 1, "save_only_model": True}
 
 
 def entry(path: Path) -> dict[str, str]:
     return {"path": str(path), "type": "alpaca", "split": "train"}
 
 
-def steps_at_equal_tokens(
-    mixtures: Mapping[str, Mapping[str, Any]], learned: Mapping[str, Any], steps: int
-) -> dict[str, int]:
-    """Steps of each arm: all `steps`, or fewer for the arm of longer responses if they differ by over `TOLERANCE`.
-
-    Sequences of source i are drawn in proportion to p_i / length_i, so one holds 1 / Σ (p_i / length_i) target tokens
-    on average.
-    """
-    length = {name: source["tokens"] / source["examples"] for name, source in learned["sources"].items()}
-    expected = {
-        arm: 1 / math.fsum(weight / length[name] for name, weight in mixture["weights"].items())
-        for arm, mixture in mixtures.items()
-    }
-    shortest = min(expected.values())
-    if max(expected.values()) <= shortest * (1 + TOLERANCE):
-        return dict.fromkeys(mixtures, steps)
-    return {arm: max(1, round(steps * shortest / tokens)) for arm, tokens in expected.items()}
-
-
 def run_host(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Train in a process of the host. The target tokens are those the host logged."""
+    """Train in a process of the host. `tokens` are the target tokens that it logged, summed up to each step."""
     facts = folder / "arm.json"
     if facts.exists():
         return json.loads(facts.read_text())
@@ -164,7 +153,7 @@ def run_host(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
         subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=True)
     seconds = time.perf_counter() - started
     counts = re.findall(r"'tokens/trainable': '?(\d+)", (folder / "log.txt").read_text())
-    result = {"seconds": round(seconds), "target_tokens": int(counts[-1]) if counts else None}
+    result = {"seconds": round(seconds), "tokens": [int(count) for count in counts]}
     facts.write_text(json.dumps(result))
     return result
 
@@ -184,11 +173,12 @@ def test_rows(model: Path, data: Path, out: Path) -> list[dict[str, list[int]]]:
     return [row for row in rows if any(label != -100 for label in row["labels"][1:])]
 
 
-def cached_losses(model: Path, adapter: Path | None, rows: Sequence[Any], folder: Path) -> RowLosses:
-    path = folder / "test_losses.json"
+def cached_losses(model: Path, run: Path, step: int, rows: Sequence[Any]) -> RowLosses:
+    """Test losses after `step` steps of a run; step 0 is the base model."""
+    path = run / f"test_losses-{step}.json"
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        sums, tokens = row_losses(model, adapter, rows)
+        run.mkdir(parents=True, exist_ok=True)
+        sums, tokens = row_losses(model, run / f"out/checkpoint-{step}" if step else None, rows)
         path.write_text(json.dumps({"sums": sums.tolist(), "tokens": tokens.tolist()}))
     saved = json.loads(path.read_text())
     return np.array(saved["sums"]), np.array(saved["tokens"])
@@ -238,21 +228,25 @@ def paired_difference(first: RowLosses, second: RowLosses) -> tuple[float, float
 
 def table_of(result: Mapping[str, Any]) -> str:
     """The result in Markdown."""
-    lines = [f"| seed | arm | {' | '.join(SOURCES)} | steps | target tokens | test loss | seconds |"]
+    lines = [
+        f"Base model: {result['base']:.4f}\n",
+        f"| seed | at equal | arm | {' | '.join(SOURCES)} | steps | tokens | loss |",
+    ]
     lines.append("|---" * (len(SOURCES) + 6) + "|")
-    lines.append(f"| – | base model |{' – |' * (len(SOURCES) + 2)} {result['base']:.4f} | – |")
     for seed in result["seeds"]:
-        learned = [seed["sources"][name]["weight"] for name in SOURCES]
-        for arm, weights in (("uniform", [1 / len(SOURCES)] * len(SOURCES)), ("learned", learned)):
-            facts = seed["arms"][arm]
-            cells = [str(seed["seed"]), arm, *(f"{weight:.3f}" for weight in weights), str(facts["steps"])]
-            cells += [str(facts["target_tokens"]), f"{facts['test_loss']:.4f}", str(facts["seconds"])]
-            lines.append(f"| {' | '.join(cells)} |")
+        weights = {"uniform": [1 / len(SOURCES)] * len(SOURCES)}
+        weights["learned"] = [seed["sources"][name]["weight"] for name in SOURCES]
+        for what in ("steps", "tokens"):
+            for arm, facts in seed[f"equal_{what}"]["arms"].items():
+                cells = [str(seed["seed"]), what, arm, *(f"{weight:.3f}" for weight in weights[arm])]
+                cells += [str(facts["steps"]), str(facts["tokens"]), f"{facts['test_loss']:.4f}"]
+                lines.append(f"| {' | '.join(cells)} |")
     for seed in result["seeds"]:
-        lines.append(
-            f"\nSeed {seed['seed']}: learned less uniform {seed['difference']:+.4f} ± {seed['difference_se']:.4f}; "
-            f"learning took {seed['learn']['seconds']} s."
-        )
+        for what in ("steps", "tokens"):
+            pair = seed[f"equal_{what}"]
+            difference = f"{pair['difference']:+.4f} ± {pair['difference_se']:.4f}"
+            lines.append(f"\nSeed {seed['seed']}, at equal {what}: learned less uniform {difference}.")
+        lines.append(f"Seconds: {seed['seconds']}.")
     return "\n".join(lines)
 
 

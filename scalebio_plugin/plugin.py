@@ -12,7 +12,7 @@ from axolotl.utils.dict import DictDefault
 from axolotl.utils.logging import get_logger
 from datasets import Dataset
 from torch import nn
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, set_seed
 
 from . import wiring
 from .args import ScaleBiOSettings
@@ -72,6 +72,10 @@ class ScaleBiOPlugin(BasePlugin):
     def get_training_args(self, cfg: DictDefault) -> dict[str, Any]:
         """bf16 on a machine without accelerator: the host asks to say so."""
         return {"use_cpu": True} if cfg.bf16 and not torch.cuda.is_available() else {}
+
+    def pre_model_load(self, cfg: DictDefault) -> None:
+        """The host seeds in its trainer, after an adapter has started at random: the same seed gave other runs."""
+        set_seed(int(cfg.seed or 0))
 
     def post_model_load(self, cfg: DictDefault, model: nn.Module) -> None:
         if settings_of(cfg).apply is None:

@@ -75,7 +75,7 @@ SAME_AS_HOST = [
             pytest.mark.host_contract,
             pytest.mark.skipif(
                 HOST_MEANS_OVER_MICRO_BATCHES,
-                reason="axolotl < 0.20 averages the micro-batches' means, the plugin takes the mean over all their tokens",
+                reason="axolotl < 0.20 averages the means of micro-batches, the plugin all of their tokens",
             ),
         ],
     ),

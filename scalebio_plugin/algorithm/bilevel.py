@@ -73,9 +73,14 @@ def targets_of(labels: Tensor, source: Tensor, sequence: Tensor, *, per_sequence
 
 
 def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross entropy of every target, at least in float32 whatever the logits are: (B, T, V), (B, T-1) -> (B, T-1)."""
-    flat = logits[:, :-1].to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, 1)
-    return functional.cross_entropy(flat, labels.flatten(), ignore_index=IGNORED, reduction="none").view_as(labels)
+    """Cross entropy of every target, at least in float32 whatever the logits are: (B, T, V), (B, T-1) -> (B, T-1).
+
+    The last position of a row predicts nothing: it gets no label, which spares a copy of the logits without it.
+    """
+    precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    every = functional.pad(labels, (0, 1), value=IGNORED)
+    losses = functional.cross_entropy(precise.flatten(0, 1), every.flatten(), ignore_index=IGNORED, reduction="none")
+    return losses.view_as(every)[:, :-1]
 
 
 def sum_by_source(values: Tensor, source: Tensor, sources: int) -> Tensor:
