@@ -214,19 +214,24 @@ def apply(directory: Path, name: str, mixture: str, seed: int, test: Sequence[Ro
     """Test loss after an ordinary run, as long as learning was, on the weights of a mixture.json."""
     block = {"apply": mixture}
     config = host_config(NAMES, base_model="base", plugins=["scalebio"], scalebio=block, seed=seed, num_epochs=9)
-    return test_loss(launch(directory, name, config), test)
+    return loss_on(launch(directory, name, config), test)
 
 
-def equal_weights(mixture: str, directory: Path) -> str:
-    """A mixture.json with 1/10 for every source."""
+def baselines(mixture: str, directory: Path) -> dict[str, str]:
+    """Paths of two more mixture.json by name: 1/10 for every source; and its share of the tokens, all rows alike."""
     document = read_mixture(mixture)
-    document["weights"] = dict.fromkeys(document["weights"], 1 / len(NAMES))
-    path = directory / "uniform.json"
-    path.write_text(json.dumps(document))
-    return str(path)
+    tokens = {name: source["tokens"] for name, source in document["sources"].items()}
+    weights = {
+        "equal weights": dict.fromkeys(tokens, 1 / len(tokens)),
+        "all rows alike": {name: count / sum(tokens.values()) for name, count in tokens.items()},
+    }
+    paths = {name: directory / f"{name.replace(' ', '-')}.json" for name in weights}
+    for name, path in paths.items():
+        path.write_text(json.dumps({**document, "weights": weights[name]}))
+    return {name: str(path) for name, path in paths.items()}
 
 
-def test_loss(model_directory: Path, rows: Sequence[Row]) -> float:
+def loss_on(model_directory: Path, rows: Sequence[Row]) -> float:
     """Mean cross entropy of the answers' tokens, end included, in nats."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -244,21 +249,18 @@ def test_loss(model_directory: Path, rows: Sequence[Row]) -> float:
     return total / tokens
 
 
-test_loss.__test__ = False  # type: ignore[attr-defined]  # a measure, not a test
-
-
 def measure(alpaca: Path, directory: Path, seed: int) -> dict[str, Any]:
-    """Everything of one seed: what learns, the control, and ordinary runs on what was learned and on equal weights."""
+    """Everything of one seed: what learns, the control, and ordinary runs on those mixtures and on two others."""
     test = prepare(alpaca, directory, seed)["test"]
-    results: dict[str, Any] = {"pretrained": test_loss(directory / "base", test), "phase 2": {}}
+    results: dict[str, Any] = {"pretrained": loss_on(directory / "base", test), "phase 2": {}}
     for name, scalebio in LEARNING.items():
         results[name] = learn(directory, name, seed, scalebio)
         print(seed, name, json.dumps(results[name]), flush=True)
     results["control"] = learn(directory, "control", seed, CONTROL, CONTROL_STEPS)
     mixtures = {name: results[name]["mixture"] for name in LEARNING}
-    mixtures["uniform"] = equal_weights(results["default"]["mixture"], directory)
+    mixtures |= baselines(results["default"]["mixture"], directory)
     for name, mixture in mixtures.items():
-        results["phase 2"][name] = apply(directory, f"phase-2-{name}", mixture, seed, test)
+        results["phase 2"][name] = apply(directory, f"phase-2-{name.replace(' ', '-')}", mixture, seed, test)
         print(seed, "phase 2", name, results["phase 2"][name], flush=True)
     return results
 
@@ -273,8 +275,8 @@ def table(results: Mapping[int, Mapping[str, Any]]) -> str:
             numbers = [run["mass_100"], run["mass"], max(run["weights"]), min(run["weights"]), run["signal"]]
             cells = [str(seed), name, *(f"{number:.3g}" for number in numbers), f"{loss:.4f}" if loss else "-"]
             lines.append("| " + " | ".join(cells) + " |")
-        cells = [str(seed), "equal weights", "0.5", "0.5", "0.1", "0.1", "-", f"{of['phase 2']['uniform']:.4f}"]
-        lines.append("| " + " | ".join(cells) + " |")
+        for name in [name for name in of["phase 2"] if name not in LEARNING]:
+            lines.append("| " + " | ".join([str(seed), name, *"-----", f"{of['phase 2'][name]:.4f}"]) + " |")
     return "\n".join(lines)
 
 

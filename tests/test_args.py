@@ -139,7 +139,7 @@ OUT_OF_RANGE: list[tuple[str, Any]] = [
     *[("warmup_steps", value) for value in (-1, 1.5)],
     *[("update_interval", value) for value in (0, -1, 2.5)],
     *[("validation_batch_size", value) for value in (0, -4)],
-    *[("max_repeats", value) for value in (0.5, 0, float("inf"), float("nan"))],
+    *[("max_repeats", value) for value in (0.5, 1.5, 0, float("inf"), float("nan"))],
     *[("estimator", value) for value in ("backward", "", True)],
     *[("loss_unit", value) for value in ("tokens", "sample")],
     *[("mixture_init", value) for value in ("even", 0.5, [0.5, 0.5])],

@@ -26,7 +26,11 @@ TOY_HOST = {
             return target.replace(":", ".")
     """,
     "axolotl/utils/__init__.py": "",
+    "axolotl/utils/schemas/__init__.py": "",
+    "axolotl/utils/schemas/config.py": "",
     "axolotl/utils/config/__init__.py": """
+        import axolotl.utils.schemas.config
+
         def validate_config(cfg):
             cfg.setdefault("seen", 1)
             return cfg

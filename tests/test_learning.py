@@ -21,7 +21,7 @@ from . import host
 EXAMPLE = yaml.safe_load(quickstart.example_config("quickstart.yml").read_text())
 SETTINGS = {key: EXAMPLE[key] for key in ("micro_batch_size", "learning_rate", "lr_scheduler", "weight_decay")}
 FOUR_LAYERS = {"layers": 4, "hidden": 64, "heads": 4}
-LISA = {"lisa": {"active_layers": 2, "interval": 10}}
+LISA = {"lisa": {"active_layers": 2, "interval": 10}, "penalty": 100.0}
 
 
 def learn(directory: Path, *, seed: int, steps: int, model: dict[str, int] | None = None, **settings: Any) -> host.Run:
@@ -44,7 +44,7 @@ def first_found(run: host.Run) -> int | None:
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3, 4))])
 def test_the_planted_mixture_is_found(tmp_path: Path, seed: int) -> None:
-    assert first_found(learn(tmp_path, seed=seed, steps=150)) is not None
+    assert first_found(learn(tmp_path, seed=seed, steps=100)) is not None
 
 
 @pytest.mark.slow
@@ -71,10 +71,12 @@ def test_the_planted_mixture_is_found_by_an_adapter(tmp_path: Path) -> None:
 
 
 class TestLisaLearns:
+    """At the paper's penalty: a stronger pull can outlast the noise of layers drawn apart, on some seeds."""
+
     @pytest.mark.slow
     @pytest.mark.parametrize("seed", [0, 1])
     def test_the_planted_mixture_is_found(self, tmp_path: Path, seed: int) -> None:
-        run = learn(tmp_path, seed=seed, steps=200, model=FOUR_LAYERS, scalebio=LISA)
+        run = learn(tmp_path, seed=seed, steps=300, model=FOUR_LAYERS, scalebio=LISA)
         assert first_found(run) is not None
 
     @pytest.mark.slow
@@ -84,7 +86,7 @@ class TestLisaLearns:
     ) -> None:
         """The negative control: what the same layers in both sets are worth."""
         draw_apart(monkeypatch)
-        run = learn(tmp_path, seed=seed, steps=200, model=FOUR_LAYERS, scalebio=LISA)
+        run = learn(tmp_path, seed=seed, steps=300, model=FOUR_LAYERS, scalebio=LISA)
         assert first_found(run) is None
 
 

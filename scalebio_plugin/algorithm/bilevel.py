@@ -92,6 +92,9 @@ def sum_by_source(values: Tensor, source: Tensor, sources: int) -> Tensor:
 def weighted_loss(losses: Tensor, targets: Targets, coefficient_S: Tensor, total: Tensor) -> Tensor:
     """Equation (1) for one micro-batch of a step.
 
+    The sum is taken by the kernel that the host's cross entropy sums with, over the same positions: at p = share not
+    only the gradients but the value, too, has the host's bits.
+
     Args:
         losses: (B, T-1), from `token_losses`.
         targets: Of the same micro-batch.
@@ -99,7 +102,10 @@ def weighted_loss(losses: Tensor, targets: Targets, coefficient_S: Tensor, total
         total: (), n, the units of the global accumulated batch (all micro-batches, all ranks).
     """
     weight = coefficient_S.to(losses.device)[targets.source] * targets.units
-    return (losses * weight.to(losses.dtype)).sum() / total
+    every = functional.pad(losses * weight.to(losses.dtype), (0, 1))
+    counted = functional.pad(targets.labels, (0, 1), value=IGNORED).clamp(max=0)  # one class, 0, for every target
+    summed = functional.nll_loss(-every.flatten()[:, None], counted.flatten(), ignore_index=IGNORED, reduction="sum")
+    return summed / total
 
 
 @dataclass(frozen=True)
