@@ -18,7 +18,7 @@ Inside the host:
 - `boot`: what makes ``plugins: [scalebio]`` a name the host knows.
 - `plugin`: what the host calls; short methods that delegate to `wiring`.
 - `sources`, `validation`, `rest`: batches that know their source, of the validation data, after learning.
-- `trainer`, `callbacks`, `layers`: the one overridden training step, and what happens around it.
+- `trainer`, `learning`, `callbacks`, `layers`: the one overridden training step, what it holds, what happens around it.
 
 A run, and what it leaves behind:
 

@@ -17,7 +17,8 @@ from .picture import draw_mixture
 from .state import history_path
 
 if TYPE_CHECKING:
-    from .trainer import Learning, ScaleBiOTrainer
+    from .learning import Learning
+    from .trainer import ScaleBiOTrainer
 
 LOG = get_logger("axolotl.scalebio")
 _HOSTS = ("axolotl", "transformers", "accelerate", "torch", "peft")

@@ -21,7 +21,8 @@ from .report import HistoryRecord, append_history
 from .run import Phase
 
 if TYPE_CHECKING:
-    from .trainer import Learning, ScaleBiOTrainer
+    from .learning import Learning
+    from .trainer import ScaleBiOTrainer
 
 VERSION = 1
 MIXTURE = "scalebio_mixture.pt"

@@ -11,131 +11,23 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from axolotl.core.trainers.base import AxolotlTrainer
 from axolotl.utils.logging import get_logger
-from axolotl.utils.samplers import MultipackBatchSampler
 from torch import Tensor, nn
 from transformers.trainer_utils import get_last_checkpoint
 
 from . import state
 from .algorithm.bilevel import Targets, sum_by_source, targets_of, token_losses, weighted_loss
 from .algorithm.inner import InnerParameters
-from .layers import LayerSampling
-from .report import HistoryRecord, progress_table
-from .rest import RestStream
+from .learning import AccumulatedStep, Learning, RandomState
+from .report import progress_table
 from .run import MixtureRun, Phase, StepLosses
 from .sources import COLUMN, SourceCollator
-from .validation import ValidationStream
 
 LOG = get_logger("axolotl.scalebio")
-
-
-@dataclass
-class Learning:
-    """What the plugin hands to the trainer, and the parts that come to be during the run.
-
-    Attributes:
-        run: λ and the phase.
-        validation: L1's batches.
-        layers: LISA, if any.
-        trainable: Names of the parameters that the optimizer was made for.
-        rest: The batches after learning.
-        inner_device: Where u rests; None: beside the model.
-        folder: `<output_dir>/scalebio`.
-        manager: Of the run's hooks.
-        facts: Of config and data, for mixture.json.
-        inner: u, from the first learning step to the last.
-        record: Last line of the history.
-        order: What the order of the host's data came from.
-    """
-
-    run: MixtureRun
-    validation: ValidationStream
-    layers: LayerSampling | None
-    trainable: list[str]
-    rest: RestStream
-    inner_device: torch.device | None
-    folder: str
-    manager: Any
-    facts: dict[str, Any]
-    inner: InnerParameters | None = None
-    record: HistoryRecord | None = None
-    order: DataOrder = field(default_factory=lambda: DataOrder())
-
-    def begun_inner(self) -> InnerParameters:
-        if self.inner is None:
-            raise RuntimeError("scalebio: a learning step without inner parameters; this is a bug, please report it")
-        return self.inner
-
-
-@dataclass
-class DataOrder:
-    """States of torch's generator that decide the order of the host's data.
-
-    With sample packing the host draws that order from the global generator, when the data loader is made and again in
-    every epoch, and a resumed run has used the generator differently by then: it would see other batches. So both
-    states are kept, and taken up again on a resume.
-
-    Attributes:
-        loader, epoch: State when the loader was made, and when the current epoch began.
-        resumed: Whether they come from a checkpoint and still wait for the epoch they belong to.
-    """
-
-    loader: Tensor | None = None
-    epoch: Tensor | None = None
-    resumed: bool = False
-
-    def at_loader(self) -> None:
-        if self.resumed and self.loader is not None:
-            torch.set_rng_state(self.loader)
-        self.loader = torch.get_rng_state()
-
-    def at_epoch(self, loader: Any, number: int) -> None:
-        if self.resumed and self.epoch is not None:
-            torch.set_rng_state(self.epoch)
-            sampler = getattr(loader, "batch_sampler", None)
-            if isinstance(sampler, MultipackBatchSampler):
-                sampler.set_epoch(number)  # skipping hides it from the host's own call, and it would keep old bins
-        self.epoch, self.resumed = torch.get_rng_state(), False
-
-
-@dataclass
-class AccumulatedStep:
-    """One optimiser step in the making: its micro-batches and the sums of their losses.
-
-    Attributes:
-        batches: Without tags. targets: One per micro-batch.
-        units_S: (S,), n_i over the whole step. total: n.
-        model_S, inner_S: (S,), Σ unit · loss at w and at u so far.
-        before: State of the generators before the first micro-batch, so that u sees w's dropout masks.
-    """
-
-    batches: list[dict[str, Any]]
-    targets: list[Targets]
-    units_S: Tensor
-    total: Tensor
-    model_S: Tensor
-    inner_S: Tensor
-    before: RandomState
-    done: int = 0
-    train_loss: list[Tensor] = field(default_factory=list)
-
-
-class RandomState:
-    """State of torch's generators on the CPU and on the current accelerator."""
-
-    def __init__(self) -> None:
-        self.cpu = torch.get_rng_state()
-        self.cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
-
-    def restore(self) -> None:
-        torch.set_rng_state(self.cpu)
-        if self.cuda is not None:
-            torch.cuda.set_rng_state(self.cuda)
 
 
 class ScaleBiOTrainer(AxolotlTrainer):

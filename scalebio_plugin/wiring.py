@@ -22,10 +22,10 @@ from .hooks.defaults import BUILT_IN
 from .hooks.manager import build_manager
 from .hooks.spec import Observation
 from .layers import LayerSampling
+from .learning import Learning
 from .rest import RestStream
 from .run import MixtureRun, unknown_rule
 from .sources import Prepared, SourceCollator, Validation
-from .trainer import Learning
 from .validation import ValidationStream, coefficients
 
 LOG = get_logger("axolotl.scalebio")

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "scalebio_plugin"
 MODULES = sorted(path.relative_to(PACKAGE).with_suffix("").as_posix() for path in PACKAGE.rglob("*.py"))
 HOST = {"accelerate", "axolotl", "datasets", "deepspeed", "peft", "transformers", "trl"}
-MAY_IMPORT_THE_HOST = {"plugin", "wiring", "sources", "validation", "trainer", "callbacks", "rest"}
+MAY_IMPORT_THE_HOST = {"plugin", "wiring", "sources", "validation", "learning", "trainer", "callbacks", "rest"}
 HEAVY = HOST | {"torch", "numpy", "pandas", "matplotlib", "pydantic"}
 
 
