@@ -105,7 +105,7 @@ def weighted_loss(losses: Tensor, targets: Targets, coefficient_S: Tensor, total
     every = functional.pad(losses * weight.to(losses.dtype), (0, 1))
     counted = functional.pad(targets.labels, (0, 1), value=IGNORED).clamp(max=0)  # one class, 0, for every target
     summed = functional.nll_loss(-every.flatten()[:, None], counted.flatten(), ignore_index=IGNORED, reduction="sum")
-    return summed / total
+    return (summed / total).to(losses.dtype)
 
 
 @dataclass(frozen=True)
