@@ -259,14 +259,14 @@ class TestWithTheHost:
 
     @pytest.mark.parametrize("block", [{"penalty": 3.0}, {}, None, False])
     @pytest.mark.parametrize("plugins", [None, [], ["axolotl.integrations.liger.LigerPlugin"]])
-    def test_a_block_without_the_plugin_is_an_error(self, config, block, plugins):
+    def test_a_block_without_the_plugin_is_an_error(self, manager, config, block, plugins):
         from axolotl.utils.config import validate_config
 
         config.update({"scalebio": block, "plugins": plugins})
         with pytest.raises(ValueError, match=r"`scalebio:` block.*add `plugins: \[scalebio\]`"):
             validate_config(config)
 
-    def test_a_config_without_the_block_is_what_the_host_makes_of_it(self, config):
+    def test_a_config_without_the_block_is_what_the_host_makes_of_it(self, manager, config):
         from axolotl.utils.config import validate_config
 
         assert validate_config(config) == validate_config.__wrapped__(config)
