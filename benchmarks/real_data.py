@@ -133,7 +133,7 @@ def learning_config(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
 def arm_config(arguments: argparse.Namespace, seed: int, mixture: Path) -> dict[str, Any]:
     config = base_config(arguments, seed)
     config["scalebio"] = {"names": list(SOURCES), "apply": str(mixture)}
-    return {**config, "save_strategy": "steps", "save_steps": 1, "save_only_model": True}
+    return {**config, "save_strategy": "steps", "save_steps": 1, "save_only_model": True, "save_total_limit": 1000}
 
 
 def entry(path: Path) -> dict[str, str]:
