@@ -74,13 +74,17 @@ def test_the_planted_mixture_is_found_by_an_adapter(tmp_path: Path) -> None:
 
 class TestLisaLearns:
     @pytest.mark.slow
+    @pytest.mark.parametrize("seed", [0, 1])
     def test_the_planted_mixture_is_found_and_not_as_soon_with_layers_drawn_apart(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
     ) -> None:
-        """What the same layers in both sets are worth. Apart, it is found on some seeds, later: the pull adds up."""
-        same = first_found(learn(tmp_path / "same", seed=0, steps=200, model=FOUR_LAYERS, scalebio=LISA))
+        """What the same layers in both sets are worth: apart, it is found later (seed 0) or not at all (seed 1).
+
+        At penalty 100 the contrast holds on seed 0 alone: on seed 1 the same layers do not find it in 300 steps either.
+        """
+        same = first_found(learn(tmp_path / "same", seed=seed, steps=250, model=FOUR_LAYERS, scalebio=LISA))
         draw_apart(monkeypatch)
-        apart = first_found(learn(tmp_path / "apart", seed=0, steps=200, model=FOUR_LAYERS, scalebio=LISA))
+        apart = first_found(learn(tmp_path / "apart", seed=seed, steps=250, model=FOUR_LAYERS, scalebio=LISA))
         assert same is not None
         assert apart is None or apart > same
 
