@@ -133,7 +133,9 @@ class ScaleBiOSettings(_Block):
         description="Path of a mixture.json: no learning, an ordinary run whose sampling follows its weights.",
     )
     max_repeats: PositiveInt = Field(
-        default=4, description="When sampling follows the weights: how often one example may be seen, at most."
+        default=4,
+        description="When sampling follows the weights: how often one example may be drawn, at most, in "
+        "one pass over the training set (an epoch).",
     )
     extensions: list[str] = Field(
         default_factory=list, description="Hook implementations to register: `module` or `module:attribute`."

@@ -31,7 +31,7 @@ class HistoryRecord(TypedDict):
     loss: dict[str, float | None]  # the source's mean training loss in this batch; None if it had no example there
     inner_loss: dict[str, float | None]  # the same at the inner parameters
     gap: dict[str, float]  # estimate of the source's loss at the model less that at the inner parameters; never None
-    tokens: dict[str, int]  # target tokens of the source in this batch
+    units: dict[str, int]  # target tokens of the source in this batch; its sequences with `loss_unit: sequence`
     train_loss: float
     val_loss: float
     learning_rate: float

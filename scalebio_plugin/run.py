@@ -153,7 +153,7 @@ class MixtureRun:
             "loss": means(losses.model_S),
             "inner_loss": means(losses.inner_S),
             "gap": self._named(gap_S.tolist()),
-            "tokens": self._named([round(units) for units in losses.units_S.tolist()]),
+            "units": self._named([round(units) for units in losses.units_S.tolist()]),
             "train_loss": losses.train_loss,
             "val_loss": losses.val_loss,
             "learning_rate": learning_rate,

@@ -54,26 +54,6 @@ def metrics(record: HistoryRecord) -> dict[str, float]:
     return values
 
 
-def unscale_both(inner: InnerParameters, scaler: torch.amp.GradScaler) -> bool:
-    """fp16, while u is in place: take the loss scale off u's gradients. False if either set overflowed.
-
-    u and w must take the same number of steps. Where u alone overflowed, w's gradients are made to overflow too, so
-    that the host's scaler skips its step and lowers the scale for both.
-    """
-    gradients = [p.grad for p in inner.parameters.values() if p.grad is not None]
-    scale = scaler.get_scale()
-    for gradient in gradients:
-        gradient.div_(scale)
-    w_gradients = [gradient for gradient in inner.gradients.values() if gradient is not None]
-    finite = all(bool(gradient.isfinite().all()) for gradient in [*gradients, *w_gradients])
-    if not finite:
-        for name in inner.values:
-            inner.parameters[name].grad = None
-        if w_gradients:
-            w_gradients[0].fill_(float("inf"))
-    return finite
-
-
 def save_mixture(trainer: ScaleBiOTrainer, folder: str) -> None:
     """λ, the order of the data and the history, on the main process. Written before the host's files."""
     learning = trainer.learning

@@ -111,8 +111,11 @@ class ScaleBiOTrainer(AxolotlTrainer):
         loss = self._train_pass(model, step, step.done, step.model_S)
         step.train_loss.append(loss)
         step.done += 1
-        if step.done == len(step.batches) and learning.run.phase(self.state.global_step) is Phase.LEARN:
-            self._learn(model, learning, step)
+        if step.done == len(step.batches):
+            if learning.run.phase(self.state.global_step) is Phase.LEARN:
+                self._learn(model, learning, step)
+            else:
+                self._refuse_not_finite("the model", step.model_S)
         return loss
 
     def _learn(self, model: nn.Module, learning: Learning, step: AccumulatedStep) -> None:
@@ -136,20 +139,21 @@ class ScaleBiOTrainer(AxolotlTrainer):
         gathered = torch.cat([step.model_S, step.inner_S, step.units_S, scalars]).cpu()  # the one synchronisation
         model_S, inner_S, units_S = gathered[:-2].chunk(3)
         losses = StepLosses(model_S, inner_S, units_S, float(gathered[-2]), float(gathered[-1]))
-        self._refuse_not_finite(learning.run.names, losses)
+        self._refuse_not_finite("the model", model_S)
+        self._refuse_not_finite("the inner parameters", inner_S)
+        if not math.isfinite(losses.val_loss):
+            raise FloatingPointError(self._stopped("the validation loss"))
         number = self.state.global_step + 1
         record = learning.run.observe(losses, number, float(self._get_learning_rate()))
         if record is not None:
             learning.record = record
             state.add_to_history(learning, record, main_process=self.is_world_process_zero())
 
-    def _refuse_not_finite(self, names: list[str], losses: StepLosses) -> None:
-        for where, sums in (("the model", losses.model_S), ("the inner parameters", losses.inner_S)):
-            bad = [name for name, total in zip(names, sums.tolist(), strict=True) if not math.isfinite(total)]
-            if bad:
-                raise FloatingPointError(self._stopped(f"the training loss of {bad} at {where}"))
-        if not math.isfinite(losses.val_loss):
-            raise FloatingPointError(self._stopped("the validation loss"))
+    def _refuse_not_finite(self, where: str, sums_S: Tensor) -> None:
+        names = self.learning.run.names
+        bad = [name for name, total in zip(names, sums_S.tolist(), strict=True) if not math.isfinite(total)]
+        if bad:
+            raise FloatingPointError(self._stopped(f"the training loss of {bad} at {where}"))
 
     def _stopped(self, what: str) -> str:
         return (
@@ -201,7 +205,7 @@ class ScaleBiOTrainer(AxolotlTrainer):
     def _step_inner(self, model: nn.Module, inner: InnerParameters) -> None:
         """Clip and step u with the host's optimizer, at the learning rate that w's step is about to take."""
         optimizer, scaler = inner.optimizer, self.accelerator.scaler
-        if scaler is not None and not state.unscale_both(inner, scaler):
+        if scaler is not None and not inner.unscale(scaler.get_scale()):
             return  # both sets skip the step: the scaler finds the overflow in w's gradients
         if self.args.max_grad_norm and self.args.max_grad_norm > 0:
             torch.nn.utils.clip_grad_norm_(model.parameters(), self.args.max_grad_norm)

@@ -13,7 +13,7 @@ def record(step, weights, gap=None, loss=None):
         "loss": loss or zeros,
         "inner_loss": loss or zeros,
         "gap": gap or zeros,
-        "tokens": dict.fromkeys(weights, 7),
+        "units": dict.fromkeys(weights, 7),
         "train_loss": 2.0,
         "val_loss": 1.0 + 1.0 / step,
         "learning_rate": 1e-4,

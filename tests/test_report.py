@@ -254,6 +254,7 @@ class TestMixture:
 
     def test_a_sum_within_the_tolerance_is_accepted(self, tmp_path):
         write_mixture(tmp_path / "mixture.json", {"schema": 1, "weights": {"a": 0.5, "b": 0.4999995}})
+        assert read_mixture(tmp_path / "mixture.json")["weights"] == {"a": 0.5, "b": 0.4999995}
 
     def test_a_file_that_is_not_json_is_refused(self, tmp_path):
         (tmp_path / "mixture.json").write_text("a: 0.5")

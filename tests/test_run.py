@@ -279,7 +279,7 @@ def test_a_record_is_plain_and_says_what_happened():
     assert record["step"] == 7
     assert record["loss"] == {"a": pytest.approx(2.5), "b": pytest.approx(3.25), "c": None}
     assert record["inner_loss"] == {"a": pytest.approx(2.0), "b": pytest.approx(3.0), "c": None}
-    assert record["tokens"] == {"a": 60, "b": 40, "c": 0}
+    assert record["units"] == {"a": 60, "b": 40, "c": 0}
     assert (record["train_loss"], record["val_loss"], record["learning_rate"]) == (2.5, 1.5, 1e-4)
     assert list(record["weights"].values()) == run.weights_S.tolist()  # those after the update
 

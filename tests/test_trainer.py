@@ -106,9 +106,10 @@ OFFTOPIC = [{"path": "data/offtopic.jsonl", "type": "alpaca"}]
     ("changes", "named"),
     [
         ({}, r"training loss of \['offtopic'\] at the model"),
+        ({"scalebio": {"warmup_steps": 8}, "max_steps": 9}, r"training loss of \['offtopic'\] at the model"),
         ({"datasets": host.BASE["datasets"][:2], "scalebio": {"validation_datasets": OFFTOPIC}}, "validation loss"),
     ],
-    ids=["train", "validation"],
+    ids=["train", "warmup", "validation"],
 )
 def test_nan_stops_the_run_before_the_step_and_names_the_source(
     inputs: Path, tmp_path: Path, changes: dict[str, Any], named: str
@@ -119,14 +120,13 @@ def test_nan_stops_the_run_before_the_step_and_names_the_source(
             inputs,
             output_dir=str(tmp_path / "out"),
             nan_from=(4, "both"),
-            max_steps=8,
-            micro_batch_size=8,
-            save_strategy="steps",
-            save_steps=2,
-            **changes,
+            **{"max_steps": 8, "micro_batch_size": 8, "save_strategy": "steps", "save_steps": 2, **changes},
         )
     assert (tmp_path / "out/checkpoint-4/scalebio_inner.pt").exists()
     assert not (tmp_path / "out/checkpoint-6").exists()
+    if "warmup_steps" in changes.get("scalebio", {}):
+        assert not (tmp_path / "out/scalebio/history.jsonl").exists()
+        return
     history = (tmp_path / "out/scalebio/history.jsonl").read_text()
     assert json.loads(history.splitlines()[-1])["step"] == 4
     assert "NaN" not in history

@@ -180,7 +180,7 @@ def compare(twin: Twin, run: host.Run, k: int, record: dict[str, Any] | None) ->
         found["u"] = max(difference(u[name], run.inner[k].get(name, w[name])) for name in run.model[k])
     if record is not None:
         found["gap"] = difference(twin.gap, list(record["gap"].values()))
-        found["units"] = difference([round(units) for units in twin.units], list(record["tokens"].values()))
+        found["units"] = difference([round(units) for units in twin.units], list(record["units"].values()))
         found["losses"] = max(
             abs(twin.train_loss - record["train_loss"]),
             abs(twin.val_loss - record["val_loss"]),

@@ -94,6 +94,25 @@ class InnerParameters:
         finally:
             self.exchange()
 
+    @torch.no_grad()
+    def unscale(self, scale: float) -> bool:
+        """fp16, while u is in place: take the loss scale off u's gradients. False if either set overflowed.
+
+        u and w must take the same number of steps. Where either overflowed, u's gradients are dropped and w's (still
+        scaled) are made to overflow, so that the host's scaler skips its step and lowers the scale for both.
+        """
+        mine = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
+        others = [gradient for gradient in self.gradients.values() if gradient is not None]
+        for gradient in mine:
+            gradient.div_(scale)
+        finite = all(bool(gradient.isfinite().all()) for gradient in [*mine, *others])
+        if not finite:
+            for name in self.values:
+                self.parameters[name].grad = None
+            if others:
+                others[0].fill_(float("inf"))
+        return finite
+
     def state_dict(self) -> dict[str, Any]:
         """All of u, on the CPU. Not to be called while exchanged."""
         return {
