@@ -16,6 +16,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments.command == "quickstart":
             return _quickstart(arguments.dir, arguments.steps)
+        if arguments.command == "estimate":
+            return _estimate(arguments.config, arguments.gpus, arguments.gpu_memory, arguments.model_config)
         return _show(arguments.path)
     except (FileNotFoundError, ValueError) as error:
         print(f"scalebio: {error}", file=sys.stderr)
@@ -40,7 +42,29 @@ def _parser() -> argparse.ArgumentParser:
 
     show = commands.add_parser("show", help="print the mixture that a run learned")
     show.add_argument("path", type=Path, metavar="PATH", help="a mixture.json, or the output_dir of a run")
+
+    estimate = commands.add_parser(
+        "estimate",
+        help="memory and compute of a config, before anything is downloaded",
+        description="Counts, from the model's config alone, what a run takes on each GPU and in CPU memory, beside the "
+        "same run without scalebio. Exit status: 0 it fits, 1 it does not, 2 the config is wrong.",
+    )
+    estimate.add_argument("config", type=Path, metavar="CONFIG", help="an Axolotl config")
+    estimate.add_argument("--gpus", type=_positive, default=1, metavar="N", help="GPUs (default: %(default)s)")
+    estimate.add_argument(
+        "--gpu-memory", type=_gibibytes, default=48.0, metavar="GIB", help="of each, in GiB (default: %(default)g)"
+    )
+    estimate.add_argument(
+        "--model-config", type=Path, metavar="FILE", help="a config.json, if base_model's is not found"
+    )
     return parser
+
+
+def _gibibytes(text: str) -> float:
+    number = float(text)
+    if not 0.0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
+    return number
 
 
 def _positive(text: str) -> int:
@@ -54,6 +78,19 @@ def _quickstart(directory: Path, steps: int | None) -> int:
     from .quickstart import run
 
     return run(directory, steps=steps)
+
+
+def _estimate(config: Path, gpus: int, gpu_memory: float, model_config: Path | None) -> int:
+    from .estimate.estimator import estimate
+    from .estimate.lines import fits, lines_of
+    from .estimate.setting import refusals_of
+
+    found = estimate(config, gpus, model_config)
+    print("\n".join(lines_of(found, gpu_memory)))
+    refused = refusals_of(config)
+    for problem in refused:
+        print(f"scalebio: the run would be refused: {problem}", file=sys.stderr)
+    return 2 if refused else 0 if fits(found, gpu_memory) else 1
 
 
 def _show(path: Path) -> int:

@@ -8,9 +8,9 @@ import pluggy
 import torch
 from torch import nn
 
-from .algorithm.inner import InnerParameters
 from .algorithm.lisa import LayerPlan
 from .args import LisaArgs
+from .engines.base import InnerSet
 
 
 class LayerSampling:
@@ -55,7 +55,7 @@ class LayerSampling:
         step: int,
         parameters: Mapping[str, nn.Parameter],
         optimizer: torch.optim.Optimizer,
-        inner: InnerParameters | None,
+        inner: InnerSet | None,
     ) -> bool:
         """Make the layers of the coming step the ones that train. True if they were switched."""
         period = step // self.settings.interval

@@ -10,7 +10,7 @@ from axolotl.utils.samplers import MultipackBatchSampler
 from torch import Tensor
 
 from .algorithm.bilevel import Targets
-from .algorithm.inner import InnerParameters
+from .engines.base import Engine, InnerSet
 from .layers import LayerSampling
 from .report import HistoryRecord
 from .rest import RestStream
@@ -24,6 +24,7 @@ class Learning:
 
     Attributes:
         run: λ and the phase.
+        engine: How the parameter sets live on the host's engine.
         validation: L1's batches.
         layers: LISA, if any.
         trainable: Names of the parameters that the optimizer was made for.
@@ -38,6 +39,7 @@ class Learning:
     """
 
     run: MixtureRun
+    engine: Engine
     validation: ValidationStream
     layers: LayerSampling | None
     trainable: list[str]
@@ -46,11 +48,11 @@ class Learning:
     folder: str
     manager: Any
     facts: dict[str, Any]
-    inner: InnerParameters | None = None
+    inner: InnerSet | None = None
     record: HistoryRecord | None = None
     order: DataOrder = field(default_factory=lambda: DataOrder())
 
-    def begun_inner(self) -> InnerParameters:
+    def begun_inner(self) -> InnerSet:
         if self.inner is None:
             raise RuntimeError("scalebio: a learning step without inner parameters; this is a bug, please report it")
         return self.inner
@@ -95,7 +97,6 @@ class AccumulatedStep:
         batches: Without tags. targets: One per micro-batch.
         units_S: (S,), n_i over the whole step. total: n.
         model_S, inner_S: (S,), Σ unit · loss at w and at u so far.
-        before: State of the generators before the first micro-batch, so that u sees w's dropout masks.
     """
 
     batches: list[dict[str, Any]]
@@ -104,7 +105,6 @@ class AccumulatedStep:
     total: Tensor
     model_S: Tensor
     inner_S: Tensor
-    before: RandomState
     done: int = 0
     train_loss: list[Tensor] = field(default_factory=list)
 

@@ -17,11 +17,12 @@ import torch
 from axolotl.core.trainers.base import AxolotlTrainer
 from axolotl.utils.logging import get_logger
 from torch import Tensor, nn
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
 from . import state
 from .algorithm.bilevel import Targets, sum_by_source, targets_of, token_losses, weighted_loss
 from .algorithm.inner import InnerParameters
+from .engines.base import plain_name
 from .learning import AccumulatedStep, Learning, RandomState
 from .report import progress_table
 from .run import MixtureRun, Phase, StepLosses
@@ -56,11 +57,24 @@ class ScaleBiOTrainer(AxolotlTrainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         if self.scalebio is not None and resume_from_checkpoint:
-            found = resume_from_checkpoint
-            checkpoint = get_last_checkpoint(self.args.output_dir) if found is True else str(found)
-            if checkpoint is not None:
-                state.load_mixture(self.scalebio, checkpoint)
+            resume_from_checkpoint = self._checkpoint_to_take(resume_from_checkpoint)
+            if resume_from_checkpoint is not None:
+                state.load_mixture(self.scalebio, str(resume_from_checkpoint))
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _checkpoint_to_take(self, asked: str | bool) -> str | None:
+        """The checkpoint that was asked for; where the host chose it, the newest one that was written to its end."""
+        output_dir = str(self.args.output_dir)
+        checkpoint = get_last_checkpoint(output_dir) if asked is True else str(asked)
+        chosen_by_host = asked is True or bool(self.axolotl_cfg and self.axolotl_cfg.auto_resume_from_checkpoints)
+        if checkpoint is None or not chosen_by_host or not state.is_half_written(checkpoint):
+            return checkpoint
+        whole = state.last_whole_checkpoint(output_dir)
+        LOG.warning(
+            f"scalebio: {checkpoint} was not written to its end, so the run "
+            + (f"goes on from {whole}" if whole else "starts anew")
+        )
+        return whole
 
     def get_train_dataloader(self) -> Any:
         if self.scalebio is not None:
@@ -88,7 +102,7 @@ class ScaleBiOTrainer(AxolotlTrainer):
             targets_of(batch["labels"], source, sequence, per_sequence=per_sequence)
             for batch, (source, sequence) in zip(batches, tags, strict=True)
         ]
-        units = torch.stack([target.counts(len(run.names)) for target in targets]).sum(0)
+        units = self.learning.engine.total(torch.stack([target.counts(len(run.names)) for target in targets]).sum(0))
         return AccumulatedStep(
             batches=batches,
             targets=targets,
@@ -96,49 +110,77 @@ class ScaleBiOTrainer(AxolotlTrainer):
             total=units.sum().clamp(min=1.0),
             model_S=torch.zeros_like(units),
             inner_S=torch.zeros_like(units),
-            before=RandomState(),
         )
 
     # ---- the step
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """One micro-batch. With the last of a step: the validation pass, the inner pass, the step of u and of λ."""
+        """One micro-batch of w. Before the first of a step: u's passes and step. After the last: validation, and λ."""
         learning, step = self.scalebio, self._accumulated
-        if learning is None or step is None:
+        if learning is None:
             return super().training_step(model, inputs, num_items_in_batch)
-        if step.done == 0:
-            step.before = RandomState()
+        learns = step is not None and learning.run.phase(self.state.global_step) is Phase.LEARN
+        if step is not None and learns:
+            if step.done == 0:
+                self._inner_step(model, learning, step)
+            if step.done == len(step.batches) - 1:
+                return self._last_pass(model, learning, step)
+        if step is None:
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        else:
+            loss = self._model_pass(model, step)
+        if self.accelerator.sync_gradients:
+            learning.engine.average_gradients(self.trainable_parameters())
+            if step is not None and not learns:
+                self._refuse_not_finite("the model", learning.engine.total(step.model_S))
+        return loss
+
+    def _inner_step(self, model: nn.Module, learning: Learning, step: AccumulatedStep) -> None:
+        """u's passes over all micro-batches, and its step, before w's: u's gradients are gone before w's come."""
+        run, inner = learning.run, learning.begun_inner()
+        symmetric = run.settings.estimator == "symmetric"
+        before = RandomState()
+        with inner.in_place(), self._uncounted():
+            for index in range(len(step.batches)):
+                with learning.engine.synced(model, index == len(step.batches) - 1 and not symmetric):
+                    self._train_pass(model, step, index, step.inner_S)
+            if symmetric:
+                self._validation_pass(model, learning, -run.settings.pull)
+            if self.accelerator.scaler is None:
+                self._step_inner(model, learning)
+        before.restore()  # w sees u's dropout masks
+
+    def _model_pass(self, model: nn.Module, step: AccumulatedStep) -> Tensor:
         loss = self._train_pass(model, step, step.done, step.model_S)
         step.train_loss.append(loss)
         step.done += 1
-        if step.done == len(step.batches):
-            if learning.run.phase(self.state.global_step) is Phase.LEARN:
-                self._learn(model, learning, step)
-            else:
-                self._refuse_not_finite("the model", step.model_S)
         return loss
 
-    def _learn(self, model: nn.Module, learning: Learning, step: AccumulatedStep) -> None:
-        run, inner = learning.run, learning.begun_inner()
-        after_w = RandomState()
-        val_loss = self._validation_pass(model, learning, run.settings.pull)
-        with inner.in_place(), self._uncounted():
-            step.before.restore()
-            for index in range(len(step.batches)):
-                self._train_pass(model, step, index, step.inner_S)
-            if run.settings.estimator == "symmetric":
-                after_w.restore()
-                self._validation_pass(model, learning, -run.settings.pull)
-            self._step_inner(model, inner)
-        after_w.restore()
+    def _last_pass(self, model: nn.Module, learning: Learning, step: AccumulatedStep) -> Tensor:
+        """The last micro-batch of w and the validation batch; then λ, from the losses of both sets."""
+        pull = learning.run.settings.pull
+        with learning.engine.held():
+            with learning.engine.synced(model, pull == 0.0):
+                loss = self._model_pass(model, step)
+            after = RandomState()
+            val_loss = self._validation_pass(model, learning, pull)
+            after.restore()
+        learning.engine.average_gradients(self.trainable_parameters())
+        if self.accelerator.scaler is not None:  # fp16: only now is it known whether both sets can step
+            with learning.begun_inner().in_place():
+                self._step_inner(model, learning)
         self._observe(learning, step, val_loss)
+        learning.engine.step_model()
+        return loss
 
     def _observe(self, learning: Learning, step: AccumulatedStep, val_loss: Tensor) -> None:
-        train_loss = torch.stack(step.train_loss).sum().to(torch.float64)
+        train_loss = torch.stack(step.train_loss).sum().to(torch.float64) / learning.engine.world
         scalars = torch.stack([train_loss, val_loss])
-        gathered = torch.cat([step.model_S, step.inner_S, step.units_S, scalars]).cpu()  # the one synchronisation
-        model_S, inner_S, units_S = gathered[:-2].chunk(3)
-        losses = StepLosses(model_S, inner_S, units_S, float(gathered[-2]), float(gathered[-1]))
+        total = learning.engine.total(torch.cat([step.model_S, step.inner_S, scalars]))
+        gathered = torch.cat([total, step.units_S]).cpu()  # the one synchronisation
+        sources = len(step.units_S)
+        model_S, inner_S, (train, val), units_S = torch.split(gathered, [sources, sources, 2, sources])
+        losses = StepLosses(model_S, inner_S, units_S, float(train), float(val))
         self._refuse_not_finite("the model", model_S)
         self._refuse_not_finite("the inner parameters", inner_S)
         if not math.isfinite(losses.val_loss):
@@ -168,50 +210,54 @@ class ScaleBiOTrainer(AxolotlTrainer):
         """Backward of L2 on one micro-batch, at whichever set is in place; adds its losses to `sums_S`."""
         targets = step.targets[index]
         coefficient = self.learning.run.coefficient_S()
+        world = self.learning.engine.world
 
         def loss_of(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
             losses = token_losses(outputs["logits"], targets.labels)
             sums_S.add_(sum_by_source(losses.detach() * targets.units, targets.source, len(sums_S)))
-            return weighted_loss(losses, targets, coefficient, step.total)
+            return weighted_loss(losses, targets, coefficient, step.total) * world  # engines average over the ranks
 
         with self._loss(loss_of):
             return super().training_step(model, step.batches[index])
 
     def _validation_pass(self, model: nn.Module, learning: Learning, pull: float) -> Tensor:
-        """Backward of pull · L1; with no pull only the value. Returns L1. Leaves dropout as if it had not been."""
-        chunks = [self._prepare_inputs(batch) for batch in learning.validation.batches(self.state.global_step)]
+        """Backward of pull · L1; with no pull only the value. Returns this rank's part of L1. Uses dropout."""
+        engine, stream = learning.engine, learning.validation
+        chunks = [
+            self._prepare_inputs(chunk)
+            for chunk in stream.batches(self.state.global_step, rank=engine.rank, ranks=engine.world)
+        ]
         targets = [
             targets_of(chunk["labels"], chunk.pop(COLUMN), chunk.pop(SourceCollator.SEQUENCE), per_sequence=False)
             for chunk in chunks
         ]
-        total = torch.stack([target.units.sum() for target in targets]).sum().clamp(min=1.0)
+        total = engine.total(torch.stack([target.units.sum() for target in targets]).sum()).clamp(min=1.0)
         value = torch.zeros((), dtype=torch.float64, device=total.device)
-        for chunk, target in zip(chunks, targets, strict=True):
+        for number, (chunk, target) in enumerate(zip(chunks, targets, strict=True), start=1):
 
             def loss_of(outputs: Any, labels: Any, num_items_in_batch: Any = None, of: Targets = target) -> Tensor:
                 losses = token_losses(outputs["logits"], of.labels)
-                loss = weighted_loss(losses, of, learning.validation.coefficient_V, total)
+                loss = weighted_loss(losses, of, stream.coefficient_V, total)
                 value.add_(loss.detach())
-                return pull * loss
+                return pull * loss * engine.world
 
             with self._loss(loss_of), self._uncounted():
                 if pull != 0.0:
-                    super().training_step(model, chunk)
+                    with engine.synced(model, number == len(chunks)):
+                        super().training_step(model, chunk)
                 else:
                     with torch.no_grad(), self.compute_loss_context_manager():
                         self.compute_loss(model, dict(chunk))
         return value
 
-    def _step_inner(self, model: nn.Module, inner: InnerParameters) -> None:
-        """Clip and step u with the host's optimizer, at the learning rate that w's step is about to take."""
-        optimizer, scaler = inner.optimizer, self.accelerator.scaler
-        if scaler is not None and not inner.unscale(scaler.get_scale()):
+    def _step_inner(self, model: nn.Module, learning: Learning) -> None:
+        """While u is in place: clip and step it with the host's optimizer, at the learning rate of w's coming step."""
+        engine, inner, scaler = learning.engine, learning.begun_inner(), self.accelerator.scaler
+        engine.average_gradients(self.trainable_parameters())
+        overflow = scaler is not None and isinstance(inner, InnerParameters) and not inner.unscale(scaler.get_scale())
+        if overflow:
             return  # both sets skip the step: the scaler finds the overflow in w's gradients
-        if self.args.max_grad_norm and self.args.max_grad_norm > 0:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), self.args.max_grad_norm)
-        optimizer.step()
-        for name in inner.values:
-            inner.parameters[name].grad = None
+        engine.step_inner(model, inner)
 
     @contextmanager
     def _loss(self, function: Any) -> Iterator[None]:
@@ -234,6 +280,12 @@ class ScaleBiOTrainer(AxolotlTrainer):
 
     # ---- around the step
 
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
+        if self.scalebio is not None:
+            self.scalebio.engine.before_wrapping(self.trainable_parameters())
+        return optimizer
+
     def begin_step(self) -> None:
         """Before an optimiser step: LISA's layers, and u where learning starts or ends."""
         learning = self.learning
@@ -242,7 +294,7 @@ class ScaleBiOTrainer(AxolotlTrainer):
         optimizer = self.raw_optimizer()
         phase = learning.run.phase(step)
         if phase is Phase.LEARN and learning.inner is None:
-            learning.inner = InnerParameters(parameters, optimizer, learning.inner_device)
+            learning.inner = learning.engine.inner(parameters, optimizer, learning.inner_device)
         if phase is Phase.REST:
             learning.inner = None
         if learning.layers is not None and learning.layers.switch(step, parameters, optimizer, learning.inner):
@@ -252,7 +304,8 @@ class ScaleBiOTrainer(AxolotlTrainer):
             learning.inner.follow(active)
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
-        named = dict(self.accelerator.unwrap_model(self.model).named_parameters())
+        model = self.accelerator.unwrap_model(self.model)
+        named = {plain_name(name): parameter for name, parameter in model.named_parameters()}
         return {name: named[name] for name in self.learning.trainable}
 
     def raw_optimizer(self) -> torch.optim.Optimizer:
@@ -270,11 +323,21 @@ class ScaleBiOTrainer(AxolotlTrainer):
     # ---- checkpoints
 
     def _save_checkpoint(self, model: nn.Module, trial: Any, **kwargs: Any) -> None:
-        if self.scalebio is not None:
-            folder = os.path.join(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
-            os.makedirs(folder, exist_ok=True)
-            state.save_mixture(self, folder)
-        super()._save_checkpoint(model, trial, **kwargs)
+        if self.scalebio is None:
+            super()._save_checkpoint(model, trial, **kwargs)
+            return
+        run_dir = self._get_output_dir(trial=trial)
+        folder = os.path.join(run_dir, f"checkpoint-{self.state.global_step}")
+        os.makedirs(folder, exist_ok=True)
+        state.save_mixture(self, folder)
+        limit, self.args.save_total_limit = self.args.save_total_limit, None  # none goes before this one is whole
+        try:
+            super()._save_checkpoint(model, trial, **kwargs)
+        finally:
+            self.args.save_total_limit = limit
+        state.mark_complete(self, folder)
+        if self.args.should_save:
+            rotate_checkpoints(run_dir, limit, self.state.best_model_checkpoint, use_mtime=True)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)

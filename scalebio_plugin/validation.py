@@ -10,6 +10,8 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
+from .algorithm.bilevel import IGNORED
+
 
 class ValidationStream:
     """Shuffled laps over the validation rows, cut into one batch per optimiser step.
@@ -49,11 +51,22 @@ class ValidationStream:
         orders = {lap: rng.permutation(total) for lap, rng in laps.items()}
         return np.array([orders[int(p // total)][p % total] for p in positions])
 
-    def batches(self, step: int) -> Iterator[dict[str, Any]]:
-        """The batch of a step, collated, in chunks of `chunk_size` sequences."""
+    def batches(self, step: int, *, rank: int = 0, ranks: int = 1) -> Iterator[dict[str, Any]]:
+        """A rank's part of the batch of a step, collated, in chunks of `chunk_size` sequences: equally many on all.
+
+        Where the sequences don't go round, a rank's last one is a copy without targets.
+        """
         indices = self.indices(step)
-        for start in range(0, len(indices), self.chunk_size):
-            yield self.collate([self.rows[int(i)] for i in indices[start : start + self.chunk_size]])
+        mine = indices[rank::ranks]
+        rows = [self.rows[int(i)] for i in mine]
+        if len(mine) < -(-len(indices) // ranks):
+            rows.append(_without_targets(self.rows[int(indices[0])]))
+        for start in range(0, len(rows), self.chunk_size):
+            yield self.collate(rows[start : start + self.chunk_size])
+
+
+def _without_targets(row: dict[str, Any]) -> dict[str, Any]:
+    return {**row, "labels": [IGNORED] * len(row["labels"])}
 
 
 def coefficients(weights: np.ndarray, shares: np.ndarray) -> Tensor:  # (V,), float64

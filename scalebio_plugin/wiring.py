@@ -18,6 +18,8 @@ from transformers import PreTrainedModel, Trainer
 
 from .algorithm.lisa import LayerPlan
 from .args import LisaArgs, ScaleBiOSettings
+from .engines import engine_of
+from .engines.base import plain_name
 from .hooks.defaults import BUILT_IN
 from .hooks.manager import build_manager
 from .hooks.spec import Observation
@@ -135,6 +137,8 @@ def prepare_model(cfg: DictDefault, settings: ScaleBiOSettings, model: nn.Module
             "nothing), so there is nothing to learn a mixture with; check adapter:, lora_target_modules: and "
             "unfrozen_parameters:"
         )
+    if cfg.deepspeed:
+        return  # ZeRO steps a copy in float32 itself
     halves = [parameter for parameter in trainable if parameter.dtype in (torch.bfloat16, torch.float16)]
     for parameter in halves:
         parameter.data = parameter.data.float()
@@ -160,11 +164,12 @@ def connect(cfg: DictDefault, settings: ScaleBiOSettings, prepared: Prepared, tr
         )
     share = torch.from_numpy(prepared.table.shares(settings.loss_unit))
     run = MixtureRun(settings, prepared.table.names, share, manager, trainer.args.max_steps)
-    trainable = [name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad]
+    trainable = [plain_name(name) for name, parameter in trainer.model.named_parameters() if parameter.requires_grad]
     seed = int(cfg.seed or 0)
     trainer.data_collator = SourceCollator(trainer.data_collator, trainer.processing_class.padding_side)
     trainer.scalebio = Learning(
         run=run,
+        engine=engine_of(trainer, switches_layers=settings.lisa is not None),
         validation=_validation_stream(cfg, settings, prepared.validation, trainer),
         layers=_layer_sampling(settings, trainer, trainable, manager, seed),
         trainable=trainable,
@@ -227,7 +232,9 @@ def _validation_stream(
         return batch
 
     per_pass = _sequences_per_pass(cfg, trainer.train_dataset, packed)
-    size = settings.validation_batch_size or max(per_pass, -(-per_pass * int(cfg.gradient_accumulation_steps) // 4))
+    on_all_ranks = per_pass * trainer.accelerator.num_processes
+    quarter = -(-on_all_ranks * int(cfg.gradient_accumulation_steps) // 4)
+    size = settings.validation_batch_size or max(on_all_ranks, quarter)
     return ValidationStream(
         rows=rows,
         collate=collate,

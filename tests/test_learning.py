@@ -110,7 +110,7 @@ def draw_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     from scalebio_plugin.trainer import ScaleBiOTrainer
 
-    begin, learn_step = ScaleBiOTrainer.begin_step, ScaleBiOTrainer._learn
+    begin, learn_step = ScaleBiOTrainer.begin_step, ScaleBiOTrainer._inner_step
 
     def begin_step(self: Any) -> None:
         begin(self)
@@ -145,7 +145,7 @@ def draw_apart(monkeypatch: pytest.MonkeyPatch) -> None:
                 parameter.requires_grad_(before[name])
 
     monkeypatch.setattr(ScaleBiOTrainer, "begin_step", begin_step)
-    monkeypatch.setattr(ScaleBiOTrainer, "_learn", learn)
+    monkeypatch.setattr(ScaleBiOTrainer, "_inner_step", learn)
 
 
 class Steps:

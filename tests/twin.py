@@ -369,8 +369,8 @@ def _make_recorder_plugin() -> type:
                 steps.append(RecordedStep([dict(batch) for batch in batches]))
                 return batches, items
 
-            def record_and_give(step: int) -> Iterator[Batch]:
-                chunks = list(validation_batches(step))
+            def record_and_give(step: int, **ranks: int) -> Iterator[Batch]:
+                chunks = list(validation_batches(step, **ranks))
                 untagged = [{k: v for k, v in chunk.items() if not k.startswith("scalebio")} for chunk in chunks]
                 steps[step].validation = untagged
                 return iter(chunks)

@@ -53,7 +53,7 @@ class InnerParameters:
         for name in names:
             if name not in self.values:
                 parameter = self.parameters[name]
-                self.values[name] = self._rest(parameter.detach().clone())
+                self.values[name] = self._rest(self._value(parameter).clone())
                 self.gradients[name] = None
                 if parameter in self.optimizer.state:
                     self.states[name] = _copied(self.optimizer.state[parameter])
@@ -72,8 +72,7 @@ class InnerParameters:
         """Swap values, gradients, optimizer state and the groups' own entries between the module and u. In place."""
         for name, value in self.values.items():
             parameter = self.parameters[name]
-            self.values[name] = self._rest(parameter.data)
-            parameter.data = value.to(parameter.device, non_blocking=True)
+            self.values[name] = self._put(parameter, value)
             parameter.grad, self.gradients[name] = self.gradients[name], parameter.grad
             state = self.optimizer.state.pop(parameter, None)
             if name in self.states:
@@ -93,6 +92,12 @@ class InnerParameters:
             yield
         finally:
             self.exchange()
+
+    def step(self) -> None:
+        """While u is in place: the optimizer's step, which leaves no gradient behind."""
+        self.optimizer.step()
+        for name in self.values:
+            self.parameters[name].grad = None
 
     @torch.no_grad()
     def unscale(self, scale: float) -> bool:
@@ -117,7 +122,10 @@ class InnerParameters:
         """All of u, on the CPU. Not to be called while exchanged."""
         return {
             "values": {name: value.detach().cpu().clone() for name, value in self.values.items()},
-            "states": {name: _copied(state, "cpu") for name, state in self.states.items()},
+            "states": {
+                name: _copied({key: self._plain(value) for key, value in state.items()}, "cpu")
+                for name, state in self.states.items()
+            },
             "groups": [dict(group) for group in self.groups],
         }
 
@@ -145,6 +153,20 @@ class InnerParameters:
             if on_device and isinstance(self.states[name].get("step"), Tensor):
                 self.states[name]["step"] = self.states[name]["step"].to(device)
         self.groups = [dict(group) for group in saved["groups"]]
+
+    def _value(self, parameter: nn.Parameter) -> Tensor:
+        """What is exchanged of a parameter."""
+        return parameter.detach()
+
+    def _plain(self, value: Any) -> Any:
+        """What is saved of an entry of the optimizer state."""
+        return value
+
+    def _put(self, parameter: nn.Parameter, value: Tensor) -> Tensor:
+        """Make `value` the parameter's; returns what it had, where it rests."""
+        had = self._rest(parameter.data)
+        parameter.data = value.to(parameter.device, non_blocking=True)
+        return had
 
     def _rest(self, value: Tensor) -> Tensor:
         if self.device is None or value.device == self.device:

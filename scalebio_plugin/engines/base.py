@@ -1,0 +1,124 @@
+"""One process, and DDP: every rank holds all parameters; what the other engines change is overridden there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, distributed, nn
+
+from ..algorithm.inner import InnerParameters
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from contextlib import AbstractContextManager
+
+    from transformers import Trainer
+
+
+def plain_name(name: str) -> str:
+    """A parameter's name without what wrappers (activation checkpointing, compilation) put into it."""
+    return name.replace("_checkpoint_wrapped_module.", "").replace("_orig_mod.", "")
+
+
+class InnerSet(Protocol):
+    """u, as the trainer uses it on every engine; see `algorithm.inner.InnerParameters`."""
+
+    def follow(self, names: Iterable[str]) -> None: ...
+
+    def forget(self, names: Iterable[str]) -> None: ...
+
+    def in_place(self) -> AbstractContextManager[None]: ...
+
+    def step(self) -> None: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None: ...
+
+
+class Engine:
+    """What differs between engines, for one process and DDP.
+
+    Args:
+        trainer: The host's, before it wraps the model.
+        switches_layers: LISA. Under DDP its gradients are averaged here: DDP itself would keep a copy of the gradients
+            of all layers, and want one from each in every backward pass.
+    """
+
+    sharded = False  # whether a rank holds a part of u only
+
+    def __init__(self, trainer: Trainer, *, switches_layers: bool):
+        self.trainer = trainer
+        self.switches_layers = switches_layers
+
+    @property
+    def world(self) -> int:
+        return int(self.trainer.accelerator.num_processes)
+
+    @property
+    def rank(self) -> int:
+        return int(self.trainer.accelerator.process_index)
+
+    def total(self, values: Tensor) -> Tensor:
+        """Sum of `values` over the ranks, the same bits on each."""
+        if self.world > 1:
+            values = values.clone()
+            distributed.all_reduce(values)
+        return values
+
+    # ---- passes
+
+    @contextmanager
+    def synced(self, model: nn.Module, on: bool) -> Iterator[None]:
+        """Whether backward passes inside average gradients over the ranks: the last one of a set has to."""
+        if not isinstance(model, nn.parallel.DistributedDataParallel):
+            yield
+            return
+        before, model.require_backward_grad_sync = model.require_backward_grad_sync, on
+        try:
+            yield
+        finally:
+            model.require_backward_grad_sync = before
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Backward passes inside do not step the optimizer, where the engine would."""
+        yield
+
+    def step_model(self) -> None:
+        """w's step, where the host leaves it to the backward pass."""
+
+    def average_gradients(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """After the last backward pass of a set: what `synced` has not averaged yet."""
+        if self.world == 1 or not self.switches_layers:
+            return
+        gradients = [parameter.grad for parameter in parameters.values() if parameter.grad is not None]
+        for work in [distributed.all_reduce(gradient, async_op=True) for gradient in gradients]:
+            work.wait()
+        torch._foreach_div_(gradients, self.world)
+
+    # ---- parameters
+
+    def before_wrapping(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Once the optimizer is made and before the model is wrapped: hide the parameters of LISA from DDP."""
+        if self.world > 1 and self.switches_layers:
+            for parameter in parameters.values():
+                parameter.requires_grad_(False)
+
+    def inner(
+        self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, device: torch.device | None
+    ) -> InnerSet:
+        return InnerParameters(parameters, optimizer, device)
+
+    def set_trainable(self, parameter: nn.Parameter, trains: bool) -> None:
+        parameter.requires_grad_(trains)
+
+    def step_inner(self, model: nn.Module, inner: InnerSet) -> None:
+        """With u in place and all its gradients there: clip as the host does, and step."""
+        limit = self.trainer.args.max_grad_norm
+        if limit and limit > 0:
+            nn.utils.clip_grad_norm_(model.parameters(), limit)
+        inner.step()

@@ -1,0 +1,107 @@
+"""FSDP2: parameters, gradients and optimizer state are DTensors; each rank exchanges its local shards.
+
+FSDP gathers from the memory that a shard had when the model was wrapped, so values are exchanged in place, and what
+is still gathered from before an exchange is freed first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from ..algorithm.inner import InnerParameters
+from .base import Engine, InnerSet
+
+
+class ShardedInner(InnerParameters):
+    """u as this rank's shards; `values` are plain local tensors.
+
+    Args:
+        model: The wrapped module.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        device: torch.device | None = None,
+    ):
+        super().__init__(parameters, optimizer, device)
+        self.model = model
+
+    def exchange(self) -> None:
+        for module in self.model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+        super().exchange()
+
+    def _value(self, parameter: nn.Parameter) -> Tensor:
+        return _local(parameter).detach()
+
+    def _put(self, parameter: nn.Parameter, value: Tensor) -> Tensor:
+        mine = _local(parameter)
+        theirs = mine.clone()
+        mine.copy_(value)
+        return value.copy_(theirs)
+
+    def _plain(self, value: Any) -> Any:
+        return _local(value)
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        super().load_state_dict(saved)
+        for name, state in self.states.items():
+            parameter = self.parameters[name]
+            if isinstance(parameter, DTensor):
+                for key, value in state.items():
+                    if isinstance(value, Tensor) and value.dim() > 0:
+                        state[key] = _like(value, parameter)
+
+
+def _local(value: Any) -> Any:
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
+def _like(local: Tensor, parameter: DTensor) -> DTensor:
+    """`local` as this rank's part of a tensor that is sharded as `parameter`."""
+    return DTensor.from_local(
+        local,
+        parameter.device_mesh,
+        parameter.placements,
+        run_check=False,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )
+
+
+class FSDP2Engine(Engine):
+    sharded = True
+
+    @contextmanager
+    def synced(self, model: nn.Module, on: bool) -> Iterator[None]:
+        if not isinstance(model, FSDPModule):
+            raise RuntimeError(
+                f"scalebio: {type(model).__name__} is not wrapped by FSDP2; this is a bug, please report it"
+            )
+        model.set_requires_gradient_sync(on)
+        try:
+            yield
+        finally:
+            model.set_requires_gradient_sync(self.trainer.accelerator.sync_gradients)
+
+    def average_gradients(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """FSDP has done it."""
+
+    def before_wrapping(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """FSDP shards all parameters, and looks at what trains in every pass."""
+
+    def inner(
+        self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, device: torch.device | None
+    ) -> InnerSet:
+        return ShardedInner(self.trainer.model_wrapped, parameters, optimizer, device)

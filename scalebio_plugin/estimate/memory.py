@@ -1,0 +1,315 @@
+"""Bytes per GPU of everything but activations: weights, gradients, optimizer states, the inner set. Standard library.
+
+One process and DDP hold all of it; FSDP2 and DeepSpeed hold a share, and gather what they compute with. w and u have
+their passes one after the other, u first, and u's gradients are freed before w's passes, so one set of gradients is
+held. An exchange of the two sets needs one tensor's room at a time where values are copied, none where pointers move.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
+from enum import Enum
+
+from .optimizers import state_of, temporary_of
+
+GIB = 2**30
+FLOAT32 = 4.0
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One parameter of the model.
+
+    Attributes:
+        shape: Of all of it, whatever share a rank holds.
+        stored: Bytes as the host loads it: by its precision, or quantised with its constants.
+        trains: The optimizer is made for it.
+        block: Index of the transformer block it stands in; None outside of them.
+        quantised: Has to be written out in full to compute with.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    stored: float
+    trains: bool
+    block: int | None = None
+    quantised: bool = False
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+
+class Kind(Enum):
+    ONE = "one process"
+    DDP = "DDP"
+    FSDP2 = "FSDP2"
+    DEEPSPEED = "DeepSpeed ZeRO"
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How the model is spread over GPUs.
+
+    Attributes:
+        world: GPUs, one process each.
+        stage: ZeRO's.
+        compute: Bytes of an element where modules are computed with: 2 in bf16 and fp16, else 4.
+        offload_optimizer, offload_weights: These rest in CPU memory.
+        bucket: ZeRO's `reduce_bucket_size`, elements. buckets: 2 where communication overlaps.
+        live: ZeRO-3's `stage3_max_live_parameters`, elements.
+    """
+
+    kind: Kind = Kind.ONE
+    world: int = 1
+    stage: int = 0
+    compute: float = 2.0
+    offload_optimizer: bool = False
+    offload_weights: bool = False
+    bucket: float = 5e8
+    buckets: int = 1
+    live: float = 1e9
+
+    @property
+    def weights_share(self) -> float:
+        """Part of the weights that a rank holds between passes."""
+        return 1.0 / self.world if self.kind is Kind.FSDP2 or self.stage >= 3 else 1.0
+
+    @property
+    def gradients_share(self) -> float:
+        return 1.0 / self.world if self.kind is Kind.FSDP2 or self.stage >= 2 else 1.0
+
+    @property
+    def states_share(self) -> float:
+        """Part of the optimizer states, and of DeepSpeed's float32 masters."""
+        return 1.0 / self.world if self.kind is Kind.FSDP2 or self.stage >= 1 else 1.0
+
+    def __str__(self) -> str:
+        return f"{self.kind.value}-{self.stage}" if self.kind is Kind.DEEPSPEED else self.kind.value
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a run does with the weights.
+
+    Attributes:
+        optimizer: The host's name of it.
+        float32: What trains is kept in float32 (the plugin's rule); False: as the host loads it.
+        second_set: The inner parameters exist.
+        inner_on_cpu: Their values rest in CPU memory.
+        active: Names that train at a time, under LISA; None: all that train.
+        momentum: SGD keeps one.
+    """
+
+    optimizer: str = "adamw_torch_fused"
+    float32: bool = True
+    second_set: bool = True
+    inner_on_cpu: bool = False
+    active: frozenset[str] | None = None
+    momentum: bool = False
+
+    def is_active(self, weight: Weight) -> bool:
+        return weight.trains and (self.active is None or weight.name in self.active)
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """Bytes on one GPU, and in CPU memory for it."""
+
+    gpu: float = 0.0
+    cpu: float = 0.0
+
+    def __add__(self, other: Bytes) -> Bytes:
+        return Bytes(self.gpu + other.gpu, self.cpu + other.cpu)
+
+
+@dataclass(frozen=True)
+class StateBytes:
+    """What one GPU holds, without activations.
+
+    Attributes:
+        frozen, trained: Weights; `trained` with DeepSpeed's float32 masters.
+        gradients: Of what trains at a time.
+        optimizer: States of w.
+        inner_values, inner_optimizer: u, at its largest (LISA: every layer has been drawn).
+        buckets: Copies of the gradients that the engine sends.
+        gathered: During a pass: whole units of a sharded model, a quantised matrix written out.
+        exchange: During an exchange of the sets. step: during the optimizer's step.
+    """
+
+    frozen: Bytes = Bytes()
+    trained: Bytes = Bytes()
+    gradients: Bytes = Bytes()
+    optimizer: Bytes = Bytes()
+    inner_values: Bytes = Bytes()
+    inner_optimizer: Bytes = Bytes()
+    buckets: Bytes = Bytes()
+    gathered: Bytes = Bytes()
+    exchange: Bytes = Bytes()
+    step: Bytes = Bytes()
+
+    @property
+    def held(self) -> Bytes:
+        """What is there all the time: all but `gathered`, `exchange` and `step`."""
+        passing = {"gathered", "exchange", "step"}
+        held: list[Bytes] = [getattr(self, field.name) for field in fields(self) if field.name not in passing]
+        return sum(held, Bytes())
+
+    def peak(self, activations: float) -> float:
+        """Bytes on the GPU at the worst moment: in a pass, in an exchange or in the optimizer's step."""
+        return self.held.gpu + max(self.gathered.gpu + activations, self.exchange.gpu, self.step.gpu)
+
+
+def state_bytes(weights: Sequence[Weight], engine: Engine, training: Training) -> StateBytes:
+    """Bytes per GPU and in CPU memory for it, at the fullest moment of a run."""
+    frozen = [weight for weight in weights if not weight.trains]
+    trained = [weight for weight in weights if weight.trains]
+    active = [weight for weight in trained if training.is_active(weight)]
+    return StateBytes(
+        frozen=_placed(sum(w.stored for w in frozen) * engine.weights_share, on_cpu=engine.offload_weights),
+        trained=_values(trained, engine, training),
+        gradients=_gradients(active, engine, training),
+        optimizer=_optimizer(active, engine, training),
+        inner_values=_inner_values(trained, engine, training),
+        inner_optimizer=_optimizer(active, engine, training) if training.second_set else Bytes(),
+        buckets=Bytes(_buckets(active, engine, training)),
+        gathered=Bytes(_gathered(weights, engine, training)),
+        exchange=Bytes(_exchange(active, engine, training)),
+        step=Bytes(_step(active, engine, training)),
+    )
+
+
+def _placed(amount: float, *, on_cpu: bool) -> Bytes:
+    return Bytes(cpu=amount) if on_cpu else Bytes(gpu=amount)
+
+
+def _elements(weights: Iterable[Weight]) -> int:
+    return sum(weight.elements for weight in weights)
+
+
+def _element(weight: Weight, engine: Engine, training: Training) -> float:
+    """Bytes of an element of a trained weight's value, and of its gradient, without DeepSpeed.
+
+    accelerate's FSDP2 keeps what trains in float32 whoever asks, where the run computes in half precision.
+    """
+    kept = training.float32 or engine.kind is Kind.FSDP2
+    return FLOAT32 if kept else weight.stored / max(1, weight.elements)
+
+
+def _values(trained: list[Weight], engine: Engine, training: Training) -> Bytes:
+    if engine.kind is not Kind.DEEPSPEED:
+        value = sum(_element(w, engine, training) * w.elements for w in trained) * engine.weights_share
+        return _placed(value, on_cpu=engine.offload_weights)
+    return _deepspeed_values(_elements(trained), engine)
+
+
+def _deepspeed_values(elements: int, engine: Engine) -> Bytes:
+    """The module's copy in the precision of the run, and the float32 masters."""
+    copy = _placed(elements * engine.compute * engine.weights_share, on_cpu=engine.offload_weights)
+    return copy + _placed(elements * FLOAT32 * engine.states_share, on_cpu=engine.offload_optimizer)
+
+
+def _gradients(active: list[Weight], engine: Engine, training: Training) -> Bytes:
+    if engine.kind is not Kind.DEEPSPEED:
+        gradient = sum(_element(w, engine, training) * w.elements for w in active) * engine.gradients_share
+        return _placed(gradient, on_cpu=engine.offload_weights)
+    if engine.offload_optimizer and engine.stage >= 2:
+        return Bytes(cpu=_elements(active) * FLOAT32 * engine.gradients_share)
+    return Bytes(_elements(active) * engine.compute * engine.gradients_share)
+
+
+def _optimizer(active: list[Weight], engine: Engine, training: Training) -> Bytes:
+    """States in float32 (or the optimizer's 8 bits) for w or for u; the host's own bf16 training keeps them in bf16."""
+    states = sum(
+        state_of(training.optimizer, w.shape, momentum=training.momentum) * _narrowing(w, engine, training)
+        for w in active
+    )
+    return _placed(states * engine.states_share, on_cpu=engine.offload_optimizer or engine.offload_weights)
+
+
+def _narrowing(weight: Weight, engine: Engine, training: Training) -> float:
+    """torch's optimizers keep states in the parameter's precision: half of float32's bytes for a bf16 parameter."""
+    own = any(part in training.optimizer for part in ("8bit", "32bit", "adafactor"))
+    if engine.kind is Kind.DEEPSPEED or own:
+        return 1.0
+    return _element(weight, engine, training) / FLOAT32
+
+
+def _inner_values(trained: list[Weight], engine: Engine, training: Training) -> Bytes:
+    if not training.second_set:
+        return Bytes()
+    if engine.kind is Kind.DEEPSPEED:
+        values = _deepspeed_values(_elements(trained), engine)
+        return Bytes(cpu=values.gpu + values.cpu) if training.inner_on_cpu else values
+    amount = _elements(trained) * FLOAT32 * engine.weights_share
+    return _placed(amount, on_cpu=training.inner_on_cpu or engine.offload_weights)
+
+
+def _buckets(active: list[Weight], engine: Engine, training: Training) -> float:
+    """DDP reduces a copy of the gradients (with LISA the plugin reduces them itself); ZeRO fills a bucket or two."""
+    if engine.kind is Kind.DDP and training.active is None:
+        return sum(_element(w, engine, training) * w.elements for w in active)
+    if engine.kind is Kind.DEEPSPEED and engine.stage >= 1:
+        return min(engine.bucket, _elements(active)) * engine.compute * engine.buckets
+    return 0.0
+
+
+def _gathered(weights: Sequence[Weight], engine: Engine, training: Training) -> float:
+    """What a pass holds whole besides the shares."""
+    if engine.kind is Kind.FSDP2:
+        return _gathered_units(weights, engine, training)
+    written_out = max((w.elements * engine.compute for w in weights if w.quantised), default=0.0)
+    if engine.stage >= 3:
+        return written_out + min(engine.live, _elements(weights)) * engine.compute
+    return written_out
+
+
+def _gathered_units(weights: Sequence[Weight], engine: Engine, training: Training) -> float:
+    """FSDP2: two blocks (one is prefetched), what stands outside of the blocks, and gradients not yet scattered.
+
+    Outside the blocks is one unit, whole from the head's backward to the end of the pass. Each unit's gradients exist
+    once whole and, for the largest, once more as the buffer that is reduced, in the precision of the run.
+    """
+
+    def largest_block(of: Callable[[Weight], float]) -> float:
+        sizes: dict[int, float] = {}
+        for weight in weights:
+            if weight.block is not None:
+                sizes[weight.block] = sizes.get(weight.block, 0.0) + of(weight)
+        return max(sizes.values(), default=0.0)
+
+    def root(of: Callable[[Weight], float]) -> float:
+        return sum(of(weight) for weight in weights if weight.block is None)
+
+    def whole(weight: Weight) -> float:
+        full = weight.elements * engine.compute
+        return full if weight.trains else min(full, weight.stored)
+
+    def gradient(weight: Weight) -> float:
+        return weight.elements * engine.compute if training.is_active(weight) else 0.0
+
+    written_out = max((w.elements * engine.compute for w in weights if w.quantised), default=0.0)
+    gradients = root(gradient) + largest_block(gradient) + max(root(gradient), largest_block(gradient))
+    return 2 * largest_block(whole) + root(whole) + gradients + written_out
+
+
+def _exchange(active: list[Weight], engine: Engine, training: Training) -> float:
+    """One tensor at a time, where values are copied and not only pointed to."""
+    copied = training.inner_on_cpu or engine.kind in (Kind.FSDP2, Kind.DEEPSPEED)
+    if not training.second_set or not copied:
+        return 0.0
+    share = min(engine.weights_share, engine.states_share)
+    return max((w.elements * FLOAT32 * share for w in active), default=0.0)
+
+
+def _step(active: list[Weight], engine: Engine, training: Training) -> float:
+    """The optimizer's temporaries; ZeRO also turns its share of the gradients into float32."""
+    if engine.offload_optimizer or engine.offload_weights:
+        return 0.0
+    if engine.kind is Kind.DEEPSPEED:
+        temporary = sum(temporary_of(training.optimizer, w.shape) for w in active)
+        return (temporary + _elements(active) * FLOAT32) * engine.states_share
+    temporaries = (temporary_of(training.optimizer, w.shape, element=_element(w, engine, training)) for w in active)
+    return sum(temporaries) * engine.states_share

@@ -1,0 +1,188 @@
+"""What of a host config decides memory and compute, read from the YAML as it stands (the host is not imported)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..args import LisaArgs, ScaleBiOSettings
+from ..refusals import problems_of
+from .cost import Schedule
+from .memory import Engine, Kind
+
+DEFAULT_OPTIMIZER = "adamw_torch_fused"  # the host's
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A run, as far as an estimate goes.
+
+    Attributes:
+        cfg: The raw config. folder: Where it stands; paths in it are looked up there, too.
+        block: The parsed `scalebio:` block.
+        precision: `bf16`, `fp16` or `fp32`.
+    """
+
+    cfg: Mapping[str, Any]
+    folder: Path
+    block: ScaleBiOSettings
+    engine: Engine
+    precision: str
+
+    @property
+    def micro_batch(self) -> int:
+        return int(self.cfg.get("micro_batch_size") or 1)
+
+    @property
+    def length(self) -> int:
+        return int(self.cfg["sequence_len"])
+
+    @property
+    def accumulation(self) -> int:
+        return int(self.cfg.get("gradient_accumulation_steps") or 1)
+
+    @property
+    def optimizer(self) -> str:
+        return str(self.cfg.get("optimizer") or DEFAULT_OPTIMIZER)
+
+    @property
+    def momentum(self) -> bool:
+        return "momentum" in str(self.cfg.get("optim_args") or "")
+
+    @property
+    def inner_on_cpu(self) -> bool:
+        """On a GPU: `auto` is the CPU with LISA."""
+        where = self.block.inner.device
+        return where == "cpu" or (where == "auto" and self.block.lisa is not None)
+
+    @property
+    def validation_share(self) -> float:
+        """Validation sequences per optimiser step over training sequences (of all GPUs).
+
+        By default a quarter, at least a micro-batch. A given size counts whole sequences: with packing it is an upper
+        bound, since a row then holds several.
+        """
+        rows = self.micro_batch * self.accumulation
+        if self.block.validation_batch_size is not None:
+            return self.block.validation_batch_size / (rows * self.engine.world)
+        return max(self.micro_batch, -(-rows // 4)) / rows
+
+    @property
+    def schedule(self) -> Schedule:
+        return Schedule(
+            validation=self.validation_share,
+            symmetric=self.block.estimator == "symmetric",
+            pulls=self.block.pull > 0.0,
+            warmup=self.block.warmup_steps,
+            fraction=self.block.learn.fraction,
+            steps=self.block.learn.steps,
+            max_steps=self.cfg.get("max_steps"),
+        )
+
+
+def read(path: Path, gpus: int) -> Setting:
+    """Parse the config at `path`.
+
+    Raises:
+        FileNotFoundError: It, or a DeepSpeed JSON it names, is not there.
+        ValueError: It lacks what an estimate needs, or the `scalebio:` block is wrong.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}; give an Axolotl config")
+    try:
+        cfg = yaml.safe_load(path.read_text("utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(cfg, dict):
+        raise ValueError(f"{path} is no Axolotl config: it must be a block of keys")
+    return setting_of(cfg, path.parent, gpus)
+
+
+def refusals_of(path: Path) -> list[str]:
+    """Why the plugin would not run this config at all."""
+    return problems_of(yaml.safe_load(path.read_text("utf-8")))
+
+
+def setting_of(cfg: Mapping[str, Any], folder: Path, gpus: int) -> Setting:
+    missing = [key for key in ("base_model", "sequence_len", "micro_batch_size") if not cfg.get(key)]
+    if missing:
+        raise ValueError(f"an estimate needs {', '.join(missing)}; add to the config")
+    precision = precision_of(cfg)
+    return Setting(
+        cfg=cfg,
+        folder=folder,
+        block=_block(cfg),
+        engine=engine_of(cfg, folder, gpus, 4.0 if precision == "fp32" else 2.0),
+        precision=precision,
+    )
+
+
+def _block(cfg: Mapping[str, Any]) -> ScaleBiOSettings:
+    """The `scalebio:` block, the host's `lisa_*` keys taken over as the plugin does."""
+    block = ScaleBiOSettings.model_validate(dict(cfg.get("scalebio") or {}))
+    layers = cfg.get("lisa_n_layers")
+    if not layers or block.lisa is not None or block.apply:
+        return block
+    return block.model_copy(update={"lisa": LisaArgs(active_layers=layers, train_embeddings=True)})
+
+
+def precision_of(cfg: Mapping[str, Any]) -> str:
+    """As the host resolves it on a GPU that has bf16: `auto` (its default) is bf16."""
+    bf16 = cfg.get("bf16", "auto")
+    if bf16 == "auto":
+        return "fp16" if cfg.get("fp16") else "bf16"
+    if bf16:
+        return "bf16"
+    return "fp16" if cfg.get("fp16") or cfg.get("load_in_8bit") else "fp32"
+
+
+def engine_of(cfg: Mapping[str, Any], folder: Path, gpus: int, compute: float) -> Engine:
+    """The engine that the host would use on `gpus` GPUs."""
+    if cfg.get("deepspeed"):
+        return _deepspeed(_deepspeed_json(cfg["deepspeed"], folder), gpus, compute)
+    fsdp = cfg.get("fsdp_config") or {}
+    if fsdp or cfg.get("fsdp"):
+        offload = bool(fsdp.get("offload_params") or fsdp.get("fsdp_offload_params"))
+        return Engine(Kind.FSDP2, gpus, compute=compute, offload_weights=offload)
+    return Engine(Kind.DDP if gpus > 1 else Kind.ONE, gpus, compute=compute)
+
+
+def _deepspeed_json(given: Any, folder: Path) -> Mapping[str, Any]:
+    if isinstance(given, Mapping):
+        return given
+    for path in (Path(str(given)), folder / str(given)):
+        if path.is_file():
+            parsed: Mapping[str, Any] = json.loads(path.read_text("utf-8"))
+            return parsed
+    raise FileNotFoundError(
+        f"deepspeed: no file {given}; give the path of its JSON (`axolotl fetch deepspeed_configs`)"
+    )
+
+
+def _deepspeed(config: Mapping[str, Any], gpus: int, compute: float) -> Engine:
+    """Sizes that are `auto` are DeepSpeed's defaults, which are larger than what transformers puts in."""
+    zero = config.get("zero_optimization") or {}
+
+    def number(key: str, default: float) -> float:
+        value = zero.get(key, default)
+        return float(value) if isinstance(value, (int, float)) else default
+
+    def on_cpu(key: str) -> bool:
+        return (zero.get(key) or {}).get("device", "none") not in ("none", None)
+
+    return Engine(
+        Kind.DEEPSPEED,
+        gpus,
+        stage=int(zero.get("stage", 0)),
+        compute=compute,
+        offload_optimizer=on_cpu("offload_optimizer"),
+        offload_weights=on_cpu("offload_param"),
+        bucket=number("reduce_bucket_size", 5e8),
+        buckets=2 if zero.get("overlap_comm") else 1,
+        live=number("stage3_max_live_parameters", 1e9),
+    )
