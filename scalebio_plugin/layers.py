@@ -50,6 +50,13 @@ class LayerSampling:
         )
         return self.plan.active(self.layers, train_others=self.settings.train_embeddings)
 
+    def freeze_others(self, step: int, parameters: Mapping[str, nn.Parameter]) -> set[str]:
+        """Let only what trains in the optimiser step after `step` finished ones want gradients; its names."""
+        active = self.active_names(step)
+        for name, parameter in parameters.items():
+            parameter.requires_grad_(name in active)
+        return active
+
     def switch(
         self,
         step: int,
@@ -61,12 +68,10 @@ class LayerSampling:
         period = step // self.settings.interval
         if period == self.period:
             return False
-        active = self.active_names(step)
-        for name, parameter in parameters.items():
-            parameter.requires_grad_(name in active)
-            if name not in active:
-                parameter.grad = None
-                optimizer.state.pop(parameter, None)
+        active = self.freeze_others(step, parameters)
+        for name in set(parameters) - active:
+            parameters[name].grad = None
+            optimizer.state.pop(parameters[name], None)
         if inner is not None:
             inner.forget(set(parameters) - active)
         self.period = period

@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from importlib import metadata
 from typing import Any
 
+from .deepspeed_config import problems_of_deepspeed
 from .names import source_names
 
 # Keys that train something else than a causal language model on text, or change what the training step computes.
@@ -45,9 +47,6 @@ _KEYS = {
     "sequence_parallel_degree": "splits sequences over ranks",
     "tensor_parallel_size": "splits layers over ranks",
     "expert_parallel_size": "splits layers over ranks",
-    "deepspeed": "steps the optimizer inside backward, so that the inner pass would step the model",
-    "fsdp": "shards the parameters, which the exchange of the two sets does not handle yet",
-    "fsdp_config": "shards the parameters, which the exchange of the two sets does not handle yet",
 }
 _ONE_IS_FINE = {"context_parallel_size", "sequence_parallel_degree", "tensor_parallel_size", "expert_parallel_size"}
 _OPTIMIZERS = ("schedule_free", "lomo", "layerwise", "q_galore", "stable_adamw_offload", "_4bit_offload")
@@ -59,11 +58,17 @@ def problems_of(config: Mapping[str, Any]) -> list[str]:
     block = config.get("scalebio") or {}
     if not isinstance(block, Mapping):
         return [f"scalebio: must be a block of keys, got {block!r}; see the reference table in the README"]
-    checks = [_datasets(config), _unsupported(config), _engine(config), _names(config, block)]
+    checks = [_datasets(config), _unsupported(config), _names(config, block)]
     if block.get("apply"):
         checks.append(_apply(block))
     else:
-        checks += [_validation_data(config, block), _numbers(block), _layer_sampling(config, block)]
+        checks += [
+            _engine(config),
+            problems_of_deepspeed(config),
+            _validation_data(config, block),
+            _numbers(block),
+            _layer_sampling(config, block),
+        ]
     return [problem for check in checks for problem in check]
 
 
@@ -94,9 +99,21 @@ def _unsupported(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _engine(config: Mapping[str, Any]) -> Iterator[str]:
-    ranks = int(os.environ.get("WORLD_SIZE") or 1)
-    if ranks > 1:
-        yield f"this release trains in one process, got {ranks} (WORLD_SIZE); launch with --num_processes 1"
+    if not config.get("fsdp_config") and not config.get("fsdp"):
+        return
+    block = config.get("fsdp_config") or {}
+    version = config.get("fsdp_version") or block.get("fsdp_version") or block.get("version") or _default_fsdp_version()
+    if str(version) != "2" or config.get("fsdp"):
+        yield "fsdp: version 1 flattens parameters, which the two sets cannot exchange; use fsdp_version: 2"
+    if config.get("fp16"):
+        yield "fp16: with FSDP2 an overflow on one rank alone would part the two sets; use bf16: true"
+    if config.get("deepspeed"):
+        yield "deepspeed and fsdp_config are both set; remove one"
+
+
+def _default_fsdp_version() -> int:
+    """Of a host that has only version 2 left (from 0.20 on), and of one that has both."""
+    return 1 if metadata.version("axolotl").startswith("0.19.") else 2
 
 
 def _names(config: Mapping[str, Any], block: Mapping[str, Any]) -> Iterator[str]:

@@ -19,7 +19,6 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.utils import gather_object
 
 from .report import HistoryRecord, append_history
 from .run import Phase
@@ -59,12 +58,8 @@ def metrics(record: HistoryRecord) -> dict[str, float]:
     return values
 
 
-def save_mixture(trainer: ScaleBiOTrainer, folder: str) -> None:
-    """λ, the order of the data and the history, on the main process. Written before the host's files."""
-    learning = trainer.learning
-    orders = gather_object([(learning.order.loader, learning.order.epoch)])
-    if not trainer.is_world_process_zero():
-        return
+def save_mixture(learning: Learning, orders: list[tuple[Any, Any]], folder: str) -> None:
+    """λ, the order of every rank's data and the history; by the main process, before the host's files."""
     _save({"version": VERSION, "run": learning.run.state_dict(), "orders": orders}, os.path.join(folder, MIXTURE))
     if os.path.exists(history_path(learning)):
         shutil.copyfile(history_path(learning), os.path.join(folder, HISTORY))

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from axolotl.core.trainers.base import AxolotlTrainer
 from axolotl.utils.logging import get_logger
 from torch import Tensor, nn
@@ -329,7 +330,10 @@ class ScaleBiOTrainer(AxolotlTrainer):
         run_dir = self._get_output_dir(trial=trial)
         folder = os.path.join(run_dir, f"checkpoint-{self.state.global_step}")
         os.makedirs(folder, exist_ok=True)
-        state.save_mixture(self, folder)
+        order = self.scalebio.order
+        orders = gather_object([(order.loader, order.epoch)])
+        if self.is_world_process_zero():
+            state.save_mixture(self.scalebio, orders, folder)
         limit, self.args.save_total_limit = self.args.save_total_limit, None  # none goes before this one is whole
         try:
             super()._save_checkpoint(model, trial, **kwargs)
@@ -345,6 +349,10 @@ class ScaleBiOTrainer(AxolotlTrainer):
             state.save_inner(self, output_dir)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        learning = self.scalebio
+        if learning is not None and learning.layers is not None and checkpoint is not None:
+            # The checkpoint has optimizer state for the layers of its period, and FSDP wants one for all that train.
+            learning.layers.freeze_others(max(0, self.state.global_step - 1), self.trainable_parameters())
         super()._load_optimizer_and_scheduler(checkpoint)
         if self.scalebio is not None and checkpoint is not None:
             state.load_inner(self, checkpoint)

@@ -8,6 +8,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,8 @@ BASE: dict[str, Any] = {
     "save_strategy": "no",
     "seed": 42,
 }
+# Before 0.20 the host averages the means of micro-batches and ranks, later all of their tokens.
+HOST_AVERAGES_MEANS = tuple(map(int, metadata.version("axolotl").split(".")[:2])) < (0, 20)
 LORA: dict[str, Any] = {
     "adapter": "lora",
     "lora_r": 4,
@@ -108,6 +111,7 @@ class Probe:
     stop_after: int | None = None
     on_batch: Callable[[Any, dict[str, Any]], None] | None = None
     nan_from: tuple[int, str] | None = None
+    at_end: Callable[[Any], None] | None = None
     run: Run | None = None
 
 
@@ -129,7 +133,7 @@ def load(directory: Path, config: dict[str, Any]) -> Any:
     if PluginManager._instance is not None:
         PluginManager._instance.plugins = OrderedDict()
     PluginManager._cfg = None
-    path = directory / "config.yml"
+    path = directory / f"config{os.environ.get('RANK', '')}.yml"  # ranks start together
     path.write_text(yaml.safe_dump(config, sort_keys=False))
     return load_cfg(str(path))
 
@@ -142,6 +146,7 @@ def train(
     stop_after: int | None = None,
     on_batch: Callable[[Any, dict[str, Any]], None] | None = None,
     nan_from: tuple[int, str] | None = None,
+    at_end: Callable[[Any], None] | None = None,
     **overrides: Any,
 ) -> Run:
     """Train in `directory` (made by `make_inputs`) as `axolotl train` would.
@@ -152,6 +157,7 @@ def train(
         stop_after: Raise KeyboardInterrupt at the end of this step, as a killed run.
         on_batch: Called with the trainer and every collated training batch.
         nan_from: (finished steps, word): from then on the word's embedding is NaN.
+        at_end: Called with the trainer after the last step, while the engine still stands.
     """
     import transformers
     from axolotl.common.datasets import load_datasets
@@ -164,6 +170,7 @@ def train(
     os.chdir(directory)
     Probe.parameters, Probe.float64, Probe.stop_after, Probe.run = parameters, float64, stop_after, None
     Probe.on_batch, Probe.nan_from = staticmethod(on_batch) if on_batch else None, nan_from
+    Probe.at_end = staticmethod(at_end) if at_end else None
     transformers.set_seed(int(overrides.get("seed", BASE["seed"])))  # as in a fresh process: adapters start at random
     try:
         cfg = load(directory, config_of(**overrides))
@@ -203,6 +210,10 @@ def _make_probe_plugin() -> type:
                 Probe.run.model.append({name: p.detach().clone() for name, p in named if _trained(learning, name, p)})
                 inner = {} if learning is None or learning.inner is None else learning.inner.values
                 Probe.run.inner.append({name: value.detach().clone() for name, value in inner.items()})
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if Probe.at_end is not None:
+                Probe.at_end(self.trainer)
 
     class ProbePlugin(BasePlugin):
         def post_model_load(self, cfg: Any, model: Any) -> None:

@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,6 @@ from .twin import Recording, pieces, source_of, sources_by_text
 STOCK = {"plugins": ["tests.host.ProbePlugin"]}
 OUT_OF_PLAY = {"mixture_init": "proportional", "mixture_learning_rate": 0, "penalty": float("inf")}
 PACKED = {"sample_packing": True, "pad_to_sequence_len": False, "sample_packing_eff_est": 0.9, "micro_batch_size": 2}
-HOST_MEANS_OVER_MICRO_BATCHES = tuple(map(int, metadata.version("axolotl").split(".")[:2])) < (0, 20)
 
 # Trains as `axolotl train` does in an environment where the package is not installed.
 WITHOUT_THE_PACKAGE = """
@@ -74,7 +72,7 @@ SAME_AS_HOST = [
         marks=[
             pytest.mark.host_contract,
             pytest.mark.skipif(
-                HOST_MEANS_OVER_MICRO_BATCHES,
+                host.HOST_AVERAGES_MEANS,
                 reason="axolotl < 0.20 averages the means of micro-batches, the plugin all of their tokens",
             ),
         ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,6 @@ def config(*changes: dict[str, Any], scalebio: dict[str, Any] | None = None) -> 
     if scalebio:
         merged["scalebio"].update(scalebio)
     return merged
-
-
-@pytest.fixture(autouse=True)
-def _one_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
 
 
 def only_problem(broken: dict[str, Any]) -> str:
@@ -121,9 +117,6 @@ REMOVED_KEYS: dict[str, Any] = {
     "sequence_parallel_degree": 4,
     "tensor_parallel_size": 2,
     "expert_parallel_size": 2,
-    "deepspeed": "deepspeed_configs/zero2.json",
-    "fsdp": ["full_shard"],
-    "fsdp_config": {"fsdp_version": 2},
 }
 
 
@@ -195,18 +188,91 @@ def test_layer_sampling_and_unfrozen_parameters_are_refused_together(lisa):
     assert "keep one" in problem
 
 
-@pytest.mark.parametrize("ranks", ["2", "8"])
-def test_several_processes_are_refused(monkeypatch, ranks):
-    monkeypatch.setenv("WORLD_SIZE", ranks)
-    problem = only_problem(config())
-    assert f"got {ranks}" in problem
-    assert "launch with --num_processes 1" in problem
+# ---- engines
 
 
-@pytest.mark.parametrize("ranks", ["", "1"])
-def test_one_process_is_fine(monkeypatch, ranks):
+@pytest.mark.parametrize("ranks", ["", "1", "2", "8"])
+def test_any_number_of_processes_is_fine(monkeypatch, ranks):
     monkeypatch.setenv("WORLD_SIZE", ranks)
     assert problems_of(config()) == []
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [{"fsdp_version": 2, "fsdp_config": {"offload_params": False}}, {"fsdp_config": {"fsdp_version": 2}}],
+    ids=["beside", "inside"],
+)
+def test_fsdp2_is_fine(keys):
+    assert problems_of(config(keys, scalebio={"lisa": {"active_layers": 1}})) == []
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"fsdp": ["full_shard"]},
+        {"fsdp_version": 1, "fsdp_config": {"offload_params": False}},
+        {"fsdp_config": {"fsdp_version": 1}},
+    ],
+    ids=["list", "beside", "inside"],
+)
+def test_fsdp1_is_refused(keys):
+    assert "use fsdp_version: 2" in only_problem(config(keys))
+
+
+def test_fp16_is_refused_with_fsdp2():
+    assert "use bf16: true" in only_problem(config({"fsdp_config": {"fsdp_version": 2}, "fp16": True, "bf16": False}))
+
+
+def deepspeed(tmp_path, settings, *changes, **block):
+    """The config with this DeepSpeed JSON."""
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps(settings))
+    return config({"deepspeed": str(path)}, *changes, scalebio=block)
+
+
+AUTO = {"bf16": {"enabled": "auto"}, "fp16": {"enabled": "auto"}, "gradient_clipping": "auto"}
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_zero_stage_is_fine(tmp_path, stage):
+    assert problems_of(deepspeed(tmp_path, {**AUTO, "zero_optimization": {"stage": stage}})) == []
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        AUTO,
+        {"zero_optimization": {"stage": 0}},
+        {"zero_optimization": {"stage": 2}, "fp16": {"enabled": True}},
+        {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}},
+        {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme"}}},
+        {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}},
+        {"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 8}},
+        {"zero_optimization": {"stage": 3, "mics_shard_size": 4}},
+        {"zero_optimization": {"stage": 3, "zero_quantized_gradients": True}},
+        {"zero_optimization": {"stage": 1}, "bf16": {"enabled": "auto"}, "data_types": {"grad_accum_dtype": "fp32"}},
+        {"zero_optimization": {"stage": 1}, "pipeline": {"stages": 2}},
+        {"zero_optimization": {"stage": 2}, "sequence_parallel_size": 2},
+    ],
+    ids=json.dumps,
+)
+def test_what_deepspeed_must_not_do_is_refused(tmp_path, settings):
+    problem = only_problem(deepspeed(tmp_path, settings))
+    assert problem.startswith("deepspeed: ")
+
+
+def test_fp16_is_refused_with_deepspeed(tmp_path):
+    settings = {**AUTO, "zero_optimization": {"stage": 2}}
+    assert "use bf16: true" in only_problem(deepspeed(tmp_path, settings, {"fp16": True, "bf16": False}))
+
+
+def test_lisa_is_refused_with_deepspeed(tmp_path):
+    problem = only_problem(deepspeed(tmp_path, {"zero_optimization": {"stage": 2}}, lisa={"active_layers": 1}))
+    assert "flat tensors" in problem
+
+
+def test_a_deepspeed_file_that_cannot_be_read_is_refused():
+    assert "no_such.json" in only_problem(config({"deepspeed": "no_such.json"}))
 
 
 # ---- datasets and names
@@ -397,9 +463,9 @@ def test_apply_of_a_folder_is_refused(tmp_path):
 # ---- all at once
 
 
-def test_all_problems_come_together(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "4")
+def test_all_problems_come_together():
     broken = config(
+        {"fsdp_config": {"fsdp_version": 1}},
         {"datasets": [{"path": "a"}], "rl": "dpo", "fp8": True, "optimizer": "lomo"},
         {"val_set_size": 0, "lisa_n_layers": 2},
         {
@@ -417,7 +483,7 @@ def test_all_problems_come_together(monkeypatch):
         "rl:",
         "fp8:",
         "optimizer:",
-        "WORLD_SIZE",
+        "fsdp:",
         "scalebio.bounds",
         "validation data",
         "scalebio.penalty",

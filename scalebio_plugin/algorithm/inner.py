@@ -44,7 +44,7 @@ class InnerParameters:
         self.values: dict[str, Tensor] = {}
         self.gradients: dict[str, Tensor | None] = {}
         self.states: dict[str, dict[str, Any]] = {}
-        self.groups: list[dict[str, Any]] = [_own(group) for group in optimizer.param_groups]
+        self.groups: list[dict[str, Any]] = [own_entries(group) for group in optimizer.param_groups]
         self.exchanged = False
 
     @torch.no_grad()
@@ -56,7 +56,7 @@ class InnerParameters:
                 self.values[name] = self._rest(self._value(parameter).clone())
                 self.gradients[name] = None
                 if parameter in self.optimizer.state:
-                    self.states[name] = _copied(self.optimizer.state[parameter])
+                    self.states[name] = copied_state(self.optimizer.state[parameter])
 
     def forget(self, names: Iterable[str]) -> None:
         """Drop the optimizer state and gradients of `names` in both sets: they are frozen now."""
@@ -123,7 +123,7 @@ class InnerParameters:
         return {
             "values": {name: value.detach().cpu().clone() for name, value in self.values.items()},
             "states": {
-                name: _copied({key: self._plain(value) for key, value in state.items()}, "cpu")
+                name: copied_state({key: self._plain(value) for key, value in state.items()}, "cpu")
                 for name, state in self.states.items()
             },
             "groups": [dict(group) for group in self.groups],
@@ -149,7 +149,7 @@ class InnerParameters:
         on_device = any(group.get("fused") or group.get("capturable") for group in self.optimizer.param_groups)
         for name, state in saved["states"].items():
             device = self.parameters[name].device
-            self.states[name] = _copied(state, device)
+            self.states[name] = copied_state(state, device)
             if on_device and isinstance(self.states[name].get("step"), Tensor):
                 self.states[name]["step"] = self.states[name]["step"].to(device)
         self.groups = [dict(group) for group in saved["groups"]]
@@ -175,12 +175,12 @@ class InnerParameters:
         return resting.copy_(value)
 
 
-def _own(group: Mapping[str, Any]) -> dict[str, Any]:
+def own_entries(group: Mapping[str, Any]) -> dict[str, Any]:
     """A group's entries that an optimizer may change as it steps (say Prodigy's distance)."""
     return {key: value for key, value in group.items() if key not in _SHARED}
 
 
-def _copied(state: Mapping[str, Any], device: torch.device | str | None = None) -> dict[str, Any]:
+def copied_state(state: Mapping[str, Any], device: torch.device | str | None = None) -> dict[str, Any]:
     """Copy of one parameter's optimizer state; scalar tensors (Adam's step) stay where the optimizer keeps them."""
 
     def copy(value: Any) -> Any:

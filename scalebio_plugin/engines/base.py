@@ -113,9 +113,6 @@ class Engine:
     ) -> InnerSet:
         return InnerParameters(parameters, optimizer, device)
 
-    def set_trainable(self, parameter: nn.Parameter, trains: bool) -> None:
-        parameter.requires_grad_(trains)
-
     def step_inner(self, model: nn.Module, inner: InnerSet) -> None:
         """With u in place and all its gradients there: clip as the host does, and step."""
         limit = self.trainer.args.max_grad_norm

@@ -89,11 +89,12 @@ class FSDP2Engine(Engine):
             raise RuntimeError(
                 f"scalebio: {type(model).__name__} is not wrapped by FSDP2; this is a bug, please report it"
             )
-        model.set_requires_gradient_sync(on)
+        before = self.trainer.accelerator.sync_gradients  # off, FSDP keeps whole gradients: no more than the host does
+        model.set_requires_gradient_sync(on or before)
         try:
             yield
         finally:
-            model.set_requires_gradient_sync(self.trainer.accelerator.sync_gradients)
+            model.set_requires_gradient_sync(before)
 
     def average_gradients(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """FSDP has done it."""

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..algorithm.inner import _copied, _own
+from ..algorithm.inner import copied_state, own_entries
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -45,7 +45,6 @@ class ZeroInner:
         self.tensors: list[Tensor] = []
         self.states: list[dict[str, Any]] = []
         self.groups: list[dict[str, Any]] = []
-        self.exchanged = False
 
     @property
     def optimizer(self) -> Any:
@@ -59,8 +58,8 @@ class ZeroInner:
             return
         base = self.optimizer.optimizer
         self.tensors = [self._rest(theirs) for theirs in self._owned()]
-        self.states = [self._rested(_copied(base.state.get(master, {}))) for master in self._masters()]
-        self.groups = [_own(group) for group in base.param_groups]
+        self.states = [self._rested(copied_state(base.state.get(master, {}))) for master in self._masters()]
+        self.groups = [own_entries(group) for group in base.param_groups]
 
     def forget(self, names: Iterable[str]) -> None:
         """Nothing: ZeRO's flat tensors train as a whole.
@@ -85,12 +84,11 @@ class ZeroInner:
         for index, master in enumerate(self._masters()):
             self._exchange_state(index, master, base.state)
         for index, group in enumerate(base.param_groups):
-            own = _own(group)
+            own = own_entries(group)
             for key in own:
                 del group[key]
             group.update(self.groups[index])
             self.groups[index] = own
-        self.exchanged = not self.exchanged
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -127,7 +125,7 @@ class ZeroInner:
         """This rank's part of u, on the CPU: the values are the masters, rounded. Not to be called while exchanged."""
         return {
             "masters": [tensor.cpu().clone() for tensor in self.tensors[-len(self._masters()) :]],
-            "states": [_copied(state, "cpu") for state in self.states],
+            "states": [copied_state(state, "cpu") for state in self.states],
             "groups": [dict(group) for group in self.groups],
         }
 
@@ -145,7 +143,7 @@ class ZeroInner:
                 "model, adapter, ZeRO stage and number of GPUs of the run that wrote it"
             )
         self.follow()
-        self.states = [self._rested(_copied(state)) for state in saved["states"]]
+        self.states = [self._rested(copied_state(state)) for state in saved["states"]]
         self.groups = [dict(group) for group in saved["groups"]]
         with self.in_place():
             for theirs, master in zip(self._masters(), saved["masters"], strict=True):
@@ -182,6 +180,7 @@ class ZeroInner:
         buffers = [master.grad for master in self._masters() if master.grad is not None]
         if self._is_partitioned:
             self.optimizer.empty_partition_cache()  # parameters kept gathered would go on with the old values
+            self.optimizer.invalidate_secondary_tensor()  # the same, for the copies of zero_hpz_partition_size
             buffers.append(self.optimizer.grad_partitions_flat_buffer)
         for gradient in buffers:
             gradient.zero_()  # is overwritten only where a backward pass arrives

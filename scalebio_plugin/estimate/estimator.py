@@ -1,10 +1,10 @@
-"""An estimate of a run: from its config, before anything is downloaded, or from a model at hand."""
+"""An estimate of a run from its config, before anything is downloaded."""
 
 from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ from ..algorithm.lisa import find_blocks
 from ..args import ScaleBiOSettings
 from . import model as models
 from .cost import Schedule
-from .memory import Engine, Kind, StateBytes, Training, Weight, state_bytes
+from .memory import state_bytes
 from .optimizers import is_known
 from .passes import Pass, PassBytes, measure, rough
-from .setting import DEFAULT_OPTIMIZER, Setting, read
+from .records import Engine, Kind, StateBytes, Training, Weight
+from .setting import Setting, read
 
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 ALLOWANCE = 1.0 * 2**30  # CUDA context, cuBLAS workspaces and the allocator's rounding: a round number, not measured
@@ -102,14 +103,36 @@ class _Counting:
         fsdp = setting.engine.kind is Kind.FSDP2
         self.types = models.stored_types(model, setting.cfg, TYPES[setting.precision], fsdp=fsdp)
         self.weights = models.weights_of(model, setting.cfg, self.types)
-        self.active = _largest_draw(self.weights, setting.block)
+        self.active = largest_draw(self.weights, setting.block)
         self.notes: list[str] = []
 
+    def plain(self) -> Training:
+        """The same config without `scalebio`."""
+        setting = self.setting
+        return Training(
+            setting.optimizer,
+            float32=False,
+            second_set=False,
+            momentum=setting.momentum,
+            accumulates=setting.accumulation > 1,
+        )
+
+    def ours(self) -> Training:
+        setting = self.setting
+        return replace(
+            self.plain(),
+            float32=True,
+            second_set=True,
+            inner_on_cpu=setting.inner_on_cpu,
+            active=self.active,
+            accumulates=setting.accumulation > 1 or setting.block.pull > 0.0,
+            both_gradients=setting.precision == "fp16" and setting.engine.kind in (Kind.ONE, Kind.DDP),
+        )
+
     def estimate(self) -> Estimate:
-        setting, trained = self.setting, [weight for weight in self.weights if weight.trains]
-        plain = Training(setting.optimizer, float32=False, second_set=False, momentum=setting.momentum)
-        ours = replace(plain, float32=True, second_set=True, inner_on_cpu=setting.inner_on_cpu, active=self.active)
-        ordinary = self._run(plain)
+        setting, ours = self.setting, self.ours()
+        trained = [weight for weight in self.weights if weight.trains]
+        ordinary = self._run(self.plain())
         run = ordinary if setting.block.apply else self._run(ours, like=ordinary)
         lisa_alone = None
         if self.active is not None:
@@ -118,7 +141,7 @@ class _Counting:
         kind = type(self.model.get_base_model() if setting.cfg.get("adapter") else self.model)  # type: ignore[operator]
         return Estimate(
             model=f"{setting.cfg['base_model']}: {kind.__name__}, {len(blocks)} blocks ({self.origin})",
-            method=_method(setting),
+            method=method_of(setting),
             engine=setting.engine,
             total=sum(weight.elements for weight in self.weights),
             trained=sum(weight.elements for weight in trained),
@@ -184,7 +207,7 @@ def _is_active(name: str, training: Training) -> bool:
     return training.active is None or name in training.active
 
 
-def _largest_draw(weights: Sequence[Weight], block: ScaleBiOSettings) -> frozenset[str] | None:
+def largest_draw(weights: Sequence[Weight], block: ScaleBiOSettings) -> frozenset[str] | None:
     """Names that train in the draw of layers that takes most; of equal blocks the lowest, whose backward is longest.
 
     Raises:
@@ -207,7 +230,7 @@ def _largest_draw(weights: Sequence[Weight], block: ScaleBiOSettings) -> frozens
     return frozenset(w.name for w in weights if w.trains and w.block in drawn)
 
 
-def _method(setting: Setting) -> str:
+def method_of(setting: Setting) -> str:
     cfg, lisa = setting.cfg, setting.block.lisa
     if cfg.get("adapter"):
         bits = " on 4 bits" if cfg.get("load_in_4bit") else " on 8 bits" if cfg.get("load_in_8bit") else ""
@@ -237,63 +260,3 @@ def _notes(setting: Setting) -> list[str]:
     if setting.block.lisa is not None and not cfg.get("gradient_checkpointing"):
         notes.append("LISA without gradient_checkpointing: the lowest layers drawn, whose backward is longest")
     return notes
-
-
-def from_model(
-    model: nn.Module, cfg: Mapping[str, Any], *, engine: Engine | None = None, inner_on_cpu: bool | None = None
-) -> Estimate:
-    """State (no activations) of a real model that is about to train, with its parameters as they stand.
-
-    Args:
-        model: With `requires_grad` as the optimizer was made for it; sharded ones give their full shapes.
-        cfg: The host's config or any mapping like it: `optimizer`, `optim_args`, `scalebio`.
-        inner_on_cpu: As resolved for this machine; None: as on a GPU.
-    """
-    setting = Setting(cfg, Path(), _parsed(cfg.get("scalebio")), engine or Engine(), "bf16")
-    path, blocks = find_blocks(model)
-    weights = [
-        Weight(name, _full_shape(parameter), _bytes_of(parameter), parameter.requires_grad, models.block_of(name, path))
-        for name, parameter in model.named_parameters()
-    ]
-    active = _largest_draw(weights, setting.block)
-    on_cpu = setting.inner_on_cpu if inner_on_cpu is None else inner_on_cpu
-    ours = Training(
-        str(cfg.get("optimizer") or DEFAULT_OPTIMIZER), inner_on_cpu=on_cpu, active=active, momentum=setting.momentum
-    )
-    alone = Run(state_bytes(weights, setting.engine, replace(ours, second_set=False, inner_on_cpu=False)))
-    return Estimate(
-        model=f"{type(model).__name__}, {len(blocks)} blocks",
-        method=_method(setting),
-        engine=setting.engine,
-        total=sum(weight.elements for weight in weights),
-        trained=sum(weight.elements for weight in weights if weight.trains),
-        active=sum(weight.elements for weight in weights if ours.is_active(weight)),
-        run=Run(state_bytes(weights, setting.engine, ours)),
-        ordinary=alone,
-        lisa_alone=None if active is None else alone,
-        schedule=None,
-    )
-
-
-def _parsed(block: Any) -> ScaleBiOSettings:
-    if isinstance(block, ScaleBiOSettings):
-        return block
-    return ScaleBiOSettings.model_validate(dict(block or {}))
-
-
-def _full_shape(parameter: nn.Parameter) -> tuple[int, ...]:
-    """DeepSpeed's ZeRO-3 leaves an empty tensor with its shape beside it; a quantised tensor is packed."""
-    return tuple(getattr(parameter, "ds_shape", None) or parameter.shape)
-
-
-def _bytes_of(parameter: nn.Parameter) -> float:
-    """With the constants of a bitsandbytes tensor, where they are there."""
-    constants = getattr(parameter, "quant_state", None)
-    extra = 0.0
-    for part in (constants, getattr(constants, "state2", None)):
-        absmax = getattr(part, "absmax", None)
-        extra += 0.0 if absmax is None else absmax.numel() * absmax.element_size()
-    elements = 1
-    for size in _full_shape(parameter):
-        elements *= size
-    return elements * parameter.element_size() + extra

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from .cost import while_learning, whole_run
 from .estimator import ALLOWANCE, Estimate, Run
-from .memory import GIB
+from .records import GIB
 
 # Row, and what of the state it sums; what is zero in every column is left out.
 _STATE = {

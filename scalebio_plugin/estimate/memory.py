@@ -7,159 +7,13 @@ held. An exchange of the two sets needs one tensor's room at a time where values
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
-from enum import Enum
 
 from .optimizers import state_of, temporary_of
+from .records import Bytes, Engine, Kind, StateBytes, Training, Weight
 
-GIB = 2**30
 FLOAT32 = 4.0
-
-
-@dataclass(frozen=True)
-class Weight:
-    """One parameter of the model.
-
-    Attributes:
-        shape: Of all of it, whatever share a rank holds.
-        stored: Bytes as the host loads it: by its precision, or quantised with its constants.
-        trains: The optimizer is made for it.
-        block: Index of the transformer block it stands in; None outside of them.
-        quantised: Has to be written out in full to compute with.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    stored: float
-    trains: bool
-    block: int | None = None
-    quantised: bool = False
-
-    @property
-    def elements(self) -> int:
-        return math.prod(self.shape)
-
-
-class Kind(Enum):
-    ONE = "one process"
-    DDP = "DDP"
-    FSDP2 = "FSDP2"
-    DEEPSPEED = "DeepSpeed ZeRO"
-
-
-@dataclass(frozen=True)
-class Engine:
-    """How the model is spread over GPUs.
-
-    Attributes:
-        world: GPUs, one process each.
-        stage: ZeRO's.
-        compute: Bytes of an element where modules are computed with: 2 in bf16 and fp16, else 4.
-        offload_optimizer, offload_weights: These rest in CPU memory.
-        bucket: ZeRO's `reduce_bucket_size`, elements. buckets: 2 where communication overlaps.
-        live: ZeRO-3's `stage3_max_live_parameters`, elements.
-    """
-
-    kind: Kind = Kind.ONE
-    world: int = 1
-    stage: int = 0
-    compute: float = 2.0
-    offload_optimizer: bool = False
-    offload_weights: bool = False
-    bucket: float = 5e8
-    buckets: int = 1
-    live: float = 1e9
-
-    @property
-    def weights_share(self) -> float:
-        """Part of the weights that a rank holds between passes."""
-        return 1.0 / self.world if self.kind is Kind.FSDP2 or self.stage >= 3 else 1.0
-
-    @property
-    def gradients_share(self) -> float:
-        return 1.0 / self.world if self.kind is Kind.FSDP2 or self.stage >= 2 else 1.0
-
-    @property
-    def states_share(self) -> float:
-        """Part of the optimizer states, and of DeepSpeed's float32 masters."""
-        return 1.0 / self.world if self.kind is Kind.FSDP2 or self.stage >= 1 else 1.0
-
-    def __str__(self) -> str:
-        return f"{self.kind.value}-{self.stage}" if self.kind is Kind.DEEPSPEED else self.kind.value
-
-
-@dataclass(frozen=True)
-class Training:
-    """What a run does with the weights.
-
-    Attributes:
-        optimizer: The host's name of it.
-        float32: What trains is kept in float32 (the plugin's rule); False: as the host loads it.
-        second_set: The inner parameters exist.
-        inner_on_cpu: Their values rest in CPU memory.
-        active: Names that train at a time, under LISA; None: all that train.
-        momentum: SGD keeps one.
-    """
-
-    optimizer: str = "adamw_torch_fused"
-    float32: bool = True
-    second_set: bool = True
-    inner_on_cpu: bool = False
-    active: frozenset[str] | None = None
-    momentum: bool = False
-
-    def is_active(self, weight: Weight) -> bool:
-        return weight.trains and (self.active is None or weight.name in self.active)
-
-
-@dataclass(frozen=True)
-class Bytes:
-    """Bytes on one GPU, and in CPU memory for it."""
-
-    gpu: float = 0.0
-    cpu: float = 0.0
-
-    def __add__(self, other: Bytes) -> Bytes:
-        return Bytes(self.gpu + other.gpu, self.cpu + other.cpu)
-
-
-@dataclass(frozen=True)
-class StateBytes:
-    """What one GPU holds, without activations.
-
-    Attributes:
-        frozen, trained: Weights; `trained` with DeepSpeed's float32 masters.
-        gradients: Of what trains at a time.
-        optimizer: States of w.
-        inner_values, inner_optimizer: u, at its largest (LISA: every layer has been drawn).
-        buckets: Copies of the gradients that the engine sends.
-        gathered: During a pass: whole units of a sharded model, a quantised matrix written out.
-        exchange: During an exchange of the sets. step: during the optimizer's step.
-    """
-
-    frozen: Bytes = Bytes()
-    trained: Bytes = Bytes()
-    gradients: Bytes = Bytes()
-    optimizer: Bytes = Bytes()
-    inner_values: Bytes = Bytes()
-    inner_optimizer: Bytes = Bytes()
-    buckets: Bytes = Bytes()
-    gathered: Bytes = Bytes()
-    exchange: Bytes = Bytes()
-    step: Bytes = Bytes()
-
-    @property
-    def held(self) -> Bytes:
-        """What is there all the time: all but `gathered`, `exchange` and `step`."""
-        passing = {"gathered", "exchange", "step"}
-        held: list[Bytes] = [getattr(self, field.name) for field in fields(self) if field.name not in passing]
-        return sum(held, Bytes())
-
-    def peak(self, activations: float) -> float:
-        """Bytes on the GPU at the worst moment: in a pass, in an exchange or in the optimizer's step."""
-        return self.held.gpu + max(self.gathered.gpu + activations, self.exchange.gpu, self.step.gpu)
+ZERO_CHUNK = 1 << 25  # elements that an exchange puts aside at a time under DeepSpeed
 
 
 def state_bytes(weights: Sequence[Weight], engine: Engine, training: Training) -> StateBytes:
@@ -173,7 +27,7 @@ def state_bytes(weights: Sequence[Weight], engine: Engine, training: Training) -
         gradients=_gradients(active, engine, training),
         optimizer=_optimizer(active, engine, training),
         inner_values=_inner_values(trained, engine, training),
-        inner_optimizer=_optimizer(active, engine, training) if training.second_set else Bytes(),
+        inner_optimizer=_inner_optimizer(active, engine, training),
         buckets=Bytes(_buckets(active, engine, training)),
         gathered=Bytes(_gathered(weights, engine, training)),
         exchange=Bytes(_exchange(active, engine, training)),
@@ -214,7 +68,8 @@ def _deepspeed_values(elements: int, engine: Engine) -> Bytes:
 def _gradients(active: list[Weight], engine: Engine, training: Training) -> Bytes:
     if engine.kind is not Kind.DEEPSPEED:
         gradient = sum(_element(w, engine, training) * w.elements for w in active) * engine.gradients_share
-        return _placed(gradient, on_cpu=engine.offload_weights)
+        sets = 2 if training.both_gradients and training.second_set else 1
+        return _placed(gradient * sets, on_cpu=engine.offload_weights)
     if engine.offload_optimizer and engine.stage >= 2:
         return Bytes(cpu=_elements(active) * FLOAT32 * engine.gradients_share)
     return Bytes(_elements(active) * engine.compute * engine.gradients_share)
@@ -247,6 +102,15 @@ def _inner_values(trained: list[Weight], engine: Engine, training: Training) -> 
     return _placed(amount, on_cpu=training.inner_on_cpu or engine.offload_weights)
 
 
+def _inner_optimizer(active: list[Weight], engine: Engine, training: Training) -> Bytes:
+    """As w's; DeepSpeed's rest beside the values."""
+    if not training.second_set:
+        return Bytes()
+    states = _optimizer(active, engine, training)
+    rests = engine.kind is Kind.DEEPSPEED and training.inner_on_cpu
+    return Bytes(cpu=states.gpu + states.cpu) if rests else states
+
+
 def _buckets(active: list[Weight], engine: Engine, training: Training) -> float:
     """DDP reduces a copy of the gradients (with LISA the plugin reduces them itself); ZeRO fills a bucket or two."""
     if engine.kind is Kind.DDP and training.active is None:
@@ -269,8 +133,9 @@ def _gathered(weights: Sequence[Weight], engine: Engine, training: Training) -> 
 def _gathered_units(weights: Sequence[Weight], engine: Engine, training: Training) -> float:
     """FSDP2: two blocks (one is prefetched), what stands outside of the blocks, and gradients not yet scattered.
 
-    Outside the blocks is one unit, whole from the head's backward to the end of the pass. Each unit's gradients exist
-    once whole and, for the largest, once more as the buffer that is reduced, in the precision of the run.
+    Outside the blocks is one unit, whole from the head's backward to the end of the pass. A unit's gradients exist
+    whole until they are scattered: after its backward, or, where several passes accumulate, after the last of them (the
+    host's `no_sync`), in the precision of the run; for the largest unit once more, as the buffer that is reduced.
     """
 
     def largest_block(of: Callable[[Weight], float]) -> float:
@@ -291,7 +156,8 @@ def _gathered_units(weights: Sequence[Weight], engine: Engine, training: Trainin
         return weight.elements * engine.compute if training.is_active(weight) else 0.0
 
     written_out = max((w.elements * engine.compute for w in weights if w.quantised), default=0.0)
-    gradients = root(gradient) + largest_block(gradient) + max(root(gradient), largest_block(gradient))
+    waiting = sum(map(gradient, weights)) if training.accumulates else root(gradient) + largest_block(gradient)
+    gradients = waiting + max(root(gradient), largest_block(gradient))
     return 2 * largest_block(whole) + root(whole) + gradients + written_out
 
 
@@ -300,8 +166,9 @@ def _exchange(active: list[Weight], engine: Engine, training: Training) -> float
     copied = training.inner_on_cpu or engine.kind in (Kind.FSDP2, Kind.DEEPSPEED)
     if not training.second_set or not copied:
         return 0.0
-    share = min(engine.weights_share, engine.states_share)
-    return max((w.elements * FLOAT32 * share for w in active), default=0.0)
+    if engine.kind is Kind.DEEPSPEED:
+        return FLOAT32 * min(ZERO_CHUNK, _elements(active))
+    return max((w.elements * FLOAT32 * engine.weights_share for w in active), default=0.0)
 
 
 def _step(active: list[Weight], engine: Engine, training: Training) -> float:

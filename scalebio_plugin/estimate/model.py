@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ..algorithm.lisa import find_blocks
-from .memory import Weight
+from .records import Weight
 
 KNOWN = Path(__file__).with_name("models.json")
 HALVES = (torch.bfloat16, torch.float16)

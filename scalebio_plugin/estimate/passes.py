@@ -193,7 +193,8 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        out = torch.empty_like(query)
+        batch, heads, length, size = query.shape
+        out = query.new_empty(batch, length, heads, size).transpose(1, 2)  # as the kernels lay it out
         ctx.save_for_backward(query, key, value, out, query.new_empty(query.shape[:-1], dtype=torch.float32))
         return out
 
@@ -219,7 +220,7 @@ def _as_on_gpu(autocast: torch.dtype | None) -> Iterator[None]:
             args, kwargs = tree_map(lambda x: x.float() if isinstance(x, Tensor) else x, (args, kwargs))
         return before[2](*args, **kwargs)
 
-    place.scaled_dot_product_attention = attention  # type: ignore[assignment]
+    place.scaled_dot_product_attention = attention
     place.dropout, place.layer_norm = _dropout, layer_norm
     try:
         yield

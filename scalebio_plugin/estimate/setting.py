@@ -13,7 +13,7 @@ import yaml
 from ..args import LisaArgs, ScaleBiOSettings
 from ..refusals import problems_of
 from .cost import Schedule
-from .memory import Engine, Kind
+from .records import Engine, Kind
 
 DEFAULT_OPTIMIZER = "adamw_torch_fused"  # the host's
 
@@ -67,10 +67,10 @@ class Setting:
         By default a quarter, at least a micro-batch. A given size counts whole sequences: with packing it is an upper
         bound, since a row then holds several.
         """
-        rows = self.micro_batch * self.accumulation
+        rows = self.micro_batch * self.accumulation * self.engine.world
         if self.block.validation_batch_size is not None:
-            return self.block.validation_batch_size / (rows * self.engine.world)
-        return max(self.micro_batch, -(-rows // 4)) / rows
+            return self.block.validation_batch_size / rows
+        return max(self.micro_batch * self.engine.world, -(-rows // 4)) / rows
 
     @property
     def schedule(self) -> Schedule:

@@ -1,0 +1,262 @@
+"""Two ranks on every engine train what one process trains: λ, w and u after ten steps, at equal global batches.
+
+One launch an engine runs all of its cases (starting the host twice takes longer than any of them).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests import host
+from tests.engines.worker import Outcome, run_case
+
+STEPS = 10
+TOLERANCE = 1e-5  # float32
+LISA = {"lisa": {"active_layers": 1, "interval": 4}}
+# `few`: 32 rows, 8 global micro-batches an epoch, in threes 3 + 3 + 2
+MODES: dict[str, dict[str, Any]] = {
+    "full": {},
+    "full, accumulated": {"gradient_accumulation_steps": 3},
+    "full, uneven": {"gradient_accumulation_steps": 3, "num_epochs": 4, "datasets": "few"},
+    # A rate at which the first gaps of an adapter, which λ's rules scale up, stand far above the noise of float32.
+    "lora": {**host.LORA, "learning_rate": 2e-2},
+    "lora, accumulated, clipped": {
+        **host.LORA,
+        "learning_rate": 2e-2,
+        "gradient_accumulation_steps": 3,
+        "max_grad_norm": 0.05,
+    },
+    "full, symmetric, sequence": {"scalebio": {"estimator": "symmetric", "penalty": 5.0, "loss_unit": "sequence"}},
+    "full, then the rest": {"scalebio": {"learn": {"steps": 6}}},
+    "full, odd validation batch": {"scalebio": {"validation_batch_size": 5}, "gradient_checkpointing": True},
+    "lisa": {"scalebio": LISA, "base_model": "four_layers"},
+    "lisa, accumulated, embeddings": {
+        "gradient_accumulation_steps": 3,
+        "scalebio": {"lisa": {**LISA["lisa"], "train_embeddings": True}},
+        "base_model": "four_layers",
+    },
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """An engine: the test device that lets it run here, and the host's keys."""
+
+    device: str
+    keys: dict[str, Any]
+    lisa: bool = True
+
+
+FSDP2 = {
+    "fsdp_version": 2,
+    "fsdp_config": {
+        "offload_params": False,
+        "cpu_ram_efficient_loading": False,
+        "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+        "transformer_layer_cls_to_wrap": "LlamaDecoderLayer",
+        "state_dict_type": "FULL_STATE_DICT",
+        "reshard_after_forward": True,
+    },
+}
+
+
+def zero(stage: int) -> Layout:
+    return Layout("CpuDeepSpeed", {"deepspeed": str(Path(__file__).parent / f"zero{stage}.json")}, lisa=False)
+
+
+LAYOUTS = {
+    "ddp": Layout("CpuRanks", {}),
+    "fsdp2": Layout("CpuFsdp2", FSDP2),
+    "zero1": zero(1),
+    "zero2": zero(2),
+    "zero3": zero(3),
+}
+
+
+def arguments_of(inputs: Path, mode: str, out: Path, layout: Layout | None) -> dict[str, Any]:
+    """Of `host.train`, for one process (4 rows a micro-batch) or two ranks (2 each)."""
+    keys = {"max_steps": STEPS, "micro_batch_size": 4 if layout is None else 2, **MODES[mode]}
+    if keys.get("datasets") == "few":
+        keys["datasets"] = [
+            {**entry, "path": entry["path"].replace("data/", "few/")} for entry in host.BASE["datasets"]
+        ]
+    if keys.get("base_model") == "four_layers":
+        keys["tokenizer_config"] = "model"
+    keys["scalebio"] = {"validation_batch_size": 8, **keys.get("scalebio", {})}
+    if layout is not None:
+        keys.update(layout.keys)
+        keys["plugins"] = [f"tests.engines.ranks.{layout.device}", *host.BASE["plugins"]]
+    return {"directory": str(inputs), "output_dir": str(out), **keys}
+
+
+@pytest.fixture(scope="module")
+def engine_inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    inputs = host.make_inputs(tmp_path_factory.mktemp("engine_inputs"))
+    host.add_model(inputs, "four_layers", layers=4)
+    (inputs / "few").mkdir()
+    for entry, rows in zip(host.BASE["datasets"], (10, 11, 11), strict=True):
+        lines = (inputs / entry["path"]).read_text().splitlines(keepends=True)
+        (inputs / "few" / Path(entry["path"]).name).write_text("".join(lines[:rows]))
+    return inputs
+
+
+def launch(cases: dict[str, dict[str, Any]], folder: Path, ranks: int = 2) -> None:
+    """Run the cases on `ranks` ranks; raises with the end of the log."""
+    (folder / "cases.json").write_text(json.dumps(cases))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+    command += ["-m", "tests.engines.worker", str(folder / "cases.json"), str(folder)]
+    root = Path(__file__).resolve().parents[2]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(root)}
+    with (folder / "log.txt").open("w") as log:
+        done = subprocess.run(command, env=environment, stdout=log, stderr=subprocess.STDOUT, timeout=900, check=False)
+    if done.returncode:
+        lines = [
+            line[:300] for line in (folder / "log.txt").read_text().splitlines() if "rank" in line and "]:" in line
+        ]
+        raise RuntimeError("\n".join(lines[-40:]))
+
+
+@pytest.fixture(scope="module")
+def one_process(engine_inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
+    folder = tmp_path_factory.mktemp("one")
+    found = {mode: run_case(arguments_of(engine_inputs, mode, folder / str(i), None)) for i, mode in enumerate(MODES)}
+    return {mode: outcome for mode, outcome in found.items() if outcome is not None}
+
+
+@pytest.fixture(scope="module", params=LAYOUTS)
+def two_ranks(
+    request: pytest.FixtureRequest, engine_inputs: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, list[Outcome]]:
+    layout, folder = LAYOUTS[request.param], tmp_path_factory.mktemp(request.param)
+    modes = [mode for mode in MODES if layout.lisa or "lisa" not in mode]
+    launch(
+        {mode: arguments_of(engine_inputs, mode, folder / f"out{i}", layout) for i, mode in enumerate(modes)}, folder
+    )
+    return {
+        mode: [Outcome(**torch.load(folder / f"{mode}.{rank}.pt", weights_only=True)) for rank in (0, 1)]
+        for mode in modes
+    }
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_two_ranks_are_one_process(
+    mode: str, one_process: dict[str, Outcome], two_ranks: dict[str, list[Outcome]]
+) -> None:
+    if mode not in two_ranks:
+        pytest.skip("LISA is refused on this engine")
+    alone, (first, second) = one_process[mode], two_ranks[mode]
+    assert len(first.weights) == STEPS
+    assert all(torch.equal(a, b) for a, b in zip(first.weights, second.weights, strict=True)), "ranks disagree on λ"
+    assert first.layers == second.layers == alone.layers
+    far = {
+        "λ": max(float((a - b).abs().max()) for a, b in zip(alone.weights, first.weights, strict=True)),
+        "w": farthest(alone.model, first.model),
+        "u": farthest(alone.inner, first.inner),
+        "loss": max(abs(a - b) for a, b in zip(alone.losses, first.losses, strict=True)),
+    }
+    print(mode, far)
+    if MODES[mode].get("scalebio", {}).get("learn") and host.HOST_AVERAGES_MEANS:
+        del far["w"], far["loss"]  # after learning the host averages
+    assert float((alone.weights[-1] - alone.weights[0]).abs().max()) > 1e-3, "λ did not move"
+    tolerance = {"λ": TOLERANCE, "w": TOLERANCE, "u": TOLERANCE, "loss": 10 * TOLERANCE}  # losses are 1 to 10 nats
+    assert all(value < tolerance[name] for name, value in far.items()), far
+
+
+# ---- resume
+
+SAVING = {"save_strategy": "steps", "save_steps": 3, "save_total_limit": 2, "max_steps": STEPS}
+PACKED = {"sample_packing": True, "eval_sample_packing": False, "micro_batch_size": 1, "num_epochs": 4}
+RESUMED: dict[str, dict[str, Any]] = {
+    "full, accumulated": {"gradient_accumulation_steps": 2},
+    "lora, dropout": {**host.LORA, "lora_dropout": 0.1},
+    "lisa in mid-interval": {"scalebio": LISA, "base_model": "four_layers", "tokenizer_config": "model"},
+    "packed, bf16": {**PACKED, "bf16": True},
+    "after learning": {"scalebio": {"learn": {"steps": 5}}},
+}
+
+
+@pytest.fixture(scope="module", params=LAYOUTS)
+def resumed(request: pytest.FixtureRequest, engine_inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with <case number>/whole and /killed of every case, and the outcomes of both."""
+    layout, folder = LAYOUTS[request.param], tmp_path_factory.mktemp(f"resume_{request.param}")
+    cases = {}
+    for i, (name, keys) in enumerate(RESUMED.items()):
+        if "lisa" in name and not layout.lisa:
+            continue
+        common = {"directory": str(engine_inputs), "micro_batch_size": 2, **SAVING, **keys, **layout.keys}
+        common["plugins"] = [f"tests.engines.ranks.{layout.device}", *host.BASE["plugins"]]
+        killed = {**common, "output_dir": str(folder / f"{i}/killed")}
+        cases[f"{name}, whole"] = {**common, "output_dir": str(folder / f"{i}/whole")}
+        cases[f"{name}, killed"] = {**killed, "stop_after": 8}
+        cases[f"{name}, resumed"] = {**killed, "auto_resume_from_checkpoints": True}
+    launch(cases, folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RESUMED)
+def test_resumed_run_ends_with_the_same_bytes(name: str, resumed: Path) -> None:
+    if not (resumed / f"{name}, whole.0.pt").exists():
+        pytest.skip("LISA is refused on this engine")
+    number = list(RESUMED).index(name)
+    histories = [(resumed / f"{number}/{run}/scalebio/history.jsonl").read_bytes() for run in ("whole", "killed")]
+    assert histories[0] == histories[1]
+    for rank in (0, 1):
+        whole, again = (
+            torch.load(resumed / f"{name}, {run}.{rank}.pt", weights_only=True) for run in ("whole", "resumed")
+        )
+        assert whole["model"]
+        assert whole["losses"]
+        for kind in ("model", "inner"):
+            assert whole[kind].keys() == again[kind].keys()
+            unlike = [key for key in whole[kind] if not torch.equal(whole[kind][key], again[kind][key])]
+            assert not unlike, (kind, unlike)
+        assert torch.equal(whole["weights"][-1], again["weights"][-1])
+    kept = sorted(path.name for path in (resumed / f"{number}/killed").glob("checkpoint-*"))
+    assert kept == ["checkpoint-10", "checkpoint-9"]
+
+
+@pytest.mark.slow
+def test_a_rank_that_dies_while_saving_leaves_no_checkpoint_to_resume_from(engine_inputs: Path, tmp_path: Path) -> None:
+    """Rank 1 dies before it has written its part of checkpoint 6, rank 0 after all of its own."""
+    layout = LAYOUTS["fsdp2"]
+    common = {"directory": str(engine_inputs), "micro_batch_size": 2, **SAVING, **layout.keys}
+    common["plugins"] = [f"tests.engines.ranks.{layout.device}", *host.BASE["plugins"]]
+    killed = {**common, "output_dir": str(tmp_path / "killed")}
+    whole = {**common, "output_dir": str(tmp_path / "whole")}
+    with pytest.raises(RuntimeError):
+        launch({"killed": {**killed, "dies_at": [1, 6]}}, tmp_path)
+    half = tmp_path / "killed/checkpoint-6"
+    assert (half / "scalebio_inner_00000_of_00002.pt").exists()
+    assert not (half / "scalebio_complete").exists()
+    launch({"whole": whole, "resumed": {**killed, "auto_resume_from_checkpoints": True}}, tmp_path)
+    assert "checkpoint-6 was not written to its end" in (tmp_path / "log.txt").read_text()
+    ends = [torch.load(tmp_path / f"{run}.0.pt", weights_only=True) for run in ("whole", "resumed")]
+    assert all(torch.equal(ends[0]["model"][key], ends[1]["model"][key]) for key in ends[0]["model"])
+
+
+@pytest.mark.slow
+def test_ddp_goes_on_in_one_process(engine_inputs: Path, tmp_path: Path, one_process: dict[str, Outcome]) -> None:
+    layout, keys = LAYOUTS["ddp"], {"scalebio": {"validation_batch_size": 8}}
+    killed = {"directory": str(engine_inputs), "output_dir": str(tmp_path / "out"), **SAVING, **keys}
+    two = {**killed, "micro_batch_size": 2, "stop_after": 8}
+    launch({"two": {**two, "plugins": [f"tests.engines.ranks.{layout.device}", *host.BASE["plugins"]]}}, tmp_path)
+    alone = run_case({**killed, "micro_batch_size": 4, "auto_resume_from_checkpoints": True})
+    assert alone is not None
+    assert len(alone.weights) == STEPS - 6
+    assert farthest(alone.model, one_process["full"].model) < TOLERANCE
+    assert farthest(alone.inner, one_process["full"].inner) < TOLERANCE
+
+
+def farthest(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    assert a.keys() == b.keys()
+    return max((float((a[name] - b[name]).abs().max()) for name in a), default=0.0)

@@ -1,0 +1,131 @@
+"""ZeRO stages 1, 2 and 3, two ranks on CPU: `zero_worker` runs what these tests assert on, many cases a launch."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("deepspeed")
+
+WORKER = Path(__file__).with_name("zero_worker.py")
+STAGES = (1, 2, 3)
+QUICK = ("adamw_3", "uneven", "bf16", "error")
+SETTINGS = ("overlap", "no_overlap", "scattered", "all_reduce", "small_buckets")
+OFFLOAD = ("optimizer_offload", "optimizer_offload_1")
+SLOW = {
+    1: ("adamw_1", "sgd_1", "sgd_3", "cpu", "groups", *SETTINGS, "round_robin", *OFFLOAD),
+    2: ("adamw_1", "sgd_1", "sgd_3", "cpu", "groups", *SETTINGS, "round_robin"),
+    3: (
+        *("adamw_1", "sgd_1", "sgd_3", "cpu", "groups", *SETTINGS),
+        *("sub_groups", "hpz", *OFFLOAD, "param_offload", "both_offload"),
+    ),
+}
+MASTERS = {
+    1: ("bf16_masters", "autocast", "bf16_offload"),
+    2: ("bf16_masters", "autocast", "bf16_fp32_accumulation"),
+    3: ("bf16_masters", "autocast", "bf16_fp32_accumulation", "bf16_offload"),
+}
+RESUMED = ("resume", "resume_bf16")
+
+Results = dict[int, dict[str, list[dict[str, Any]]]]  # by stage, case and rank
+
+
+def launched(folder: Path, items: list[str]) -> Results:
+    environment = {
+        **os.environ,
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(WORKER.parents[2]),
+    }
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(WORKER)]
+    done = subprocess.run([*command, str(folder), *items], env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-4000:]
+    results: Results = {stage: {} for stage in STAGES}
+    for item in items:
+        stage, case = item.split(":")
+        paths = [folder / stage / f"{case}_{rank}.json" for rank in range(2)]
+        results[int(stage)][case] = [json.loads(path.read_text()) for path in paths]
+    return results
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    return launched(tmp_path_factory.mktemp("quick"), [f"{stage}:{case}" for stage in STAGES for case in QUICK])
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    folder = tmp_path_factory.mktemp("slow")
+    return {
+        stage: launched(folder, [f"{stage}:{case}" for case in (*SLOW[stage], *MASTERS[stage])])[stage]
+        for stage in STAGES
+    }
+
+
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    folder = tmp_path_factory.mktemp("resumed")
+    launched(folder, [f"{stage}:{case}" for stage in STAGES for case in ("save", "save_bf16")])
+    return launched(folder, [f"{stage}:{case}" for stage in STAGES for case in RESUMED])
+
+
+def assert_two_copies(results: list[dict[str, Any]]) -> None:
+    for rank in results:
+        assert all(distance < 1e-5 for distance in (*rank["w"], *rank["u"]))
+        assert min(rank["apart"]) > 1e-4  # the pull is felt: ten times the tolerance
+        assert rank["moved"] > 1e-2
+        assert rank["frozen"] == 0.0
+
+
+def assert_masters(results: list[dict[str, Any]]) -> None:
+    for rank in results:
+        assert rank["equal"]
+        assert rank["undisturbed"]
+        assert rank["apart"] > 1e-2
+        assert rank["moved"] > 1e-2
+
+
+@pytest.mark.parametrize("stage", STAGES)
+class TestQuick:
+    @pytest.mark.parametrize("case", ["adamw_3", "uneven"])
+    def test_every_step_equals_two_full_copies_on_the_global_batch(self, quick: Results, stage: int, case: str) -> None:
+        assert_two_copies(quick[stage][case])
+
+    def test_u_is_what_w_is_without_a_pull_bit_for_bit(self, quick: Results, stage: int) -> None:
+        results = quick[stage]["bf16"]
+        assert_masters(results)
+        for rank in results:
+            assert rank["dtype"] == "torch.float32"
+            assert rank["rounding"] > 0  # the masters hold what bfloat16 cannot
+
+    def test_an_error_inside_leaves_the_model_and_an_engine_that_steps(self, quick: Results, stage: int) -> None:
+        for rank in quick[stage]["error"]:
+            assert rank["same"]
+            assert rank["steps"]
+            inside, ranks, lisa = rank["caught"]
+            assert inside == "inside"
+            assert "number of GPUs" in ranks
+            assert "remove the lisa: block" in lisa
+
+
+@pytest.mark.slow
+class TestSlow:
+    @pytest.mark.parametrize(("stage", "case"), [(stage, case) for stage in STAGES for case in SLOW[stage]])
+    def test_every_step_equals_two_full_copies(self, slow: Results, stage: int, case: str) -> None:
+        assert_two_copies(slow[stage][case])
+
+    @pytest.mark.parametrize(("stage", "case"), [(stage, case) for stage in STAGES for case in MASTERS[stage]])
+    def test_u_is_what_w_is_without_a_pull_bit_for_bit(self, slow: Results, stage: int, case: str) -> None:
+        assert_masters(slow[stage][case])
+
+    @pytest.mark.parametrize("case", RESUMED)
+    @pytest.mark.parametrize("stage", STAGES)
+    def test_a_resumed_run_ends_with_the_bits_of_one_in_one_go(self, resumed: Results, stage: int, case: str) -> None:
+        for rank in resumed[stage][case]:
+            assert rank == dict.fromkeys(("u", "w", "masters", "inner"), True)

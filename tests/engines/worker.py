@@ -1,0 +1,129 @@
+"""What every rank runs: a list of cases through the host, one after the other, and what each came to.
+
+    torchrun --nproc_per_node 2 -m tests.engines.worker CASES.json OUT
+
+CASES.json maps a name to the keyword arguments of `tests.host.train`, with `directory`. OUT/<name>.<rank>.pt holds an
+`Outcome` as a dict.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests import host
+
+
+@dataclass
+class Outcome:
+    """λ after every step, active layers, w and u (whole tensors), the logged losses and gradient norms, of one rank."""
+
+    weights: list[torch.Tensor]
+    layers: list[int]
+    model: dict[str, torch.Tensor]
+    inner: dict[str, torch.Tensor]
+    losses: list[float]
+    grad_norms: list[float]
+
+
+def whole(parameter: torch.Tensor) -> torch.Tensor:
+    """All of a parameter, from whatever the engine left on this rank."""
+    if hasattr(parameter, "full_tensor"):
+        return parameter.detach().full_tensor().clone()
+    if hasattr(parameter, "ds_id"):
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([parameter]):
+            return parameter.detach().clone()
+    return parameter.detach().clone()
+
+
+def outcome_of(trainer: Any) -> Outcome:
+    """At the end of a run, while the engine still stands."""
+    learning = trainer.scalebio
+
+    def values() -> dict[str, torch.Tensor]:
+        return {name: whole(parameter).float() for name, parameter in trainer.trainable_parameters().items()}
+
+    model, inner = values(), {}
+    if learning.inner is not None:
+        with learning.inner.in_place():
+            inner = values()
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    return Outcome(
+        weights=[],
+        layers=list(learning.layers.layers) if learning.layers else [],
+        model=model,
+        inner=inner,
+        losses=[entry["loss"] for entry in logged],
+        grad_norms=[float(entry["grad_norm"]) for entry in logged],
+    )
+
+
+def run_case(arguments: dict[str, Any]) -> Outcome | None:
+    """One run in this process; None if it was to be killed and was."""
+    arguments = dict(arguments)
+    dies_at = arguments.pop("dies_at", None)
+    if dies_at is not None:
+        die_while_saving(*dies_at)
+    found: list[Outcome] = []
+    try:
+        run = host.train(
+            Path(arguments.pop("directory")), at_end=lambda trainer: found.append(outcome_of(trainer)), **arguments
+        )
+    except KeyboardInterrupt:
+        if "stop_after" not in arguments:
+            raise
+        return None
+    found[0].weights = run.weights
+    return found[0]
+
+
+def forget_state() -> None:
+    """accelerate's and the host's notes on the run: DeepSpeed's set-up refuses to find any."""
+    import axolotl.utils.distributed
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    PartialState._reset_state()
+    axolotl.utils.distributed.distributed_state = None
+
+
+def die_while_saving(rank: int, step: int) -> None:
+    """Rank `rank` is gone when it comes to writing its part of u in checkpoint `step`; the others are not hurried."""
+    from scalebio_plugin import state
+
+    save_inner = state.save_inner
+
+    def save_or_die(trainer: Any, folder: str) -> None:
+        if int(os.environ["RANK"]) == rank and trainer.state.global_step == step:
+            time.sleep(5)
+            os._exit(1)
+        save_inner(trainer, folder)
+
+    state.save_inner = save_or_die
+
+
+def main(cases: Path, out: Path) -> None:
+    destroy = torch.distributed.destroy_process_group
+    torch.distributed.destroy_process_group = lambda *args: None  # the host ends it with a run; here others follow
+    for name, arguments in json.loads(cases.read_text()).items():
+        outcome = run_case(arguments)
+        forget_state()
+        if outcome is not None:
+            torch.save(asdict(outcome), out / f"{name}.{os.environ['RANK']}.pt")
+    destroy()
+    sys.stdout.flush()
+    os._exit(0)  # threads of the host's reporting would be waited for
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
