@@ -92,6 +92,7 @@ def write_mixture(learning: Learning, steps: int) -> dict[str, Any] | None:
             fingerprint={key: _digest(facts[key]) for key in ("config", "data", "validation")},
             tokens=facts["tokens"],
             examples=facts["examples"],
+            layer_steps=None if learning.layers is None else learning.layers.steps_trained(steps),
         ),
     )
     report.write_mixture(os.path.join(learning.folder, "mixture.json"), document)
@@ -108,6 +109,7 @@ def _leave(learning: Learning, steps: int) -> None:
     LOG.info(
         "scalebio: the learned mixture\n"
         + report.weights_table(report.summarise(history, learning.run.names))
+        + ("" if document["layer_steps"] is None else "\n" + report.layers_line(document["layer_steps"]))
         + f"\nwritten to {learning.folder} (mixture.json, mixture.png, history.jsonl)"
     )
     learning.manager.hook.scalebio_run_ended(document=document)

@@ -42,13 +42,16 @@ class LayerSampling:
 
     def active_names(self, step: int) -> set[str]:
         """Names of the parameters that train in the optimiser step after `step` finished ones."""
-        self.layers = self.manager.hook.scalebio_draw_layers(
-            layers=len(self.plan.blocks),
-            active=self.settings.active_layers,
-            seed=self.seed,
-            period=step // self.settings.interval,
-        )
+        self.layers = self._drawn(step // self.settings.interval)
         return self.plan.active(self.layers, train_others=self.settings.train_embeddings)
+
+    def steps_trained(self, steps: int) -> list[int]:
+        """For how many of the first `steps` optimiser steps each block trains."""
+        counts = [0] * len(self.plan.blocks)
+        for start in range(0, steps, self.settings.interval):
+            for layer in self._drawn(start // self.settings.interval):
+                counts[layer] += min(self.settings.interval, steps - start)
+        return counts
 
     def freeze_others(self, step: int, parameters: Mapping[str, nn.Parameter]) -> set[str]:
         """Let only what trains in the optimiser step after `step` finished ones want gradients; its names."""
@@ -76,3 +79,9 @@ class LayerSampling:
             inner.forget(set(parameters) - active)
         self.period = period
         return True
+
+    def _drawn(self, period: int) -> tuple[int, ...]:
+        layers: tuple[int, ...] = self.manager.hook.scalebio_draw_layers(
+            layers=len(self.plan.blocks), active=self.settings.active_layers, seed=self.seed, period=period
+        )
+        return layers

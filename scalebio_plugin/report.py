@@ -51,7 +51,11 @@ class SourceSummary:
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What `mixture.json` says of the run as a whole. `tokens` and `examples` count each source's whole dataset."""
+    """What `mixture.json` says of the run as a whole.
+
+    `tokens` and `examples` count each source's whole dataset; `layer_steps`: for how many optimiser steps each
+    transformer block trained, under LISA.
+    """
 
     penalty: float
     estimator: str
@@ -64,6 +68,7 @@ class RunFacts:
     fingerprint: dict[str, str]
     tokens: dict[str, int]
     examples: dict[str, int]
+    layer_steps: list[int] | None = None
 
 
 def append_history(path: StrPath, record: HistoryRecord) -> None:
@@ -232,6 +237,16 @@ def weights_table(summaries: Mapping[str, SourceSummary]) -> str:
         rows.append((shorten(name) + " *" * star, _number(summary.weight), gap, error, _number(summary.loss)))
     hint = "\n* not distinguishable from the average: |gap| is below 2 s.e." if any_star else ""
     return _align(rows) + hint
+
+
+def layers_line(layer_steps: Sequence[int]) -> str:
+    """Which blocks LISA trained, and for how long."""
+    never = [str(layer) for layer, steps in enumerate(layer_steps) if steps == 0]
+    trained = [steps for steps in layer_steps if steps]
+    line = f"LISA moved {len(trained)} of {len(layer_steps)} blocks"
+    if trained:
+        line += f", each for {min(trained)} to {max(trained)} optimiser steps"
+    return line + (f"; never drawn: {', '.join(never)}" if never else "")
 
 
 def progress_table(record: HistoryRecord, most_rows: int = 20) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,9 @@ from .algorithm.lisa import LayerPlan
 from .args import LisaArgs, ScaleBiOSettings
 from .engines import engine_of
 from .engines.base import plain_name
+from .estimate.at_hand import from_model
+from .estimate.lines import summary_line
+from .estimate.setting import engine_of as estimated_engine
 from .hooks.defaults import BUILT_IN
 from .hooks.manager import build_manager
 from .hooks.spec import Observation
@@ -179,6 +183,15 @@ def connect(cfg: DictDefault, settings: ScaleBiOSettings, prepared: Prepared, tr
         manager=manager,
         facts=_facts(cfg, settings, prepared),
     )
+    _announce_memory(cfg, trainer, trainer.scalebio)
+
+
+def _announce_memory(cfg: DictDefault, trainer: Trainer, learning: Learning) -> None:
+    """What the run will hold, counted from its own parameters; activations are what `scalebio estimate` adds."""
+    plain = cfg.to_dict()
+    engine = estimated_engine(plain, Path(), learning.engine.world, 2.0 if cfg.bf16 or cfg.fp16 else 4.0)
+    found = from_model(trainer.model, plain, engine=engine, inner_on_cpu=learning.inner_device is not None)
+    LOG.info("\n".join(summary_line(found)))
 
 
 def _facts(cfg: DictDefault, settings: ScaleBiOSettings, prepared: Prepared) -> dict[str, Any]:

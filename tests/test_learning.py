@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -209,6 +210,8 @@ class TestLisaRuns:
         for number in range(1, 8):
             assert moved(run.model[number - 1], run.model[number]) == steps.active[number]
             assert moved(run.inner[number - 1], run.inner[number]) == steps.active[number]
+        document = json.loads((tmp_path / "scalebio/mixture.json").read_text())
+        assert document["layer_steps"] == [sum(layer in layers for layers in expected) for layer in range(4)]
 
     def test_the_inner_set_grows_with_the_layers_drawn(
         self, inputs: Path, tmp_path: Path, four: dict[str, str], steps: Steps

@@ -15,6 +15,7 @@ from scalebio_plugin.report import (
     SourceSummary,
     append_history,
     batch_means_error,
+    layers_line,
     mixture_document,
     progress_table,
     read_history,
@@ -207,6 +208,7 @@ class TestMixture:
             "seed": 42,
             "versions": {"axolotl": "0.1"},
             "fingerprint": {"base_model": "gpt2"},
+            "layer_steps": None,
         }
 
     def test_float32_weights_sum_to_one(self):
@@ -316,3 +318,10 @@ def test_importing_the_report_pulls_in_neither_torch_nor_matplotlib():
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_the_blocks_that_lisa_moved_are_told():
+    assert layers_line([20, 0, 40, 0]) == (
+        "LISA moved 2 of 4 blocks, each for 20 to 40 optimiser steps; never drawn: 1, 3"
+    )
+    assert layers_line([5, 5]) == "LISA moved 2 of 2 blocks, each for 5 to 5 optimiser steps"

@@ -30,7 +30,10 @@ def from_model(
         inner_on_cpu: As resolved for this machine; None: as on a GPU.
     """
     setting = Setting(cfg, Path(), _parsed(cfg.get("scalebio")), engine or Engine(), "bf16")
-    path, blocks = find_blocks(model)
+    try:
+        path, blocks = find_blocks(model)
+    except ValueError:  # a model without blocks trains as any other, but for LISA
+        path, blocks = "no blocks", nn.ModuleList()
     weights = [
         Weight(name, _full_shape(parameter), _bytes_of(parameter), parameter.requires_grad, block_of(name, path))
         for name, parameter in model.named_parameters()

@@ -125,7 +125,7 @@ class _Counting:
             second_set=True,
             inner_on_cpu=setting.inner_on_cpu,
             active=self.active,
-            accumulates=setting.accumulation > 1 or setting.block.pull > 0.0,
+            accumulates=setting.accumulation > 1,
             both_gradients=setting.precision == "fp16" and setting.engine.kind in (Kind.ONE, Kind.DDP),
         )
 

@@ -92,7 +92,7 @@ class Training:
         inner_on_cpu: Their values rest in CPU memory.
         active: Names that train at a time, under LISA; None: all that train.
         momentum: SGD keeps one.
-        accumulates: A set has several backward passes before its step (micro-batches, or w's validation batch).
+        accumulates: Over micro-batches (the passes of the last one are reduced at once).
         both_gradients: u's gradients wait for w's (fp16: both sets step, or neither).
     """
 

@@ -132,7 +132,10 @@ def one_process(engine_inputs: Path, tmp_path_factory: pytest.TempPathFactory) -
     return {mode: outcome for mode, outcome in found.items() if outcome is not None}
 
 
-@pytest.fixture(scope="module", params=LAYOUTS)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=[pytest.mark.slow] if name in ("zero1", "zero2") else []) for name in LAYOUTS],
+)
 def two_ranks(
     request: pytest.FixtureRequest, engine_inputs: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, list[Outcome]]:
