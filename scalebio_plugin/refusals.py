@@ -49,7 +49,27 @@ _KEYS = {
     "expert_parallel_size": "splits layers over ranks",
 }
 _ONE_IS_FINE = {"context_parallel_size", "sequence_parallel_degree", "tensor_parallel_size", "expert_parallel_size"}
-_OPTIMIZERS = ("schedule_free", "lomo", "layerwise", "q_galore", "stable_adamw_offload", "_4bit_offload")
+# By a part of the optimizer's name. All others exchange: tests/test_optimizers.py.
+_OPTIMIZERS = {
+    "lomo": "steps during the backward pass, so that u and w cannot step apart",
+    "layerwise": "steps during the backward pass, so that u and w cannot step apart",
+    "offload": "steps copies of the parameters that it keeps elsewhere",
+    "polora": "keeps its state outside the parameters it steps",
+    "grokadamw": "keeps its state in a form that no checkpoint restores",
+    "q_galore": "has not been tried with two parameter sets",
+    "flash_": "keeps its state in objects that a checkpoint of the inner parameters cannot hold",
+}
+_COUNTS_FOR_ALL = "counts its steps for all layers together, those that LISA draws anew included"
+_OPTIMIZERS_WITH_LISA = {
+    "schedule_free": _COUNTS_FOR_ALL,
+    "optimi_adamw": _COUNTS_FOR_ALL,
+    "stable_adamw": _COUNTS_FOR_ALL,
+    "dion": _COUNTS_FOR_ALL,
+    "adopt_adamw": _COUNTS_FOR_ALL,
+    "muon": "needs what it notes of every parameter at the start, which goes with the state of frozen layers",
+    "apollo": "needs what it notes of every parameter at the start, which goes with the state of frozen layers",
+    "paged_": "never gives back the memory of frozen layers",
+}
 _PLUGINS = ("kd.", "diffusion", "mixlora", "hatchery", "cut_cross_entropy", "grokfast", "spectrum_offload")
 
 
@@ -88,13 +108,18 @@ def _unsupported(config: Mapping[str, Any]) -> Iterator[str]:
             continue
         yield f"{key}: {value!r} {reason}; remove {key} or scalebio"
     optimizer = str(config.get("optimizer") or "")
-    if any(part in optimizer for part in _OPTIMIZERS):
-        yield f"optimizer: {optimizer} keeps state outside the parameters it steps; use adamw_torch or a plain one"
+    lisa = (config.get("scalebio") or {}).get("lisa") is not None
+    for part, reason in _OPTIMIZERS.items():
+        if part in optimizer:
+            yield f"optimizer: {optimizer} {reason}; use adamw_torch or another one"
+    for part, reason in _OPTIMIZERS_WITH_LISA.items():
+        if part in optimizer and lisa:
+            yield f"optimizer: {optimizer} {reason}; use adamw_torch, or remove scalebio.lisa"
     for plugin in config.get("plugins") or []:
         if any(part in str(plugin).split("integrations.")[-1] for part in _PLUGINS):
             yield f"plugins: {plugin} replaces the training step or the loss; remove it or scalebio"
     for key in ("layer_offloading", "activation_offloading"):
-        if config.get(key) and (config.get("scalebio") or {}).get("lisa") is not None:
+        if config.get(key) and lisa:
             yield f"{key}: {config[key]!r} moves layers that LISA freezes; remove {key} or scalebio.lisa"
 
 

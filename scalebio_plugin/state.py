@@ -75,6 +75,7 @@ def save_inner(trainer: ScaleBiOTrainer, folder: str) -> None:
         "inner": None if learning.inner is None else learning.inner.state_dict(),
         "rest": (learning.rest.lap, learning.rest.batch),
         "record": learning.record,
+        "model": learning.engine.model_part(trainer.trainable_parameters()),
     }
     os.makedirs(folder, exist_ok=True)
     _save(saved, os.path.join(folder, inner_name(learning)))
@@ -154,6 +155,7 @@ def load_inner(trainer: ScaleBiOTrainer, checkpoint: str) -> None:
     saved = torch.load(os.path.join(checkpoint, inner_name(learning)), map_location="cpu", weights_only=True)
     learning.rest.lap, learning.rest.batch = saved["rest"]
     learning.record = saved["record"]
+    learning.engine.restore_model_part(trainer.trainable_parameters(), saved["model"])
     done = trainer.state.global_step
     if saved["inner"] is not None:
         learning.inner = learning.engine.inner(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ def beside_a_mixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mixture.parent.mkdir(parents=True)
     names = raw["scalebio"]["names"]
     mixture.write_text(json.dumps({"schema": 1, "weights": dict.fromkeys(names, 1 / len(names))}))
+    for path in CONFIGS[0].parent.glob("*.json"):
+        shutil.copy(path, tmp_path)
     monkeypatch.chdir(tmp_path)
 
 

@@ -134,15 +134,64 @@ def test_a_key_that_is_off_is_fine(key, value):
 
 
 @pytest.mark.parametrize(
-    "optimizer", ["schedule_free_adamw", "lomo", "adalomo", "galore_adamw_layerwise", "q_galore_adamw8bit"]
+    ("optimizer", "reason"),
+    {
+        "lomo": "during the backward pass",
+        "adalomo": "during the backward pass",
+        "galore_adamw_layerwise": "during the backward pass",
+        "galore_adamw_8bit_layerwise": "during the backward pass",
+        "galore_adafactor_layerwise": "during the backward pass",
+        "apollo_adamw_layerwise": "during the backward pass",
+        "polora": "outside the parameters",
+        "grokadamw": "no checkpoint",
+        "q_galore_adamw8bit": "has not been tried",
+        "flash_adamw": "a checkpoint of the inner parameters cannot hold",
+        "flash_adam": "a checkpoint of the inner parameters cannot hold",
+        "flash_sgd": "a checkpoint of the inner parameters cannot hold",
+        "flash_sgdw": "a checkpoint of the inner parameters cannot hold",
+        "flash_lion": "a checkpoint of the inner parameters cannot hold",
+    }.items(),
 )
-def test_an_optimizer_with_state_elsewhere_is_refused(optimizer):
+def test_an_optimizer_whose_state_cannot_be_exchanged_is_refused(optimizer, reason):
     problem = only_problem(config({"optimizer": optimizer}))
     assert problem.startswith(f"optimizer: {optimizer} ")
+    assert reason in problem
     assert "use adamw_torch" in problem
 
 
-@pytest.mark.parametrize("optimizer", ["adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "sgd", "muon", None])
+NOT_WITH_LISA = [
+    "schedule_free_adamw",
+    "schedule_free_radam",
+    "schedule_free_sgd",
+    "optimi_adamw",
+    "stable_adamw",
+    "dion",
+    "adopt_adamw",
+    "muon",
+    "apollo_adamw",
+    "paged_adamw_8bit",
+    "paged_lion_32bit",
+]
+
+
+@pytest.mark.parametrize("optimizer", NOT_WITH_LISA)
+def test_an_optimizer_that_cannot_train_a_layer_anew_is_refused_with_lisa(optimizer):
+    problem = only_problem(config({"optimizer": optimizer}, scalebio={"lisa": {"active_layers": 1}}))
+    assert problem.startswith(f"optimizer: {optimizer} ")
+    assert "use adamw_torch, or remove scalebio.lisa" in problem
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    ["adamw_torch_fused", "adamw_torch_8bit", "adamw_8bit", "lion_8bit", "sgd", "sinkgd", "came_pytorch", "adafactor"],
+)
+def test_other_optimizers_are_fine_with_lisa(optimizer):
+    assert problems_of(config({"optimizer": optimizer}, scalebio={"lisa": {"active_layers": 1}})) == []
+
+
+@pytest.mark.parametrize(
+    "optimizer", ["adamw_torch_fused", "adamw_8bit", "sgd", "galore_adamw", "ao_adamw_fp8", None, *NOT_WITH_LISA]
+)
 def test_other_optimizers_are_fine(optimizer):
     assert problems_of(config({"optimizer": optimizer})) == []
 

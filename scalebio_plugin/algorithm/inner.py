@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 # Entries of an optimizer's groups that belong to the run, not to a parameter set: fixed, or moved by the schedule
 # (one cycle moves the momentum too).
@@ -56,7 +58,8 @@ class InnerParameters:
                 self.values[name] = self._rest(self._value(parameter).clone())
                 self.gradients[name] = None
                 if parameter in self.optimizer.state:
-                    self.states[name] = copied_state(self.optimizer.state[parameter])
+                    # To the parameter's device: paged state (bitsandbytes) looks as if it were on the CPU.
+                    self.states[name] = copied_state(self.optimizer.state[parameter], parameter.device)
 
     def forget(self, names: Iterable[str]) -> None:
         """Drop the optimizer state and gradients of `names` in both sets: they are frozen now."""
@@ -79,9 +82,12 @@ class InnerParameters:
                 self.optimizer.state[parameter] = self.states.pop(name)
             if state is not None:
                 self.states[name] = state
-        for group, mine in zip(self.optimizer.param_groups, self.groups, strict=True):
-            for key in mine:
-                group[key], mine[key] = mine[key], group[key]
+        for index, group in enumerate(self.optimizer.param_groups):
+            own = own_entries(group)
+            for key in own:
+                del group[key]  # also what the optimizer has put there since: u's first step must not start w's count
+            group.update(self.groups[index])
+            self.groups[index] = own
         self.exchanged = not self.exchanged
 
     @contextmanager
@@ -126,7 +132,7 @@ class InnerParameters:
                 name: copied_state({key: self._plain(value) for key, value in state.items()}, "cpu")
                 for name, state in self.states.items()
             },
-            "groups": [dict(group) for group in self.groups],
+            "groups": [copied_state(group) for group in self.groups],
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
@@ -152,7 +158,7 @@ class InnerParameters:
             self.states[name] = copied_state(state, device)
             if on_device and isinstance(self.states[name].get("step"), Tensor):
                 self.states[name]["step"] = self.states[name]["step"].to(device)
-        self.groups = [dict(group) for group in saved["groups"]]
+        self.groups = [copied_state(group) for group in saved["groups"]]
 
     def _value(self, parameter: nn.Parameter) -> Tensor:
         """What is exchanged of a parameter."""
@@ -176,17 +182,21 @@ class InnerParameters:
 
 
 def own_entries(group: Mapping[str, Any]) -> dict[str, Any]:
-    """A group's entries that an optimizer may change as it steps (say Prodigy's distance)."""
-    return {key: value for key, value in group.items() if key not in _SHARED}
+    """Copy of a group's entries that an optimizer may change as it steps (say Prodigy's distance)."""
+    return copied_state({key: value for key, value in group.items() if key not in _SHARED})
 
 
 def copied_state(state: Mapping[str, Any], device: torch.device | str | None = None) -> dict[str, Any]:
     """Copy of one parameter's optimizer state; scalar tensors (Adam's step) stay where the optimizer keeps them."""
+    return {key: _copied(value, device) for key, value in state.items()}
 
-    def copy(value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        moved = value.to(device) if device is not None and value.dim() > 0 else value
-        return moved.detach().clone()
 
-    return {key: copy(value) for key, value in state.items()}
+def _copied(value: Any, device: torch.device | str | None) -> Any:
+    if not isinstance(value, Tensor):
+        return deepcopy(value)  # a number, or say GaLore's projection
+    if is_traceable_wrapper_subclass(value):  # quantised: TorchAO's know no clone()
+        parts, context = value.__tensor_flatten__()
+        copies = {part: _copied(getattr(value, part), device) for part in parts}
+        return type(value).__tensor_unflatten__(copies, context, value.size(), value.stride())
+    moved = value.to(device) if device is not None and value.dim() > 0 else value
+    return moved.detach().clone()

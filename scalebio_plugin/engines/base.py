@@ -113,6 +113,13 @@ class Engine:
     ) -> InnerSet:
         return InnerParameters(parameters, optimizer, device)
 
+    def model_part(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+        """What of w a checkpoint needs besides the host's files, on the CPU."""
+        return {}
+
+    def restore_model_part(self, parameters: Mapping[str, nn.Parameter], part: Mapping[str, Tensor]) -> None:
+        """Once the host has loaded its files."""
+
     def step_inner(self, model: nn.Module, inner: InnerSet) -> None:
         """With u in place and all its gradients there: clip as the host does, and step."""
         limit = self.trainer.args.max_grad_norm

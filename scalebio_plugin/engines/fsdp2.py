@@ -106,3 +106,14 @@ class FSDP2Engine(Engine):
         self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, device: torch.device | None
     ) -> InnerSet:
         return ShardedInner(self.trainer.model_wrapped, parameters, optimizer, device)
+
+    def model_part(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+        """This rank's shards of an adapter: the host's resume gives sharded adapters their values on no rank."""
+        if not hasattr(self.trainer.accelerator.unwrap_model(self.trainer.model), "peft_config"):
+            return {}
+        return {name: _local(parameter).detach().cpu().clone() for name, parameter in parameters.items()}
+
+    @torch.no_grad()
+    def restore_model_part(self, parameters: Mapping[str, nn.Parameter], part: Mapping[str, Tensor]) -> None:
+        for name, value in part.items():
+            _local(parameters[name]).copy_(value)

@@ -4,13 +4,13 @@ The training step, drawn once. One optimiser step of k accumulated micro-batches
 
     every `lisa.interval` steps:
         layers = scalebio_draw_layers(...)           # the same in both sets; state of the others is dropped
-    for each micro-batch:                            # w: the model
-        backward  L2(λ, w)
-    backward  L1(w) / α                              # the validation batch
-    with u in place of w:                            # the same micro-batches and dropout masks
+    with u in place of w:                            # first, so that its gradients are gone before w's come
         for each micro-batch:
             backward  L2(λ, u)
         clip, step u with the host's optimizer
+    for each micro-batch:                            # w: the model; the same dropout masks
+        backward  L2(λ, w)
+    backward  L1(w) / α                              # the validation batch
     every `update_interval` steps:
         λ, state = scalebio_update_mixture(...)      # from the two vectors of losses, no autograd
         scalebio_mixture_updated(record)

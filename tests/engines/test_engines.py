@@ -144,9 +144,23 @@ def two_ranks(
     launch(
         {mode: arguments_of(engine_inputs, mode, folder / f"out{i}", layout) for i, mode in enumerate(modes)}, folder
     )
-    return {
+    outcomes = {
         mode: [Outcome(**torch.load(folder / f"{mode}.{rank}.pt", weights_only=True)) for rank in (0, 1)]
         for mode in modes
+    }
+    for i, mode in enumerate(modes):
+        outcomes[mode][0].saved = saved_tensors(folder / f"out{i}")
+    return outcomes
+
+
+def saved_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """The model or adapter that the run left, by the names that its parameters have in training."""
+    from safetensors.torch import load_file
+
+    found = {key: value for file in sorted(folder.glob("*.safetensors")) for key, value in load_file(file).items()}
+    return {
+        key.replace(".lora_A.", ".lora_A.default.").replace(".lora_B.", ".lora_B.default."): value
+        for key, value in found.items()
     }
 
 
@@ -167,6 +181,8 @@ def test_two_ranks_are_one_process(
         "loss": max(abs(a - b) for a, b in zip(alone.losses, first.losses, strict=True)),
     }
     print(mode, far)
+    assert first.saved.keys() == first.model.keys()
+    assert farthest(first.saved, first.model) == 0.0, "what was saved is not w"
     if MODES[mode].get("scalebio", {}).get("learn") and host.HOST_AVERAGES_MEANS:
         del far["w"], far["loss"]  # after learning the host averages
     assert float((alone.weights[-1] - alone.weights[0]).abs().max()) > 1e-3, "λ did not move"

@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ class Outcome:
     inner: dict[str, torch.Tensor]
     losses: list[float]
     grad_norms: list[float]
+    saved: dict[str, torch.Tensor] = field(default_factory=dict)  # what the run left on disk; filled in by the test
 
 
 def whole(parameter: torch.Tensor) -> torch.Tensor:
