@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .algorithm.bilevel import Targets
 from .engines.base import Engine, InnerSet
+from .estimate.estimator import Estimate
 from .layers import LayerSampling
 from .report import HistoryRecord
 from .rest import RestStream
@@ -33,6 +34,7 @@ class Learning:
         folder: `<output_dir>/scalebio`.
         manager: Of the run's hooks.
         facts: Of config and data, for mixture.json.
+        memory: Bytes of the run's state, as counted before it began.
         inner: u, from the first learning step to the last.
         record: Last line of the history.
         order: What the order of the host's data came from.
@@ -48,6 +50,7 @@ class Learning:
     folder: str
     manager: Any
     facts: dict[str, Any]
+    memory: Estimate | None = None
     inner: InnerSet | None = None
     record: HistoryRecord | None = None
     order: DataOrder = field(default_factory=lambda: DataOrder())

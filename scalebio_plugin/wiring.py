@@ -191,6 +191,7 @@ def _announce_memory(cfg: DictDefault, trainer: Trainer, learning: Learning) -> 
     plain = cfg.to_dict()
     engine = estimated_engine(plain, Path(), learning.engine.world, 2.0 if cfg.bf16 or cfg.fp16 else 4.0)
     found = from_model(trainer.model, plain, engine=engine, inner_on_cpu=learning.inner_device is not None)
+    learning.memory = found
     LOG.info("\n".join(summary_line(found)))
 
 

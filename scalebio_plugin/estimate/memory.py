@@ -98,7 +98,7 @@ def _inner_values(trained: list[Weight], engine: Engine, training: Training) -> 
     if engine.kind is Kind.DEEPSPEED:
         values = _deepspeed_values(_elements(trained), engine)
         return Bytes(cpu=values.gpu + values.cpu) if training.inner_on_cpu else values
-    amount = _elements(trained) * FLOAT32 * engine.weights_share
+    amount = _elements([w for w in trained if training.ever_trains(w)]) * FLOAT32 * engine.weights_share
     return _placed(amount, on_cpu=training.inner_on_cpu or engine.offload_weights)
 
 

@@ -105,6 +105,10 @@ class Training:
     accumulates: bool = True
     both_gradients: bool = False
 
+    def ever_trains(self, weight: Weight) -> bool:
+        """Every block is drawn sooner or later; what is outside trains all the time or never."""
+        return self.is_active(weight) or (weight.trains and weight.block is not None)
+
     def is_active(self, weight: Weight) -> bool:
         return weight.trains and (self.active is None or weight.name in self.active)
 

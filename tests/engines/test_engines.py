@@ -102,6 +102,7 @@ def arguments_of(inputs: Path, mode: str, out: Path, layout: Layout | None) -> d
 def engine_inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     inputs = host.make_inputs(tmp_path_factory.mktemp("engine_inputs"))
     host.add_model(inputs, "four_layers", layers=4)
+    host.add_model(inputs, "eight_layers", layers=8, hidden=64)
     (inputs / "few").mkdir()
     for entry, rows in zip(host.BASE["datasets"], (10, 11, 11), strict=True):
         lines = (inputs / entry["path"]).read_text().splitlines(keepends=True)
@@ -274,6 +275,52 @@ def test_ddp_goes_on_in_one_process(engine_inputs: Path, tmp_path: Path, one_pro
     assert len(alone.weights) == STEPS - 6
     assert farthest(alone.model, one_process["full"].model) < TOLERANCE
     assert farthest(alone.inner, one_process["full"].inner) < TOLERANCE
+
+
+# ---- bytes
+
+EIGHT = {"base_model": "eight_layers", "tokenizer_config": "model", "max_steps": 12}
+COUNTED: dict[str, dict[str, Any]] = {
+    "full": EIGHT,
+    "lora": {**EIGHT, **host.LORA},
+    "lisa": {**EIGHT, "scalebio": {"lisa": {"active_layers": 3, "interval": 1}}},
+}
+
+
+@pytest.fixture(scope="module", params=[*LAYOUTS, "one process"])
+def counted(
+    request: pytest.FixtureRequest, engine_inputs: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, list[Outcome]]:
+    """Outcomes of all ranks."""
+    folder = tmp_path_factory.mktemp("counted")
+    cases = {name: {"directory": str(engine_inputs), "micro_batch_size": 2, **keys} for name, keys in COUNTED.items()}
+    if request.param == "one process":
+        found = {name: run_case({**case, "output_dir": str(folder / name)}) for name, case in cases.items()}
+        return {name: [outcome] for name, outcome in found.items() if outcome is not None}
+    layout = LAYOUTS[request.param]
+    keys = {**layout.keys, "plugins": [f"tests.engines.ranks.{layout.device}", *host.BASE["plugins"]]}
+    cases = {
+        name: {**case, **keys, "output_dir": str(folder / name)}
+        for name, case in cases.items()
+        if layout.lisa or name != "lisa"
+    }
+    launch(cases, folder)
+    return {
+        name: [Outcome(**torch.load(folder / f"{name}.{rank}.pt", weights_only=True)) for rank in (0, 1)]
+        for name in cases
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", COUNTED)
+def test_a_rank_holds_what_estimate_counts(mode: str, counted: dict[str, list[Outcome]]) -> None:
+    if mode not in counted:
+        pytest.skip("LISA is refused on this engine")
+    for outcome in counted[mode]:
+        print(mode, outcome.measured, outcome.formula)
+        assert outcome.measured["inner_values"] > 0
+        for name, counted_bytes in outcome.formula.items():
+            assert outcome.measured[name] == pytest.approx(counted_bytes, rel=0.02, abs=64), name
 
 
 def farthest(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:

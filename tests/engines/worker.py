@@ -31,6 +31,8 @@ class Outcome:
     inner: dict[str, torch.Tensor]
     losses: list[float]
     grad_norms: list[float]
+    measured: dict[str, float] = field(default_factory=dict)  # bytes on this rank, counted tensor by tensor
+    formula: dict[str, float] = field(default_factory=dict)  # the same by `estimate`
     saved: dict[str, torch.Tensor] = field(default_factory=dict)  # what the run left on disk; filled in by the test
 
 
@@ -65,7 +67,50 @@ def outcome_of(trainer: Any) -> Outcome:
         inner=inner,
         losses=[entry["loss"] for entry in logged],
         grad_norms=[float(entry["grad_norm"]) for entry in logged],
+        measured=measured_bytes(trainer),
+        formula={name: getattr(learning.memory.run.state, name).gpu for name in CATEGORIES},
     )
+
+
+CATEGORIES = ("frozen", "trained", "optimizer", "inner_values", "inner_optimizer")
+
+
+def measured_bytes(trainer: Any) -> dict[str, float]:
+    """What this rank holds between two steps, tensor by tensor."""
+    inner = trainer.scalebio.inner
+    if inner is None:
+        return {}
+    trainable = trainer.trainable_parameters()
+    ids = {id(parameter) for parameter in trainable.values()}
+    others = [p for p in trainer.accelerator.unwrap_model(trainer.model).parameters() if id(p) not in ids]
+    if hasattr(inner, "engine"):  # ZeRO's flat tensors: values and masters
+        return {
+            "frozen": bytes_of(others),
+            "trained": bytes_of(inner._owned()),
+            "optimizer": bytes_of(inner.optimizer.optimizer.state.values()),
+            "inner_values": bytes_of(inner.tensors),
+            "inner_optimizer": bytes_of(inner.states),
+        }
+    return {
+        "frozen": bytes_of(others),
+        "trained": bytes_of(trainable.values()),
+        "optimizer": bytes_of(trainer.raw_optimizer().state.values()),
+        "inner_values": bytes_of(inner.values.values()),
+        "inner_optimizer": bytes_of(inner.states.values()),
+    }
+
+
+def bytes_of(held: Any) -> float:
+    """Of tensors, DTensors (this rank's shard), partitioned parameters, and of dicts of them."""
+    total = 0.0
+    for value in held:
+        if isinstance(value, dict):
+            total += bytes_of(value.values())
+        elif isinstance(value, torch.Tensor):
+            local = getattr(value, "ds_tensor", None)
+            local = value.to_local() if hasattr(value, "to_local") else value if local is None else local
+            total += local.nbytes
+    return total
 
 
 def run_case(arguments: dict[str, Any]) -> Outcome | None:
