@@ -245,7 +245,8 @@ def layers_line(layer_steps: Sequence[int]) -> str:
     trained = [steps for steps in layer_steps if steps]
     line = f"LISA moved {len(trained)} of {len(layer_steps)} blocks"
     if trained:
-        line += f", each for {min(trained)} to {max(trained)} optimiser steps"
+        span = f"{min(trained)} to {max(trained)}" if min(trained) < max(trained) else str(trained[0])
+        line += f", each for {span} optimiser steps"
     return line + (f"; never drawn: {', '.join(never)}" if never else "")
 
 

@@ -46,7 +46,7 @@ BASE: dict[str, Any] = {
     "save_strategy": "no",
     "seed": 42,
 }
-# Before 0.20 the host averages the means of micro-batches and ranks, later all of their tokens.
+# Before 0.20 the host averages the means of micro-batches, later all of their tokens.
 HOST_AVERAGES_MEANS = tuple(map(int, metadata.version("axolotl").split(".")[:2])) < (0, 20)
 LORA: dict[str, Any] = {
     "adapter": "lora",

@@ -324,4 +324,4 @@ def test_the_blocks_that_lisa_moved_are_told():
     assert layers_line([20, 0, 40, 0]) == (
         "LISA moved 2 of 4 blocks, each for 20 to 40 optimiser steps; never drawn: 1, 3"
     )
-    assert layers_line([5, 5]) == "LISA moved 2 of 2 blocks, each for 5 to 5 optimiser steps"
+    assert layers_line([5, 5]) == "LISA moved 2 of 2 blocks, each for 5 optimiser steps"

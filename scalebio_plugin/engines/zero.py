@@ -58,7 +58,9 @@ class ZeroInner:
             return
         base = self.optimizer.optimizer
         self.tensors = [self._rest(theirs) for theirs in self._owned()]
-        self.states = [self._rested(copied_state(base.state.get(master, {}))) for master in self._masters()]
+        self.states = [
+            self._rested(copied_state(base.state.get(master, {}), master.device)) for master in self._masters()
+        ]
         self.groups = [own_entries(group) for group in base.param_groups]
 
     def forget(self, names: Iterable[str]) -> None:

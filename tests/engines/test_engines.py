@@ -28,10 +28,10 @@ MODES: dict[str, dict[str, Any]] = {
     "full, accumulated": {"gradient_accumulation_steps": 3},
     "full, uneven": {"gradient_accumulation_steps": 3, "num_epochs": 4, "datasets": "few"},
     # A rate at which the first gaps of an adapter, which λ's rules scale up, stand far above the noise of float32.
-    "lora": {**host.LORA, "learning_rate": 2e-2},
+    "lora": {**host.LORA, "learning_rate": 1e-2},
     "lora, accumulated, clipped": {
         **host.LORA,
-        "learning_rate": 2e-2,
+        "learning_rate": 5e-3,
         "gradient_accumulation_steps": 3,
         "max_grad_norm": 0.05,
     },
@@ -112,6 +112,8 @@ def engine_inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def launch(cases: dict[str, dict[str, Any]], folder: Path, ranks: int = 2) -> None:
     """Run the cases on `ranks` ranks; raises with the end of the log."""
+    if any("deepspeed" in case for case in cases.values()):
+        pytest.importorskip("deepspeed")
     (folder / "cases.json").write_text(json.dumps(cases))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
     command += ["-m", "tests.engines.worker", str(folder / "cases.json"), str(folder)]
@@ -135,7 +137,13 @@ def one_process(engine_inputs: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(name, marks=[pytest.mark.slow] if name in ("zero1", "zero2") else []) for name in LAYOUTS],
+    params=[
+        pytest.param("ddp", marks=pytest.mark.host_contract),
+        pytest.param("fsdp2", marks=pytest.mark.host_contract),
+        pytest.param("zero1", marks=pytest.mark.slow),
+        pytest.param("zero2", marks=pytest.mark.slow),
+        "zero3",
+    ],
 )
 def two_ranks(
     request: pytest.FixtureRequest, engine_inputs: Path, tmp_path_factory: pytest.TempPathFactory
@@ -184,8 +192,8 @@ def test_two_ranks_are_one_process(
     print(mode, far)
     assert first.saved.keys() == first.model.keys()
     assert farthest(first.saved, first.model) == 0.0, "what was saved is not w"
-    if MODES[mode].get("scalebio", {}).get("learn") and host.HOST_AVERAGES_MEANS:
-        del far["w"], far["loss"]  # after learning the host averages
+    if MODES[mode].get("scalebio", {}).get("learn"):
+        del far["w"], far["loss"]  # after learning the loss is the host's, which averages the means of the ranks
     assert float((alone.weights[-1] - alone.weights[0]).abs().max()) > 1e-3, "λ did not move"
     tolerance = {"λ": TOLERANCE, "w": TOLERANCE, "u": TOLERANCE, "loss": 10 * TOLERANCE}  # losses are 1 to 10 nats
     assert all(value < tolerance[name] for name, value in far.items()), far
