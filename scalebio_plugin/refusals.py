@@ -124,6 +124,11 @@ def _unsupported(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _engine(config: Mapping[str, Any]) -> Iterator[str]:
+    several = int(os.environ.get("WORLD_SIZE") or 1) > 1 or any(
+        config.get(key) for key in ("fsdp", "fsdp_config", "deepspeed")
+    )
+    if config.get("torch_compile") and several:
+        yield "torch_compile: hides the engine of several processes, which u's passes steer; remove torch_compile"
     if not config.get("fsdp_config") and not config.get("fsdp"):
         return
     block = config.get("fsdp_config") or {}

@@ -125,7 +125,8 @@ def test_resumed_run_ends_with_the_same_bytes(name: str, inputs: Path, tmp_path:
     train(name, inputs, tmp_path / "whole", **saving)
     with pytest.raises(KeyboardInterrupt):
         train(name, inputs, tmp_path / "killed", stop_after=5, **saving)
-    train(name, inputs, tmp_path / "killed", auto_resume_from_checkpoints=True, **saving)
+    again = train(name, inputs, tmp_path / "killed", auto_resume_from_checkpoints=True, **saving)
+    assert len(again.weights) == STEPS - 4, "it did not go on from checkpoint-4"
     a, b = tmp_path / "whole", tmp_path / "killed"
     assert (a / "scalebio/history.jsonl").read_bytes() == (b / "scalebio/history.jsonl").read_bytes()
     assert same(tensors(a), tensors(b))

@@ -134,7 +134,8 @@ def test_resumed_run_ends_with_the_same_bytes(base: str, inputs: Path, tmp_path:
     train(base, inputs, tmp_path / "whole", **SAVING)
     with pytest.raises(KeyboardInterrupt):
         train(base, inputs, tmp_path / "killed", stop_after=8, **SAVING)
-    train(base, inputs, tmp_path / "killed", auto_resume_from_checkpoints=True, **SAVING)
+    again = train(base, inputs, tmp_path / "killed", auto_resume_from_checkpoints=True, **SAVING)
+    assert len(again.weights) == 4, "it did not go on from checkpoint-6"
     assert_same_end(tmp_path / "whole", tmp_path / "killed", 10)
 
 

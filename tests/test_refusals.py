@@ -268,6 +268,13 @@ def test_fsdp1_is_refused(keys):
     assert "use fsdp_version: 2" in only_problem(config(keys))
 
 
+def test_compiling_is_refused_on_several_processes(monkeypatch):
+    assert problems_of(config({"torch_compile": True})) == []
+    assert "remove torch_compile" in only_problem(config({"torch_compile": True, "fsdp_config": {"fsdp_version": 2}}))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "remove torch_compile" in only_problem(config({"torch_compile": True}))
+
+
 def test_fp16_is_refused_with_fsdp2():
     assert "use bf16: true" in only_problem(config({"fsdp_config": {"fsdp_version": 2}, "fp16": True, "bf16": False}))
 

@@ -61,7 +61,8 @@ def test_resumed_run_ends_with_the_same_bytes(inputs: Path, tmp_path: Path, case
     with pytest.raises(KeyboardInterrupt):
         host.train(inputs, output_dir=str(tmp_path / "killed"), stop_after=8, **settings)
     assert (tmp_path / "killed/checkpoint-6").exists()
-    host.train(inputs, output_dir=str(tmp_path / "killed"), auto_resume_from_checkpoints=True, **settings)
+    again = host.train(inputs, output_dir=str(tmp_path / "killed"), auto_resume_from_checkpoints=True, **settings)
+    assert len(again.weights) == last - 6, "it did not go on from checkpoint-6"
     assert_same_end(tmp_path / "whole", tmp_path / "killed", last)
 
 

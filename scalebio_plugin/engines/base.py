@@ -74,9 +74,11 @@ class Engine:
     @contextmanager
     def synced(self, model: nn.Module, on: bool) -> Iterator[None]:
         """Whether backward passes inside average gradients over the ranks: the last one of a set has to."""
-        if not isinstance(model, nn.parallel.DistributedDataParallel):
+        if self.world == 1 or self.switches_layers:
             yield
             return
+        if not isinstance(model, nn.parallel.DistributedDataParallel):
+            raise RuntimeError(f"scalebio: {type(model).__name__} is not DDP's; this is a bug, please report it")
         before, model.require_backward_grad_sync = model.require_backward_grad_sync, on
         try:
             yield
