@@ -125,14 +125,20 @@ def config_of(**overrides: Any) -> dict[str, Any]:
     return {key: value for key, value in config.items() if value is not None}
 
 
-def load(directory: Path, config: dict[str, Any]) -> Any:
-    """The host's validated config."""
-    from axolotl.cli.config import load_cfg
+def forget_plugins() -> None:
+    """The host's one manager of the process keeps the plugins of the run before."""
     from axolotl.integrations.base import PluginManager
 
     if PluginManager._instance is not None:
         PluginManager._instance.plugins = OrderedDict()
     PluginManager._cfg = None
+
+
+def load(directory: Path, config: dict[str, Any]) -> Any:
+    """The host's validated config."""
+    from axolotl.cli.config import load_cfg
+
+    forget_plugins()
     path = directory / f"config{os.environ.get('RANK', '')}.yml"  # ranks start together
     path.write_text(yaml.safe_dump(config, sort_keys=False))
     return load_cfg(str(path))

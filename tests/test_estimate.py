@@ -24,6 +24,8 @@ from scalebio_plugin.estimate.lines import lines_of, summary_line
 from scalebio_plugin.estimate.memory import state_bytes
 from scalebio_plugin.estimate.records import Engine, Kind, Training, Weight
 
+from . import host
+
 EXAMPLES = sorted((Path(__file__).parent.parent / "example_configs").glob("*.yml"))
 VOCABULARY = 2048
 SHAPES: dict[str, dict[str, Any]] = {
@@ -523,6 +525,7 @@ def test_the_hosts_loader_gives_these_types(tmp_path: Path, kind: str, adapter: 
         **{"torch_dtype": torch.bfloat16, "bf16": True, "device": "cpu", "attn_needs_dtype_cast": False},
         **{"tensor_parallel_size": 1, "context_parallel_size": 1, "micro_batch_size": 1, "lora_dropout": 0.0},
     }
+    host.forget_plugins()  # ours would lift what trains to float32
     hosts, _ = ModelLoader(DictDefault({**cfg, **loaded}), tokenizer).load()
     ours = model.stored_types(on_meta(kind, adapter), cfg, torch.bfloat16, fsdp=False)
     assert {name: parameter.dtype for name, parameter in hosts.named_parameters()} == ours

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+from . import host
 
 pytestmark = pytest.mark.host_contract
 
@@ -40,12 +41,10 @@ def _raw(stem: str) -> dict[str, Any]:
 def validated(config: dict[str, Any]) -> Any:
     """The config as the host's `load_cfg` validates it on a machine with a GPU."""
     import torch
-    from axolotl.integrations.base import PluginManager
     from axolotl.utils.config import prepare_plugins, validate_config
     from axolotl.utils.dict import DictDefault
 
-    PluginManager.get_instance().plugins = OrderedDict()
-    PluginManager._cfg = None
+    host.forget_plugins()
     cfg = DictDefault(config)
     prepare_plugins(cfg)
     torch_version = str(torch.__version__).split("+")[0]
