@@ -141,7 +141,7 @@ class ScaleBiOTrainer(AxolotlTrainer):
         run, inner = learning.run, learning.begun_inner()
         symmetric = run.settings.estimator == "symmetric"
         before = RandomState()
-        with inner.in_place(), self._uncounted():
+        with inner.in_place(for_passes=True), self._uncounted():
             for index in range(len(step.batches)):
                 with learning.engine.synced(model, index == len(step.batches) - 1 and not symmetric):
                     self._train_pass(model, step, index, step.inner_S)

@@ -7,7 +7,8 @@ puts w back. Nothing is computed twice and nothing can differ between the sets b
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
@@ -15,6 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from .lisa import LayerPlan, find_blocks
+from .transfer import Mark, Transfer
 
 # Entries of an optimizer's groups that belong to the run, not to a parameter set: fixed, or moved by the schedule
 # (one cycle moves the momentum too).
@@ -32,6 +36,7 @@ class InnerParameters:
         parameters: The trainable parameters of the module, by name; looked up anew after the module was wrapped.
         optimizer: The host's own, the raw `torch.optim.Optimizer`.
         device: Where the values rest between passes; None: beside the module's.
+        transfer: Exchanges them from there, beside compute; None: by pointers, or plain copies.
     """
 
     def __init__(
@@ -39,10 +44,14 @@ class InnerParameters:
         parameters: Mapping[str, nn.Parameter],
         optimizer: torch.optim.Optimizer,
         device: torch.device | None = None,
+        transfer: Transfer | None = None,
     ):
         self.parameters = dict(parameters)
         self.optimizer = optimizer
         self.device = device
+        self.transfer = transfer
+        self.arriving: dict[str, Mark] = {}  # what of an exchange nobody has waited for yet
+        self.passes_wait = False
         self.values: dict[str, Tensor] = {}
         self.gradients: dict[str, Tensor | None] = {}
         self.states: dict[str, dict[str, Any]] = {}
@@ -52,10 +61,11 @@ class InnerParameters:
     @torch.no_grad()
     def follow(self, names: Iterable[str]) -> None:
         """Start u as the copy of w for those of `names` that it does not hold yet: value and optimizer state."""
+        self.settle()
         for name in names:
             if name not in self.values:
                 parameter = self.parameters[name]
-                self.values[name] = self._rest(self._value(parameter).clone())
+                self.values[name] = self._rest(self._value(parameter), copy=True)
                 self.gradients[name] = None
                 if parameter in self.optimizer.state:
                     # To the parameter's device: paged state (bitsandbytes) looks as if it were on the CPU.
@@ -72,10 +82,15 @@ class InnerParameters:
 
     @torch.no_grad()
     def exchange(self) -> None:
-        """Swap values, gradients, optimizer state and the groups' own entries between the module and u. In place."""
-        for name, value in self.values.items():
-            parameter = self.parameters[name]
-            self.values[name] = self._put(parameter, value)
+        """Swap values, gradients, optimizer state and the groups' own entries between the module and u. In place.
+
+        With a transfer the values are only on their way: see `settle`.
+        """
+        self.settle()
+        for name, parameter in self.parameters.items():
+            if name not in self.values:
+                continue
+            self._put(name, parameter)
             parameter.grad, self.gradients[name] = self.gradients[name], parameter.grad
             state = self.optimizer.state.pop(parameter, None)
             if name in self.states:
@@ -91,16 +106,68 @@ class InnerParameters:
         self.exchanged = not self.exchanged
 
     @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """The module *is* u inside the block; w is back afterwards, also after an error."""
+    def in_place(self, *, for_passes: bool = False) -> Iterator[None]:
+        """The module *is* u inside the block; w is back afterwards, also after an error.
+
+        Args:
+            for_passes: The block begins with a forward pass, and so does what follows it: those wait for each block of
+                the module as they come to it (`wait_in`), so that the exchange runs beside them.
+        """
+        waits = not (for_passes and self.passes_wait)
         self.exchange()
         try:
+            if waits:
+                self.settle()
             yield
+        except BaseException:
+            waits = True
+            raise
         finally:
             self.exchange()
+            if waits:
+                self.settle()
+
+    def wait_in(self, module: nn.Module) -> None:
+        """Let forward passes wait: at their start for what stands outside the blocks, at each block for its own."""
+        self.passes_wait = True
+        try:
+            (_, blocks), plan = find_blocks(module), LayerPlan.of(module, self.parameters)
+        except ValueError:  # no blocks to be found
+            module.register_forward_pre_hook(self._waiting(self.parameters), prepend=True)
+            return
+        sequence = [*plan.others, *(name for names in plan.blocks for name in names)]
+        self.parameters = {name: self.parameters[name] for name in sequence}  # in the order in which they are used
+        module.register_forward_pre_hook(self._waiting(plan.others), prepend=True)
+        for block, names in zip(blocks, plan.blocks, strict=True):
+            block.register_forward_pre_hook(self._waiting(names), prepend=True)
+        module.register_forward_hook(self._waiting(self.parameters))
+
+    def _waiting(self, names: Iterable[str]) -> Callable[..., None]:
+        """A hook, which does not keep u alive."""
+        names, reference = tuple(names), weakref.ref(self)
+
+        def wait(*_: Any) -> None:
+            inner = reference()
+            if inner is not None:
+                inner.wait(names)
+
+        return wait
+
+    def wait(self, names: Iterable[str]) -> None:
+        """What is computed from here on comes after the arrival of these."""
+        if self.arriving:
+            for name in names:
+                mark = self.arriving.pop(name, None)
+                if mark is not None:
+                    mark.wait()
+
+    def settle(self) -> None:
+        """What is computed from here on comes after the arrival of all values."""
+        self.wait(list(self.arriving))
 
     def step(self) -> None:
         """While u is in place: the optimizer's step, which leaves no gradient behind."""
+        self.settle()
         self.optimizer.step()
         for name in self.values:
             self.parameters[name].grad = None
@@ -126,6 +193,8 @@ class InnerParameters:
 
     def state_dict(self) -> dict[str, Any]:
         """All of u, on the CPU. Not to be called while exchanged."""
+        if self.transfer is not None:
+            self.transfer.finish()
         return {
             "values": {name: value.detach().cpu().clone() for name, value in self.values.items()},
             "states": {
@@ -147,10 +216,12 @@ class InnerParameters:
                 f"the checkpoint's inner parameters {strangers[:3]} ({len(strangers)} in all) do not train in this "
                 "run; resume with the adapter and layers of the run that wrote it"
             )
+        self.settle()
+        if self.transfer is not None:
+            self.transfer.finish()
         self.values, self.gradients, self.states = {}, {}, {}
         for name, value in saved["values"].items():
-            parameter = self.parameters[name]
-            self.values[name] = self._rest(value.to(parameter.device, parameter.dtype).clone())
+            self.values[name] = self._rest(self._value(self.parameters[name]), copy=True).copy_(value)
             self.gradients[name] = None
         on_device = any(group.get("fused") or group.get("capturable") for group in self.optimizer.param_groups)
         for name, state in saved["states"].items():
@@ -168,15 +239,18 @@ class InnerParameters:
         """What is saved of an entry of the optimizer state."""
         return value
 
-    def _put(self, parameter: nn.Parameter, value: Tensor) -> Tensor:
-        """Make `value` the parameter's; returns what it had, where it rests."""
-        had = self._rest(parameter.data)
+    def _put(self, name: str, parameter: nn.Parameter) -> None:
+        """Begin to make u's value the parameter's, and what it had the one that rests."""
+        value = self.values[name]
+        if self.transfer is not None:
+            self.arriving[name] = self.transfer.swap(self._value(parameter), value)
+            return
+        self.values[name] = self._rest(parameter.data)
         parameter.data = value.to(parameter.device, non_blocking=True)
-        return had
 
-    def _rest(self, value: Tensor) -> Tensor:
+    def _rest(self, value: Tensor, *, copy: bool = False) -> Tensor:
         if self.device is None or value.device == self.device:
-            return value
+            return value.clone() if copy else value
         resting = torch.empty_like(value, device=self.device, pin_memory=value.is_cuda)
         return resting.copy_(value)
 

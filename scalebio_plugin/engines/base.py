@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from ..algorithm.inner import InnerParameters
+from ..algorithm.transfer import transfer_between
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -30,7 +31,7 @@ class InnerSet(Protocol):
 
     def forget(self, names: Iterable[str]) -> None: ...
 
-    def in_place(self) -> AbstractContextManager[None]: ...
+    def in_place(self, *, for_passes: bool = False) -> AbstractContextManager[None]: ...
 
     def step(self) -> None: ...
 
@@ -113,7 +114,12 @@ class Engine:
     def inner(
         self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, device: torch.device | None
     ) -> InnerSet:
-        return InnerParameters(parameters, optimizer, device)
+        inner = InnerParameters(
+            parameters, optimizer, device, transfer_between(self.trainer.accelerator.device, device)
+        )
+        if inner.transfer is not None and not self.trainer.args.torch_compile:  # hooks would cut a compiled graph
+            inner.wait_in(self.trainer.accelerator.unwrap_model(self.trainer.model))
+        return inner
 
     def model_part(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
         """What of w a checkpoint needs besides the host's files, on the CPU."""

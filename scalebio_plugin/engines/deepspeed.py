@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from ..algorithm.transfer import transfer_between
 from .base import Engine, InnerSet
 from .zero import ZeroInner, held
 
@@ -52,7 +53,7 @@ class DeepSpeedEngine(Engine):
     def inner(
         self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, device: torch.device | None
     ) -> InnerSet:
-        return ZeroInner(self.engine, device)
+        return ZeroInner(self.engine, device, transfer_between(self.trainer.accelerator.device, device))
 
     def step_inner(self, model: nn.Module, inner: InnerSet) -> None:
         inner.step()  # ZeRO clips

@@ -16,6 +16,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from ..algorithm.inner import InnerParameters
+from ..algorithm.transfer import Transfer, transfer_between
 from .base import Engine, InnerSet
 
 
@@ -32,8 +33,9 @@ class ShardedInner(InnerParameters):
         parameters: Mapping[str, nn.Parameter],
         optimizer: torch.optim.Optimizer,
         device: torch.device | None = None,
+        transfer: Transfer | None = None,
     ):
-        super().__init__(parameters, optimizer, device)
+        super().__init__(parameters, optimizer, device, transfer)
         self.model = model
 
     def exchange(self) -> None:
@@ -41,15 +43,19 @@ class ShardedInner(InnerParameters):
             if isinstance(module, FSDPModule):
                 module.reshard()
         super().exchange()
+        self.settle()  # FSDP gathers on streams of its own, which nothing but the whole pass waits for
 
     def _value(self, parameter: nn.Parameter) -> Tensor:
         return _local(parameter).detach()
 
-    def _put(self, parameter: nn.Parameter, value: Tensor) -> Tensor:
-        mine = _local(parameter)
+    def _put(self, name: str, parameter: nn.Parameter) -> None:
+        if self.transfer is not None:
+            super()._put(name, parameter)
+            return
+        mine, value = _local(parameter), self.values[name]
         theirs = mine.clone()
         mine.copy_(value)
-        return value.copy_(theirs)
+        value.copy_(theirs)
 
     def _plain(self, value: Any) -> Any:
         return _local(value)
@@ -105,7 +111,8 @@ class FSDP2Engine(Engine):
     def inner(
         self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, device: torch.device | None
     ) -> InnerSet:
-        return ShardedInner(self.trainer.model_wrapped, parameters, optimizer, device)
+        transfer = transfer_between(self.trainer.accelerator.device, device)
+        return ShardedInner(self.trainer.model_wrapped, parameters, optimizer, device, transfer)
 
     def model_part(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
         """This rank's shards of an adapter: the host's resume gives sharded adapters their values on no rank."""

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from ..algorithm.inner import copied_state, own_entries
+from ..algorithm.transfer import Mark, Transfer
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -37,11 +38,14 @@ class ZeroInner:
     Args:
         engine: With ZeRO stage 1, 2 or 3; what it must not be configured with is `refusals`' business.
         device: Where u rests between its passes; None: beside the engine's own.
+        transfer: Exchanges it from there, in both directions at once.
     """
 
-    def __init__(self, engine: DeepSpeedEngine, device: torch.device | None = None):
+    def __init__(self, engine: DeepSpeedEngine, device: torch.device | None = None, transfer: Transfer | None = None):
         self.engine = engine
         self.device = device
+        self.transfer = transfer
+        self.arriving: list[Mark] = []
         self.tensors: list[Tensor] = []
         self.states: list[dict[str, Any]] = []
         self.groups: list[dict[str, Any]] = []
@@ -81,7 +85,7 @@ class ZeroInner:
         """Swap values, masters, optimizer state and the groups' own entries between the engine and u. In place."""
         self._empty()
         for mine, theirs in zip(self.tensors, self._owned(), strict=True):
-            _swap(mine, theirs)
+            self._swap(mine, theirs)
         base = self.optimizer.optimizer
         for index, master in enumerate(self._masters()):
             self._exchange_state(index, master, base.state)
@@ -91,9 +95,18 @@ class ZeroInner:
                 del group[key]
             group.update(self.groups[index])
             self.groups[index] = own
+        for mark in self.arriving:  # ZeRO gathers and reduces on streams of its own: nothing runs beside the exchange
+            mark.wait()
+        self.arriving.clear()
+
+    def _swap(self, mine: Tensor, theirs: Tensor) -> None:
+        if self.transfer is not None and theirs.device != mine.device:
+            self.arriving.append(self.transfer.swap(theirs, mine))
+        else:
+            _swap(mine, theirs)
 
     @contextmanager
-    def in_place(self) -> Iterator[None]:
+    def in_place(self, *, for_passes: bool = False) -> Iterator[None]:
         """The engine *is* u inside the block, and its backward passes step nothing; w is back afterwards."""
         self.exchange()
         try:
@@ -125,6 +138,8 @@ class ZeroInner:
 
     def state_dict(self) -> dict[str, Any]:
         """This rank's part of u, on the CPU: the values are the masters, rounded. Not to be called while exchanged."""
+        if self.transfer is not None:
+            self.transfer.finish()
         return {
             "masters": [tensor.cpu().clone() for tensor in self.tensors[-len(self._masters()) :]],
             "states": [copied_state(state, "cpu") for state in self.states],
@@ -145,6 +160,8 @@ class ZeroInner:
                 "model, adapter, ZeRO stage and number of GPUs of the run that wrote it"
             )
         self.follow()
+        if self.transfer is not None:
+            self.transfer.finish()
         self.states = [self._rested(copied_state(state)) for state in saved["states"]]
         self.groups = [dict(group) for group in saved["groups"]]
         with self.in_place():
@@ -199,12 +216,16 @@ class ZeroInner:
             return
         for key, value in mine.items():
             if isinstance(value, Tensor) and isinstance(theirs[key], Tensor) and value.shape == theirs[key].shape:
-                _swap(value, theirs[key])
+                self._swap(value, theirs[key])
             else:
                 mine[key], theirs[key] = theirs[key], value
 
     def _rested(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        return {key: _moved(value, self.device) for key, value in state.items()}
+        """Scalars (Adam's step) stay where the optimizer keeps them."""
+        return {key: self._rest(value) if self._rests_elsewhere(value) else value for key, value in state.items()}
+
+    def _rests_elsewhere(self, value: Any) -> bool:
+        return isinstance(value, Tensor) and value.dim() > 0 and self.device not in (None, value.device)
 
     def _rest(self, value: Tensor) -> Tensor:
         if self.device is None:

@@ -41,6 +41,7 @@ class CpuFsdp2(CpuRanks):
     def register(self, cfg: Any) -> None:
         super().register(cfg)
         from accelerate.parallelism_config import ParallelismConfig
+        from axolotl.loaders.model import ModelLoader
 
         if world() > 1 and not hasattr(ParallelismConfig, "on_cpu"):
             build = ParallelismConfig.build_device_mesh
@@ -48,6 +49,14 @@ class CpuFsdp2(CpuRanks):
             ParallelismConfig.build_device_mesh = lambda self, device, *args, **kwargs: build(
                 self, "cpu", *args, **kwargs
             )
+            place = ModelLoader._set_device_map_config
+
+            def on_cpu(self: Any) -> None:
+                place(self)
+                if "device_map" in self.model_kwargs:  # of a quantised base: the GPU of this rank
+                    self.model_kwargs["device_map"] = {"": "cpu"}
+
+            ModelLoader._set_device_map_config = on_cpu
 
 
 class CpuDeepSpeed(CpuRanks):
