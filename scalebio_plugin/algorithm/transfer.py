@@ -58,6 +58,10 @@ class Transfer:
         self.emptied: list[Mark | None] = [None] * len(buffers)  # when each buffer can be filled again
         self.next = 0
 
+    def reaches(self, value: Tensor) -> bool:
+        """Whether it lies where the buffers are."""
+        return value.device == self.buffers[0].device
+
     def swap(self, near: Tensor, far: Tensor) -> Mark:
         """Begin to exchange the contents of `near` (accelerator) and `far` (CPU); both must be dense, laid out alike.
 

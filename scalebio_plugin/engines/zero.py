@@ -100,7 +100,7 @@ class ZeroInner:
         self.arriving.clear()
 
     def _swap(self, mine: Tensor, theirs: Tensor) -> None:
-        if self.transfer is not None and theirs.device != mine.device:
+        if self.transfer is not None and self.transfer.reaches(theirs):
             self.arriving.append(self.transfer.swap(theirs, mine))
         else:
             _swap(mine, theirs)

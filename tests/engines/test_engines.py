@@ -38,6 +38,7 @@ MODES: dict[str, dict[str, Any]] = {
         "max_grad_norm": 0.05,
     },
     "full, symmetric, sequence": {"scalebio": {"estimator": "symmetric", "penalty": 5.0, "loss_unit": "sequence"}},
+    "full, exchanged late": {"exchanged_late": True, "gradient_accumulation_steps": 2},
     "full, then the rest": {"scalebio": {"learn": {"steps": 6}}},
     "full, odd validation batch": {"scalebio": {"validation_batch_size": 5}, "gradient_checkpointing": True},
     "lisa": {"scalebio": LISA, "base_model": "four_layers"},

@@ -19,17 +19,17 @@ QUICK = ("adamw_3", "uneven", "bf16", "error")
 SETTINGS = ("overlap", "no_overlap", "scattered", "all_reduce", "small_buckets")
 OFFLOAD = ("optimizer_offload", "optimizer_offload_1")
 SLOW = {
-    1: ("adamw_1", "sgd_1", "sgd_3", "cpu", "groups", *SETTINGS, "round_robin", *OFFLOAD),
-    2: ("adamw_1", "sgd_1", "sgd_3", "cpu", "groups", *SETTINGS, "round_robin"),
+    1: ("adamw_1", "sgd_1", "sgd_3", "cpu", "beside", "groups", *SETTINGS, "round_robin", *OFFLOAD),
+    2: ("adamw_1", "sgd_1", "sgd_3", "cpu", "beside", "groups", *SETTINGS, "round_robin"),
     3: (
-        *("adamw_1", "sgd_1", "sgd_3", "cpu", "groups", *SETTINGS),
+        *("adamw_1", "sgd_1", "sgd_3", "cpu", "beside", "groups", *SETTINGS),
         *("sub_groups", "hpz", *OFFLOAD, "param_offload", "both_offload"),
     ),
 }
 MASTERS = {
-    1: ("bf16_masters", "autocast", "bf16_offload"),
-    2: ("bf16_masters", "autocast", "bf16_fp32_accumulation"),
-    3: ("bf16_masters", "autocast", "bf16_fp32_accumulation", "bf16_offload"),
+    1: ("bf16_masters", "bf16_beside", "autocast", "bf16_offload"),
+    2: ("bf16_masters", "bf16_beside", "autocast", "bf16_fp32_accumulation"),
+    3: ("bf16_masters", "bf16_beside", "autocast", "bf16_fp32_accumulation", "bf16_offload"),
 }
 RESUMED = ("resume", "resume_bf16")
 

@@ -12,6 +12,8 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -119,17 +121,35 @@ def run_case(arguments: dict[str, Any]) -> Outcome | None:
     dies_at = arguments.pop("dies_at", None)
     if dies_at is not None:
         die_while_saving(*dies_at)
+    late = exchanged_late() if arguments.pop("exchanged_late", False) else nullcontext()
     found: list[Outcome] = []
     try:
-        run = host.train(
-            Path(arguments.pop("directory")), at_end=lambda trainer: found.append(outcome_of(trainer)), **arguments
-        )
+        with late:
+            run = host.train(
+                Path(arguments.pop("directory")), at_end=lambda trainer: found.append(outcome_of(trainer)), **arguments
+            )
     except KeyboardInterrupt:
         if "stop_after" not in arguments:
             raise
         return None
     found[0].weights = run.weights
     return found[0]
+
+
+@contextmanager
+def exchanged_late() -> Iterator[None]:
+    """u is exchanged as with a GPU, by copies that run only once somebody waits for them."""
+    from scalebio_plugin.engines import base, deepspeed, fsdp2
+    from tests.algorithm.simulated import simulated_transfer
+
+    before = base.transfer_between
+    for module in (base, deepspeed, fsdp2):
+        module.transfer_between = lambda here, rest: simulated_transfer("late", chunk=4096)
+    try:
+        yield
+    finally:
+        for module in (base, deepspeed, fsdp2):
+            module.transfer_between = before
 
 
 def forget_state() -> None:

@@ -26,6 +26,7 @@ from deepspeed.runtime.zero import stage_1_and_2
 from torch import Tensor, nn
 
 from scalebio_plugin.engines.zero import ZeroInner, held
+from tests.algorithm.simulated import simulated_transfer
 
 STEPS, ROWS, WIDTH, CHUNKS = 6, 4, 6, 2
 CLIP, PULL = 0.5, 0.3
@@ -44,6 +45,7 @@ class Case:
     zero: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     rests_on: str | None = None
+    beside: str | None = None  # when the copies of a simulated exchange run
 
 
 CASES: dict[str, Case] = {
@@ -52,6 +54,8 @@ CASES: dict[str, Case] = {
     "sgd_3": Case(optimizer="sgd"),
     "sgd_1": Case(optimizer="sgd", accumulation=1),
     "cpu": Case(rests_on="cpu"),
+    "beside": Case(beside="late"),
+    "bf16_beside": Case(check="masters", dtype=torch.bfloat16, beside="at random"),
     "groups": Case(optimizer="counting"),
     "uneven": Case(uneven=True),
     "bf16": Case(check="masters", dtype=torch.bfloat16),
@@ -198,7 +202,11 @@ class Run:
         self.model, self.optimizer = self.accelerator.prepare(net, new_optimizer(net, case.optimizer))
         self.engine = self.accelerator.deepspeed_engine_wrapped.engine
         self.model.train()
-        self.inner = ZeroInner(self.engine, None if case.rests_on is None else torch.device(case.rests_on))
+        self.inner = ZeroInner(
+            self.engine,
+            None if case.rests_on is None else torch.device(case.rests_on),
+            None if case.beside is None else simulated_transfer(case.beside),
+        )
 
     def passes(self, step: int, *, of_w: bool) -> None:
         todo = passes(self.case, of_w=of_w)
