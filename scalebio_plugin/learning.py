@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import transformers
 from axolotl.utils.samplers import MultipackBatchSampler
 from torch import Tensor
 
@@ -17,6 +18,9 @@ from .report import HistoryRecord
 from .rest import RestStream
 from .run import MixtureRun
 from .validation import ValidationStream
+
+# Of several ranks: transformers before 5.17 packs once a run, later ones every epoch as in one process.
+_REACHES_SHARDED_BINS = tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 17)
 
 
 @dataclass
@@ -87,6 +91,8 @@ class DataOrder:
         if self.resumed and self.epoch is not None:
             torch.set_rng_state(self.epoch)
             sampler = getattr(loader, "batch_sampler", None)
+            if _REACHES_SHARDED_BINS:
+                sampler = getattr(sampler, "batch_sampler", sampler)
             if isinstance(sampler, MultipackBatchSampler):
                 sampler.set_epoch(number)  # skipping hides it from the host's own call, and it would keep old bins
         self.epoch, self.resumed = torch.get_rng_state(), False

@@ -17,6 +17,7 @@ from scalebio_plugin import cli
 from scalebio_plugin.algorithm.bilevel import targets_of, token_losses, weighted_loss
 from scalebio_plugin.algorithm.inner import InnerParameters
 from scalebio_plugin.algorithm.lisa import LayerPlan
+from scalebio_plugin.algorithm.transfer import BUFFERS, CHUNK
 from scalebio_plugin.estimate import cost, model, optimizers, passes, records, setting
 from scalebio_plugin.estimate.at_hand import from_model
 from scalebio_plugin.estimate.estimator import estimate, of_setting
@@ -207,6 +208,14 @@ class TestOptimizers:
         assert optimizers.state_of("tomorrow", (3, 5)) == 8 * 15
         assert optimizers.state_of("sgd", (3, 5), momentum=True) == 4 * 15
 
+    def test_the_state_of_embeddings_stays_in_float32_with_bitsandbytes(self) -> None:
+        assert optimizers.state_of("adamw_bnb_8bit", (100, 100), embedding=True) == 8 * 10_000
+        assert optimizers.state_of("adamw_torch_8bit", (100, 100), embedding=True) < 2.1 * 10_000
+
+    def test_muon_keeps_one_state_for_the_matrices_of_blocks_alone(self) -> None:
+        assert optimizers.state_of("muon", (3, 5)) == 4 * 15
+        assert optimizers.state_of("muon", (3, 5), in_block=False) == 8 * 15
+
 
 def test_four_bits_are_those_of_bitsandbytes() -> None:
     from bitsandbytes.functional import quantize_4bit
@@ -289,7 +298,7 @@ class TestEngines:
         assert state.trained.gpu == 48_000
         assert (state.gradients.gpu, state.optimizer.gpu, state.inner_optimizer.gpu) == (4_000, 8_000, 8_000)
         assert state.inner_values == records.Bytes(0.0, 8_000)  # of the blocks; the embeddings never train
-        assert state.exchange.gpu == 4_000
+        assert (state.exchange.gpu, state.buckets.gpu) == (0, BUFFERS * CHUNK)
 
     def test_fp16_holds_both_gradients(self) -> None:
         assert of(Kind.ONE, Training(both_gradients=True)).gradients.gpu == 2 * 48_000

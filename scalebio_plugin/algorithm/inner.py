@@ -242,7 +242,7 @@ class InnerParameters:
     def _put(self, name: str, parameter: nn.Parameter) -> None:
         """Begin to make u's value the parameter's, and what it had the one that rests."""
         value = self.values[name]
-        if self.transfer is not None:
+        if self.transfer is not None and self.transfer.reaches(self._value(parameter)):
             self.arriving[name] = self.transfer.swap(self._value(parameter), value)
             return
         self.values[name] = self._rest(parameter.data)

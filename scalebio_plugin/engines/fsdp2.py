@@ -49,10 +49,10 @@ class ShardedInner(InnerParameters):
         return _local(parameter).detach()
 
     def _put(self, name: str, parameter: nn.Parameter) -> None:
-        if self.transfer is not None:
+        mine, value = _local(parameter), self.values[name]
+        if self.transfer is not None and self.transfer.reaches(mine):  # not with `offload_params`
             super()._put(name, parameter)
             return
-        mine, value = _local(parameter), self.values[name]
         theirs = mine.clone()
         mine.copy_(value)
         value.copy_(theirs)

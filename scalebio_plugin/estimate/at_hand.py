@@ -14,7 +14,7 @@ from ..algorithm.lisa import find_blocks
 from ..args import ScaleBiOSettings
 from .estimator import Estimate, Run, largest_draw, method_of
 from .memory import state_bytes
-from .model import block_of
+from .model import block_of, names_of_embeddings
 from .records import Engine, Training, Weight
 from .setting import DEFAULT_OPTIMIZER, Setting
 
@@ -34,8 +34,16 @@ def from_model(
         path, blocks = find_blocks(model)
     except ValueError:  # a model without blocks trains as any other, but for LISA
         path, blocks = "no blocks", nn.ModuleList()
+    embeddings = names_of_embeddings(model)
     weights = [
-        Weight(name, _full_shape(parameter), _bytes_of(parameter), parameter.requires_grad, block_of(name, path))
+        Weight(
+            name,
+            _full_shape(parameter),
+            _bytes_of(parameter),
+            parameter.requires_grad,
+            block_of(name, path),
+            embedding=name in embeddings,
+        )
         for name, parameter in model.named_parameters()
     ]
     active = largest_draw(weights, setting.block)

@@ -2,7 +2,8 @@
 
 One process and DDP hold all of it; FSDP2 and DeepSpeed hold a share, and gather what they compute with. w and u have
 their passes one after the other, u first, and u's gradients are freed before w's passes, so one set of gradients is
-held. An exchange of the two sets needs one tensor's room at a time where values are copied, none where pointers move.
+held. An exchange of the two sets needs one tensor's room at a time where values are copied on the GPU, a few buffers
+where u rests in CPU memory, and nothing where pointers move.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from .optimizers import state_of, temporary_of
 from .records import Bytes, Engine, Kind, StateBytes, Training, Weight
 
 FLOAT32 = 4.0
+EXCHANGE_BUFFERS = 4.0 * 2**25  # bytes on the GPU through which u is exchanged with CPU memory
 ZERO_CHUNK = 1 << 25  # elements that an exchange puts aside at a time under DeepSpeed
 
 
@@ -77,17 +79,22 @@ def _gradients(active: list[Weight], engine: Engine, training: Training) -> Byte
 
 def _optimizer(active: list[Weight], engine: Engine, training: Training) -> Bytes:
     """States in float32 (or the optimizer's 8 bits) for w or for u; the host's own bf16 training keeps them in bf16."""
-    states = sum(
-        state_of(training.optimizer, w.shape, momentum=training.momentum) * _narrowing(w, engine, training)
-        for w in active
-    )
-    return _placed(states * engine.states_share, on_cpu=engine.offload_optimizer or engine.offload_weights)
+    kind, momentum = training.optimizer, training.momentum
+    if engine.kind is Kind.DEEPSPEED:  # one flat tensor
+        states = state_of(kind, (round(_elements(active) * engine.states_share),), momentum=momentum)
+    else:
+        states = engine.states_share * sum(
+            state_of(kind, w.shape, momentum=momentum, embedding=w.embedding, in_block=w.block is not None)
+            * _narrowing(w, engine, training)
+            for w in active
+        )
+    return _placed(states, on_cpu=engine.offload_optimizer or engine.offload_weights)
 
 
 def _narrowing(weight: Weight, engine: Engine, training: Training) -> float:
     """torch's optimizers keep states in the parameter's precision: half of float32's bytes for a bf16 parameter."""
     own = any(part in training.optimizer for part in ("8bit", "32bit", "adafactor"))
-    if engine.kind is Kind.DEEPSPEED or own:
+    if own:
         return 1.0
     return _element(weight, engine, training) / FLOAT32
 
@@ -113,11 +120,12 @@ def _inner_optimizer(active: list[Weight], engine: Engine, training: Training) -
 
 def _buckets(active: list[Weight], engine: Engine, training: Training) -> float:
     """DDP reduces a copy of the gradients (with LISA the plugin reduces them itself); ZeRO fills a bucket or two."""
+    exchange = EXCHANGE_BUFFERS if training.second_set and training.inner_on_cpu else 0.0
     if engine.kind is Kind.DDP and training.active is None:
-        return sum(_element(w, engine, training) * w.elements for w in active)
+        return exchange + sum(_element(w, engine, training) * w.elements for w in active)
     if engine.kind is Kind.DEEPSPEED and engine.stage >= 1:
-        return min(engine.bucket, _elements(active)) * engine.compute * engine.buckets
-    return 0.0
+        return exchange + min(engine.bucket, _elements(active)) * engine.compute * engine.buckets
+    return exchange
 
 
 def _gathered(weights: Sequence[Weight], engine: Engine, training: Training) -> float:
@@ -162,8 +170,8 @@ def _gathered_units(weights: Sequence[Weight], engine: Engine, training: Trainin
 
 
 def _exchange(active: list[Weight], engine: Engine, training: Training) -> float:
-    """One tensor at a time, where values are copied and not only pointed to."""
-    copied = training.inner_on_cpu or engine.kind in (Kind.FSDP2, Kind.DEEPSPEED)
+    """One tensor at a time, where values are copied and not only pointed to; with CPU memory it has its own buffers."""
+    copied = engine.kind in (Kind.FSDP2, Kind.DEEPSPEED) and not training.inner_on_cpu
     if not training.second_set or not copied:
         return 0.0
     if engine.kind is Kind.DEEPSPEED:

@@ -1,7 +1,7 @@
 """The model of a config on the meta device: real modules and real adapters, no memory, no download.
 
-`transformers` and `peft` are imported when they are needed. What the host would load in which precision is said in
-`stored_bytes` (axolotl 0.19, loaders/model.py `_configure_embedding_dtypes`, utils/config `resolve_dtype`).
+`axolotl`, `transformers` and `peft` are imported when they are needed. What the host would load in which precision is
+said in `stored_types` (axolotl 0.19, loaders/model.py `_configure_embedding_dtypes`, utils/config `resolve_dtype`).
 """
 
 from __future__ import annotations
@@ -119,15 +119,11 @@ def linear_names(model: nn.Module) -> set[str]:
 
 
 def embedding_names(model: nn.Module) -> tuple[str, str]:
-    """Modules of the embeddings and the head, as the host knows them by `model_type`."""
-    known = {
-        "gpt_neox": ("embed_in", "embed_out"),
-        "falcon": ("word_embeddings", "lm_head"),
-        "bailing_hybrid": ("word_embeddings", "lm_head"),
-        "nemotron_h": ("embeddings", "lm_head"),
-    }
-    kind = str(getattr(getattr(model, "config", None), "model_type", ""))
-    return known.get(kind, ("embed_tokens", "lm_head"))
+    """Modules of the embeddings and the head, as the host at hand knows them by `model_type`."""
+    from axolotl.loaders.utils import get_linear_embedding_layers
+
+    embedding, head = get_linear_embedding_layers(str(getattr(getattr(model, "config", None), "model_type", "")))
+    return str(embedding), str(head)
 
 
 def stored_types(model: nn.Module, cfg: Mapping[str, Any], base: torch.dtype, *, fsdp: bool) -> dict[str, torch.dtype]:
@@ -152,6 +148,7 @@ def weights_of(model: nn.Module, cfg: Mapping[str, Any], types: Mapping[str, tor
     path, _ = find_blocks(model)
     quantised = _quantised(model, cfg)
     kinds = (cfg.get("load_in_4bit"), cfg.get("load_in_8bit"))
+    embeddings = names_of_embeddings(model)
     return [
         Weight(
             name=name,
@@ -160,9 +157,14 @@ def weights_of(model: nn.Module, cfg: Mapping[str, Any], types: Mapping[str, tor
             trains=parameter.requires_grad,
             block=block_of(name, path),
             quantised=name in quantised,
+            embedding=name in embeddings,
         )
         for name, parameter in model.named_parameters()
     ]
+
+
+def names_of_embeddings(model: nn.Module) -> set[str]:
+    return {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
 
 
 def block_of(name: str, path: str) -> int | None:

@@ -18,6 +18,7 @@ class Weight:
         stored: Bytes as the host loads it: by its precision, or quantised with its constants.
         trains: The optimizer is made for it.
         block: Index of the transformer block it stands in; None outside of them.
+        embedding: Of an embedding, whose optimizer state bitsandbytes keeps in float32.
         quantised: Has to be written out in full to compute with.
     """
 
@@ -27,6 +28,7 @@ class Weight:
     trains: bool
     block: int | None = None
     quantised: bool = False
+    embedding: bool = False
 
     @property
     def elements(self) -> int:
@@ -46,6 +48,7 @@ class Engine:
 
     Attributes:
         world: GPUs, one process each.
+        replicas: FSDP2's `dp_replicate_size`: so many groups of GPUs hold all of the model each.
         stage: ZeRO's.
         compute: Bytes of an element where modules are computed with: 2 in bf16 and fp16, else 4.
         offload_optimizer, offload_weights: These rest in CPU memory.
@@ -55,6 +58,7 @@ class Engine:
 
     kind: Kind = Kind.ONE
     world: int = 1
+    replicas: int = 1
     stage: int = 0
     compute: float = 2.0
     offload_optimizer: bool = False
@@ -66,16 +70,20 @@ class Engine:
     @property
     def weights_share(self) -> float:
         """Part of the weights that a rank holds between passes."""
-        return 1.0 / self.world if self.kind is Kind.FSDP2 or self.stage >= 3 else 1.0
+        return self._share if self.kind is Kind.FSDP2 or self.stage >= 3 else 1.0
 
     @property
     def gradients_share(self) -> float:
-        return 1.0 / self.world if self.kind is Kind.FSDP2 or self.stage >= 2 else 1.0
+        return self._share if self.kind is Kind.FSDP2 or self.stage >= 2 else 1.0
 
     @property
     def states_share(self) -> float:
         """Part of the optimizer states, and of DeepSpeed's float32 masters."""
-        return 1.0 / self.world if self.kind is Kind.FSDP2 or self.stage >= 1 else 1.0
+        return self._share if self.kind is Kind.FSDP2 or self.stage >= 1 else 1.0
+
+    @property
+    def _share(self) -> float:
+        return self.replicas / self.world
 
     def __str__(self) -> str:
         return f"{self.kind.value}-{self.stage}" if self.kind is Kind.DEEPSPEED else self.kind.value
@@ -133,7 +141,7 @@ class StateBytes:
         gradients: Of what trains at a time.
         optimizer: States of w.
         inner_values, inner_optimizer: u, at its largest (LISA: every layer has been drawn).
-        buckets: Copies of the gradients that the engine sends.
+        buckets: Copies of the gradients that the engine sends; buffers of the exchange with CPU memory.
         gathered: During a pass: whole units of a sharded model, a quantised matrix written out.
         exchange: During an exchange of the sets. step: during the optimizer's step.
     """

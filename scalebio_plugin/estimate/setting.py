@@ -148,7 +148,8 @@ def engine_of(cfg: Mapping[str, Any], folder: Path, gpus: int, compute: float) -
     fsdp = cfg.get("fsdp_config") or {}
     if fsdp or cfg.get("fsdp"):
         offload = bool(fsdp.get("offload_params") or fsdp.get("fsdp_offload_params"))
-        return Engine(Kind.FSDP2, gpus, compute=compute, offload_weights=offload)
+        replicas = int(cfg.get("dp_replicate_size") or 1)
+        return Engine(Kind.FSDP2, gpus, replicas=replicas, compute=compute, offload_weights=offload)
     return Engine(Kind.DDP if gpus > 1 else Kind.ONE, gpus, compute=compute)
 
 

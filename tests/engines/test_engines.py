@@ -217,7 +217,10 @@ RESUMED: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(scope="module", params=LAYOUTS)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param("ddp", marks=pytest.mark.host_contract), *(name for name in LAYOUTS if name != "ddp")],
+)
 def resumed(request: pytest.FixtureRequest, engine_inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with <case number>/whole and /killed of every case, and the outcomes of both."""
     layout, folder = LAYOUTS[request.param], tmp_path_factory.mktemp(f"resume_{request.param}")
