@@ -70,6 +70,20 @@ _OPTIMIZERS_WITH_LISA = {
     "apollo": "needs what it notes of every parameter at the start, which goes with the state of frozen layers",
     "paged_": "never gives back the memory of frozen layers",
 }
+_NO_SHARDS = "steps whole tensors, not the shards of FSDP2"
+_NO_FLAT = "cannot step the flat tensors of ZeRO"
+_UNTRIED = "has not been tried with two parameter sets on sharded parameters"
+_WHOLE_MATRICES = {"galore": _UNTRIED, "apollo": _UNTRIED, "came_": _UNTRIED, "optimi_": _UNTRIED}
+# By engine; what is not here: tests/engines/test_optimizers_on_ranks.py.
+_OPTIMIZERS_WITH_ENGINE: dict[str, dict[str, str]] = {
+    "ddp": {"dion": "wants sharded parameters where there are several processes"},
+    "fsdp": {
+        **dict.fromkeys(("paged_", "lion_8bit", "lion_32bit", "rmsprop_bnb", "ademamix", "adafactor"), _NO_SHARDS),
+        "dion": "shards what it keeps in another way than FSDP2 here",
+        **_WHOLE_MATRICES,
+    },
+    "deepspeed": {**dict.fromkeys(("adagrad", "ao_adamw_fp8", "sinkgd", "dion"), _NO_FLAT), **_WHOLE_MATRICES},
+}
 _PLUGINS = ("kd.", "diffusion", "mixlora", "hatchery", "cut_cross_entropy", "grokfast", "spectrum_offload")
 
 
@@ -124,10 +138,13 @@ def _unsupported(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _engine(config: Mapping[str, Any]) -> Iterator[str]:
-    several = int(os.environ.get("WORLD_SIZE") or 1) > 1 or any(
-        config.get(key) for key in ("fsdp", "fsdp_config", "deepspeed")
-    )
-    if config.get("torch_compile") and several:
+    several = int(os.environ.get("WORLD_SIZE") or 1) > 1
+    sharded = "deepspeed" if config.get("deepspeed") else "fsdp" if config.get("fsdp_config") else None
+    optimizer = str(config.get("optimizer") or "")
+    for part, reason in _OPTIMIZERS_WITH_ENGINE[sharded or "ddp"].items():
+        if part in optimizer and (sharded or several):
+            yield f"optimizer: {optimizer} {reason}; use adamw_torch or another one"
+    if config.get("torch_compile") and (several or sharded or config.get("fsdp")):
         yield "torch_compile: hides the engine of several processes, which u's passes steer; remove torch_compile"
     if not config.get("fsdp_config") and not config.get("fsdp"):
         return

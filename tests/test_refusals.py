@@ -181,6 +181,41 @@ def test_an_optimizer_that_cannot_train_a_layer_anew_is_refused_with_lisa(optimi
     assert "use adamw_torch, or remove scalebio.lisa" in problem
 
 
+FSDP2 = {"fsdp_version": 2, "fsdp_config": {"reshard_after_forward": True}}
+ZERO = {"deepspeed": {"zero_optimization": {"stage": 3}}}
+
+
+@pytest.mark.parametrize(
+    ("engine", "optimizer"),
+    [
+        *((FSDP2, name) for name in ("paged_adamw_8bit", "lion_8bit", "rmsprop_bnb_32bit", "ademamix", "adafactor")),
+        *((engine, name) for engine in (FSDP2, ZERO) for name in ("galore_adamw", "apollo_adamw", "dion")),
+        *((ZERO, name) for name in ("adagrad", "ao_adamw_fp8", "sinkgd")),
+    ],
+)
+def test_an_optimizer_that_cannot_step_an_engines_tensors_is_refused(engine, optimizer):
+    problem = only_problem(config({"optimizer": optimizer, **engine}))
+    assert problem.startswith(f"optimizer: {optimizer} ")
+    assert "use adamw_torch" in problem
+
+
+@pytest.mark.parametrize(
+    ("engine", "optimizer"),
+    [
+        *((FSDP2, name) for name in ("adamw_torch_8bit", "muon", "sgd", "adagrad", "lion_pytorch")),
+        *((ZERO, name) for name in ("paged_adamw_8bit", "lion_8bit", "adafactor", "adamw_torch_4bit")),
+    ],
+)
+def test_other_optimizers_are_fine_on_sharded_engines(engine, optimizer):
+    assert problems_of(config({"optimizer": optimizer, **engine})) == []
+
+
+def test_dion_is_refused_on_several_ranks(monkeypatch):
+    assert problems_of(config({"optimizer": "dion"})) == []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert only_problem(config({"optimizer": "dion"})).startswith("optimizer: dion ")
+
+
 @pytest.mark.parametrize(
     "optimizer",
     ["adamw_torch_fused", "adamw_torch_8bit", "adamw_8bit", "lion_8bit", "sgd", "sinkgd", "came_pytorch", "adafactor"],

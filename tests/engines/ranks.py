@@ -40,12 +40,14 @@ class CpuRanks(BasePlugin):
 class CpuFsdp2(CpuRanks):
     def register(self, cfg: Any) -> None:
         super().register(cfg)
+        import torch.distributed.fsdp
         from accelerate.parallelism_config import ParallelismConfig
         from axolotl.loaders.model import ModelLoader
 
         if world() > 1 and not hasattr(ParallelismConfig, "on_cpu"):
             build = ParallelismConfig.build_device_mesh
             ParallelismConfig.on_cpu = True
+            torch.distributed.fsdp.CPUOffloadPolicy.__init__.__defaults__ = (False,)  # nothing to pin for
             ParallelismConfig.build_device_mesh = lambda self, device, *args, **kwargs: build(
                 self, "cpu", *args, **kwargs
             )

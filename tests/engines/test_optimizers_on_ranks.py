@@ -1,0 +1,135 @@
+"""On several ranks as in one process: all that an optimizer or a quantised base keeps goes with its parameter set.
+
+State that stayed behind would show: without a pull u and w would part. With one they do, and ranks agree on λ.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests import host
+from tests.engines.test_engines import FSDP2, LAYOUTS, Layout, launch
+from tests.engines.worker import Outcome
+from tests.test_optimizers import KEYS
+
+STEPS, A_LAUNCH = 4, 8  # DeepSpeed gives back little of what a run took
+NO_PULL = {"penalty": float("inf")}
+QLORA = {**host.LORA, "adapter": "qlora", "load_in_4bit": True}
+OFFLOAD = {**FSDP2, "fsdp_config": {**FSDP2["fsdp_config"], "offload_params": True}}
+
+Case = dict[str, Any]
+
+
+def optimizers(*names: str) -> dict[str, Case]:
+    return {name: {"optimizer": name, **KEYS[name]} for name in names}
+
+
+# What is not here is refused there (refusals.py), needs CUDA, or a package that the host does not bring.
+_ANYWHERE = ("adamw_torch_fused", "adamw_torch_8bit", "adamw_torch_4bit", "schedule_free_adamw", "schedule_free_sgd")
+_ANYWHERE = (*_ANYWHERE, "sgd", "rmsprop", "adamc", "adopt_adamw")
+_BNB = ("adamw_bnb_8bit", "paged_adamw_32bit", "paged_adamw_8bit", "lion_8bit", "paged_lion_8bit", "ademamix_8bit")
+_BNB = (*_BNB, "rmsprop_bnb", "rmsprop_bnb_8bit")
+QUICK: dict[str, dict[str, Case]] = {
+    "ddp": {
+        **optimizers("adamw_bnb_8bit", "muon", "adafactor"),
+        "qlora": QLORA,
+        "8-bit base": {**QLORA, "load_in_4bit": False, "load_in_8bit": True, "adapter": "lora"},
+    },
+    "fsdp2": {
+        **optimizers("adamw_torch_8bit", "muon"),
+        "qlora": QLORA,
+        "qlora, bf16": {**QLORA, "bf16": True},
+        "offloaded": OFFLOAD,
+    },
+}
+SLOW: dict[str, dict[str, Case]] = {
+    "ddp": {
+        **optimizers(*_ANYWHERE, *_BNB, "ao_adamw_fp8", "adagrad", "sinkgd"),
+        "qlora, paged": {**QLORA, "optimizer": "paged_adamw_8bit"},
+    },
+    "fsdp2": {
+        **optimizers(*_ANYWHERE, "ao_adamw_fp8", "adagrad", "sinkgd"),
+        "8-bit base": QUICK["ddp"]["8-bit base"],
+        "offloaded, lora": {**OFFLOAD, **host.LORA},
+        "offloaded, lisa": {**OFFLOAD, "scalebio": {"lisa": {"active_layers": 1, "interval": 2}}},
+    },
+    **{
+        stage: {
+            **optimizers(*_ANYWHERE, *_BNB, "adafactor"),
+            "qlora": QLORA,
+            "qlora, paged": {**QLORA, "optimizer": "paged_adamw_8bit"},
+        }
+        for stage in ("zero2", "zero3")
+    },
+}
+
+
+def run(cases: dict[str, Case], layout: Layout, folder: Path, ranks: int = 2) -> dict[str, list[Outcome]]:
+    """Each case without and with a pull; the outcomes of all ranks by `<case>, no pull` and `<case>`."""
+    inputs = host.make_inputs(folder / "inputs")
+    wide = host.add_model(inputs, "wide", hidden=64, layers=2)  # so that matrices reach what optimizers quantise
+    arguments = {}
+    for name, case in cases.items():
+        for kind, more in ((name, {}), (f"{name}, no pull", NO_PULL)):
+            keys = {"max_steps": STEPS, "micro_batch_size": 2, "gradient_accumulation_steps": 2, **wide, **layout.keys}
+            keys |= {**case, "scalebio": {**case.get("scalebio", {}), **more}}
+            keys["plugins"] = [f"tests.engines.ranks.{layout.device}", *host.BASE["plugins"]]
+            arguments[kind] = {"directory": str(inputs), "output_dir": str(folder / f"out{len(arguments)}"), **keys}
+    todo = list(arguments)
+    for start in range(0, len(todo), 2 * A_LAUNCH):
+        launch({name: arguments[name] for name in todo[start : start + 2 * A_LAUNCH]}, folder, ranks)
+    return {
+        name: [Outcome(**torch.load(folder / f"{name}.{rank}.pt", weights_only=True)) for rank in range(ranks)]
+        for name in todo
+    }
+
+
+def assert_two_sets(outcomes: dict[str, list[Outcome]], name: str) -> None:
+    for rank in outcomes[f"{name}, no pull"]:
+        assert rank.model.keys() == rank.inner.keys()
+        assert all(torch.equal(rank.model[key], value) for key, value in rank.inner.items())
+        assert all(torch.equal(weights, rank.weights[0]) for weights in rank.weights)
+    first, *others = outcomes[name]
+    assert len(first.weights) == STEPS
+    assert all(torch.equal(a, b) for other in others for a, b in zip(first.weights, other.weights, strict=True))
+    assert float((first.weights[-1] - first.weights[0]).abs().max()) > 1e-3, "λ did not move"
+    assert any(not torch.equal(first.model[key], value) for key, value in first.inner.items())
+
+
+@pytest.fixture(scope="module", params=[pytest.param("ddp", marks=pytest.mark.slow), "fsdp2"])
+def quick(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Outcome]]:
+    return run(QUICK[request.param], LAYOUTS[request.param], tmp_path_factory.mktemp(request.param))
+
+
+@pytest.mark.parametrize("name", sorted({name for cases in QUICK.values() for name in cases}))
+def test_two_sets_on_two_ranks(quick: dict[str, list[Outcome]], name: str) -> None:
+    if name not in quick:
+        pytest.skip("tried on another engine")
+    assert_two_sets(quick, name)
+    held = quick[name][0]
+    if "qlora" in name:
+        assert held.measured["frozen"] == pytest.approx(held.formula["frozen"], rel=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", SLOW)
+def test_two_sets_of_every_optimizer(engine: str, tmp_path: Path) -> None:
+    outcomes = run(SLOW[engine], LAYOUTS[engine], tmp_path)
+    for name in SLOW[engine]:
+        print(engine, name)
+        assert_two_sets(outcomes, name)
+
+
+@pytest.mark.slow
+def test_replicas_of_shards(tmp_path: Path) -> None:
+    """FSDP2 with `dp_replicate_size`: two groups of two ranks."""
+    layout = Layout("CpuFsdp2", {**FSDP2, "dp_replicate_size": 2, "dp_shard_size": 2})
+    outcomes = run({"replicas": {"micro_batch_size": 1}}, layout, tmp_path, ranks=4)
+    assert_two_sets(outcomes, "replicas")
+    for rank in outcomes["replicas"]:
+        for name, counted in rank.formula.items():
+            assert rank.measured[name] == pytest.approx(counted, rel=0.02, abs=64), name
