@@ -128,12 +128,14 @@ def ordinary_run(rows: Dataset, meta: TrainDatasetMeta, cfg: DictDefault, prepro
 
 
 def prepare_model(cfg: DictDefault, settings: ScaleBiOSettings, model: nn.Module) -> None:
-    """Before the optimizer is made: something trains, and in float32.
+    """Before the optimizer is made: something trains, and in float32; what LISA never trains does not.
 
     A half-precision parameter loses most of its updates to rounding at fine-tuning learning rates (84% of the weights
     stay as they were at 1e-5 in bf16), and the two sets would differ by their rounding. So what trains is kept in
     float32 in both sets; autocast still computes in the precision of the config.
     """
+    if settings.lisa is not None and not settings.lisa.train_embeddings:
+        freeze_outside_blocks(model)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trainable:
         raise ValueError(
@@ -154,6 +156,15 @@ def prepare_model(cfg: DictDefault, settings: ScaleBiOSettings, model: nn.Module
         )
     if settings.lisa is not None and cfg.gradient_checkpointing and isinstance(model, PreTrainedModel):
         model.enable_input_require_grads()  # checkpointed blocks need it where the embeddings are frozen
+
+
+def freeze_outside_blocks(model: nn.Module) -> None:
+    """LISA without embeddings: they would be kept in float32 and in the optimizer's groups for nothing."""
+    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    plan = LayerPlan.of(model, named)
+    if any(plan.blocks):
+        for name in plan.others:
+            named[name].requires_grad_(False)
 
 
 def connect(cfg: DictDefault, settings: ScaleBiOSettings, prepared: Prepared, trainer: Trainer) -> None:

@@ -24,6 +24,7 @@ from scalebio_plugin.estimate.estimator import estimate, of_setting
 from scalebio_plugin.estimate.lines import lines_of, summary_line
 from scalebio_plugin.estimate.memory import state_bytes
 from scalebio_plugin.estimate.records import Engine, Kind, Training, Weight
+from scalebio_plugin.wiring import freeze_outside_blocks
 
 from . import host
 
@@ -123,6 +124,8 @@ def drawn_layers(module: nn.Module, trainable: dict[str, nn.Parameter], settings
 )
 def test_state_counted_tensor_by_tensor_is_the_formula(adapter: dict[str, Any], block: dict[str, Any]) -> None:
     module = real("llama", adapter)
+    if block and not block["lisa"]["train_embeddings"]:
+        freeze_outside_blocks(module)
     trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
     cfg = {"optimizer": "adamw_torch", "scalebio": block, **adapter}
     found = from_model(module, cfg, inner_on_cpu=False).run.state
@@ -295,7 +298,7 @@ class TestEngines:
 
     def test_lisa_holds_states_for_what_is_active_and_values_in_cpu_memory(self) -> None:
         state = of(Kind.ONE, Training(active=frozenset({"block.0"}), inner_on_cpu=True))
-        assert state.trained.gpu == 48_000
+        assert (state.frozen.gpu, state.trained.gpu) == (2_000 + 20_000, 8_000)  # the embeddings never train
         assert (state.gradients.gpu, state.optimizer.gpu, state.inner_optimizer.gpu) == (4_000, 8_000, 8_000)
         assert state.inner_values == records.Bytes(0.0, 8_000)  # of the blocks; the embeddings never train
         assert (state.exchange.gpu, state.buckets.gpu) == (0, BUFFERS * CHUNK)

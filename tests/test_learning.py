@@ -200,7 +200,10 @@ class TestLisaRuns:
         assert steps.layers == expected
         assert len(set(expected)) > 1
         others = set(steps.plan.others)
-        assert {name.split(".")[-2] for name in others} == {"embed_tokens", "norm", "lm_head"}
+        outside = {"embed_tokens", "norm", "lm_head"}
+        assert {name.split(".")[-2] for name in others} == (outside if train_embeddings else set())
+        frozen = {name.split(".")[-2] for name, p in run.trainer.model.named_parameters() if not p.requires_grad}
+        assert outside & frozen == (set() if train_embeddings else outside)
         for number, layers in enumerate(expected):
             active = {name for layer in layers for name in steps.plan.blocks[layer]}
             active |= others if train_embeddings else set()

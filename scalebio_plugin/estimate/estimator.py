@@ -131,7 +131,7 @@ class _Counting:
 
     def estimate(self) -> Estimate:
         setting, ours = self.setting, self.ours()
-        trained = [weight for weight in self.weights if weight.trains]
+        trained = [weight for weight in self.weights if ours.ever_trains(weight)]
         ordinary = self._run(self.plain())
         run = ordinary if setting.block.apply else self._run(ours, like=ordinary)
         lisa_alone = None

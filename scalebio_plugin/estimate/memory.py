@@ -20,8 +20,8 @@ ZERO_CHUNK = 1 << 25  # elements that an exchange puts aside at a time under Dee
 
 def state_bytes(weights: Sequence[Weight], engine: Engine, training: Training) -> StateBytes:
     """Bytes per GPU and in CPU memory for it, at the fullest moment of a run."""
-    frozen = [weight for weight in weights if not weight.trains]
-    trained = [weight for weight in weights if weight.trains]
+    frozen = [weight for weight in weights if not training.ever_trains(weight)]
+    trained = [weight for weight in weights if training.ever_trains(weight)]
     active = [weight for weight in trained if training.is_active(weight)]
     return StateBytes(
         frozen=_placed(sum(w.stored for w in frozen) * engine.weights_share, on_cpu=engine.offload_weights),
@@ -105,7 +105,7 @@ def _inner_values(trained: list[Weight], engine: Engine, training: Training) -> 
     if engine.kind is Kind.DEEPSPEED:
         values = _deepspeed_values(_elements(trained), engine)
         return Bytes(cpu=values.gpu + values.cpu) if training.inner_on_cpu else values
-    amount = _elements([w for w in trained if training.ever_trains(w)]) * FLOAT32 * engine.weights_share
+    amount = _elements(trained) * FLOAT32 * engine.weights_share
     return _placed(amount, on_cpu=training.inner_on_cpu or engine.offload_weights)
 
 
