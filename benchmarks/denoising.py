@@ -17,6 +17,7 @@ import os
 import random
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from benchmarks.apart import layers_drawn_apart
 from scalebio_plugin import planted
 from scalebio_plugin.report import read_history, read_mixture, series
 
@@ -48,6 +50,8 @@ LEARNING: dict[str, dict[str, Any]] = {
     "default": {},
 }
 CONTROL, CONTROL_STEPS = {"penalty": math.inf}, 40  # no validation pull: nothing can be learned
+# The paper's way with LISA: the same layers in both sets, as here, or drawn apart, as its authors' code does.
+LISA = {**LEARNING["paper"], "lisa": {"active_layers": 2, "interval": 20, "train_embeddings": True}}
 _ENVIRONMENT = {
     "AXOLOTL_DO_NOT_TRACK": "1",
     "CUDA_VISIBLE_DEVICES": "",
@@ -143,14 +147,18 @@ def host_config(sources: Sequence[str], **changes: Any) -> dict[str, Any]:
     }
 
 
-def launch(directory: Path, name: str, config: dict[str, Any]) -> Path:
-    """Train as `axolotl train` does, in a process of its own; returns the output folder."""
+def launch(directory: Path, name: str, config: dict[str, Any], *, apart: bool = False) -> Path:
+    """Train as `axolotl train` does, in a process of its own; returns the output folder.
+
+    Args:
+        apart: LISA draws the layers of u and w apart.
+    """
     os.environ.update(_ENVIRONMENT)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     file = directory / f"{name}.yml"
     file.write_text(yaml.safe_dump({**config, "output_dir": name}, sort_keys=False))
     _PROCESSES.set_forkserver_preload(["axolotl.cli.train"])
-    process = _PROCESSES.Process(target=_train, args=(str(directory), name))
+    process = _PROCESSES.Process(target=_train, args=(str(directory), name, apart))
     process.start()
     process.join()
     if process.exitcode:
@@ -158,7 +166,7 @@ def launch(directory: Path, name: str, config: dict[str, Any]) -> Path:
     return directory / name
 
 
-def _train(directory: str, name: str) -> None:
+def _train(directory: str, name: str, apart: bool) -> None:
     os.chdir(directory)
     log = os.open(f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
@@ -166,7 +174,8 @@ def _train(directory: str, name: str) -> None:
     sys.argv = ["axolotl"]
     from axolotl.cli.train import do_cli
 
-    do_cli(config=f"{name}.yml")
+    with layers_drawn_apart() if apart else nullcontext():
+        do_cli(config=f"{name}.yml")
 
 
 def prepare(alpaca: Path, directory: Path, seed: int) -> dict[str, list[Row]]:
@@ -179,11 +188,13 @@ def prepare(alpaca: Path, directory: Path, seed: int) -> dict[str, list[Row]]:
     return splits
 
 
-def learn(directory: Path, name: str, seed: int, scalebio: Mapping[str, Any], steps: int = STEPS) -> dict[str, Any]:
+def learn(
+    directory: Path, name: str, seed: int, scalebio: Mapping[str, Any], steps: int = STEPS, *, apart: bool = False
+) -> dict[str, Any]:
     """One run that learns the mixture from the pretrained model."""
     block = {"validation_datasets": [{"path": "data/validation.jsonl", "type": FORMAT}], **scalebio}
     config = host_config(NAMES, base_model="base", plugins=["scalebio"], scalebio=block, seed=seed, num_epochs=9)
-    return learned(launch(directory, name, {**config, "max_steps": steps}))
+    return learned(launch(directory, name, {**config, "max_steps": steps}, apart=apart))
 
 
 def learned(out: Path) -> dict[str, Any]:
@@ -265,6 +276,23 @@ def measure(alpaca: Path, directory: Path, seed: int) -> dict[str, Any]:
     return results
 
 
+def measure_lisa(alpaca: Path, directory: Path, seed: int) -> dict[str, Any]:
+    """LISA on one seed: the layers of both sets the same, and drawn apart."""
+    prepare(alpaca, directory, seed)
+    results = {name: learn(directory, name, seed, LISA, apart=name == "apart") for name in ("same", "apart")}
+    print(seed, json.dumps(results), flush=True)
+    return results
+
+
+def lisa_table(results: Mapping[int, Mapping[str, Any]]) -> str:
+    lines = [f"| seed | layers | mass at 100 | mass at {STEPS} | largest weight | SNR |", "|---|---|---|---|---|---|"]
+    for seed, of in results.items():
+        for name, run in of.items():
+            numbers = [run["mass_100"], run["mass"], max(run["weights"]), run["signal"]]
+            lines.append("| " + " | ".join([str(seed), name, *(f"{number:.3g}" for number in numbers)]) + " |")
+    return "\n".join(lines)
+
+
 def table(results: Mapping[int, Mapping[str, Any]]) -> str:
     """The results as Markdown."""
     head = ["seed", "λ", "mass at 100", f"mass at {STEPS}", "largest weight", "smallest", "SNR", "phase 2"]
@@ -285,15 +313,19 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="alpaca.jsonl: instruction, input, output")
     parser.add_argument("--work", type=Path, default=Path("denoising"), help="folder for data, models and runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one that is done is not run again")
+    parser.add_argument("--lisa", action="store_true", help="LISA alone, its layers the same in both sets and apart")
     arguments = parser.parse_args()
+    file, of_seed, as_text = (
+        ("lisa.json", measure_lisa, lisa_table) if arguments.lisa else ("results.json", measure, table)
+    )
     results = {}
     for seed in arguments.seeds:
         directory = arguments.work.resolve() / f"seed{seed}"
-        done = directory / "results.json"
+        done = directory / file
         if not done.is_file():
-            done.write_text(json.dumps(measure(arguments.data.resolve(), directory, seed), indent=1))
+            done.write_text(json.dumps(of_seed(arguments.data.resolve(), directory, seed), indent=1))
         results[seed] = json.loads(done.read_text())
-    print(table(results))
+    print(as_text(results))
 
 
 if __name__ == "__main__":

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import torch
 import yaml
 from scipy.stats import spearmanr
 
+from benchmarks.apart import layers_drawn_apart
 from scalebio_plugin import quickstart
 from scalebio_plugin.algorithm.lisa import LayerPlan, draw_layers
 from scalebio_plugin.planted import TRUE_WEIGHTS
@@ -77,76 +76,28 @@ class TestLisaLearns:
     @pytest.mark.slow
     @pytest.mark.parametrize("seed", [0, 1])
     def test_the_planted_mixture_is_found_and_not_as_soon_with_layers_drawn_apart(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+        self, tmp_path: Path, seed: int
     ) -> None:
         """What the same layers in both sets are worth: apart, it is found later (seed 0) or not at all (seed 1).
 
         At penalty 100 the contrast holds on seed 0 alone: on seed 1 the same layers do not find it in 300 steps either.
         """
         same = first_found(learn(tmp_path / "same", seed=seed, steps=250, model=FOUR_LAYERS, scalebio=LISA))
-        draw_apart(monkeypatch)
-        apart = first_found(learn(tmp_path / "apart", seed=seed, steps=250, model=FOUR_LAYERS, scalebio=LISA))
+        with layers_drawn_apart():
+            apart = first_found(learn(tmp_path / "apart", seed=seed, steps=250, model=FOUR_LAYERS, scalebio=LISA))
         assert same is not None
         assert apart is None or apart > same
 
     @pytest.mark.slow
-    def test_without_validation_data_the_mixture_rests_but_moves_with_layers_drawn_apart(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_without_validation_data_the_mixture_rests_but_moves_with_layers_drawn_apart(self, tmp_path: Path) -> None:
         """The negative control: two sets that differ in their layers have a gap that says nothing of the data."""
         control = {**LISA, "penalty": math.inf}
         same = learn(tmp_path / "same", seed=0, steps=60, model=FOUR_LAYERS, scalebio=control)
         assert all(torch.equal(weights, same.weights[0]) for weights in same.weights)
-        draw_apart(monkeypatch)
-        apart = learn(tmp_path / "apart", seed=0, steps=60, model=FOUR_LAYERS, scalebio=control)
+        with layers_drawn_apart():
+            apart = learn(tmp_path / "apart", seed=0, steps=60, model=FOUR_LAYERS, scalebio=control)
         print(apart.weights[-1])
         assert max(float((weights - 1 / 3).abs().max()) for weights in apart.weights) > 0.1
-
-
-def draw_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let u train other layers than w: its own draw, with another seed, applied while it is in place.
-
-    u holds all parameters from the first step on and each set keeps the optimizer state of its own layers alone, as in
-    two independent runs of LISA; nothing else is changed.
-    """
-    from scalebio_plugin.trainer import ScaleBiOTrainer
-
-    begin, learn_step = ScaleBiOTrainer.begin_step, ScaleBiOTrainer._inner_step
-
-    def begin_step(self: Any) -> None:
-        begin(self)
-        learning, parameters = self.learning, self.trainable_parameters()
-        learning.inner.follow(parameters)
-        for name in set(parameters) - active_inner(self):
-            learning.inner.states.pop(name, None)
-            learning.inner.gradients[name] = None
-
-    def active_inner(self: Any) -> set[str]:
-        layers = self.learning.layers
-        period = self.state.global_step // layers.settings.interval
-        drawn = draw_layers(len(layers.plan.blocks), layers.settings.active_layers, layers.seed + 1000, period)
-        return layers.plan.active(drawn, train_others=layers.settings.train_embeddings)
-
-    def learn(self: Any, model: Any, learning: Any, step: Any) -> None:
-        learning.inner.in_place = lambda of=learning.inner: apart(self, of)
-        learn_step(self, model, learning, step)
-        del learning.inner.in_place
-
-    @contextmanager
-    def apart(self: Any, inner: Any) -> Iterator[None]:
-        mine, before = active_inner(self), {name: p.requires_grad for name, p in inner.parameters.items()}
-        inner.exchange()
-        try:
-            for name, parameter in inner.parameters.items():
-                parameter.requires_grad_(name in mine)
-            yield
-        finally:
-            inner.exchange()
-            for name, parameter in inner.parameters.items():
-                parameter.requires_grad_(before[name])
-
-    monkeypatch.setattr(ScaleBiOTrainer, "begin_step", begin_step)
-    monkeypatch.setattr(ScaleBiOTrainer, "_inner_step", learn)
 
 
 class Steps:
