@@ -27,3 +27,13 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_mixture_leaves_pure_noise(prepared: Path, name: str, most: float) -> None:
     learned = denoising.learn(prepared, name, 0, denoising.LEARNING[name])
     assert learned["mass"] < most
+
+
+def test_with_lisa_it_does_so_where_both_sets_train_the_same_layers_and_not_where_they_are_drawn_apart(
+    prepared: Path,
+) -> None:
+    same = denoising.learn(prepared, "same", 0, denoising.LISA)
+    apart = denoising.learn(prepared, "apart", 0, denoising.LISA, apart=True)
+    assert same["mass"] < 0.25
+    assert apart["mass"] > 0.25
+    assert same["signal"] > 3 * apart["signal"]
