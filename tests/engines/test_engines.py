@@ -195,8 +195,10 @@ def test_two_ranks_are_one_process(
         "loss": max(abs(a - b) for a, b in zip(alone.losses, first.losses, strict=True)),
     }
     print(mode, far)
-    assert first.saved.keys() == first.model.keys()
-    assert farthest(first.saved, first.model) == 0.0, "what was saved is not w"
+    frozen = {name for name in first.saved if name not in first.model}
+    assert not frozen or "lisa" in mode, "what LISA never trains is saved with the rest, nothing else is"
+    saved = {name: value for name, value in first.saved.items() if name not in frozen}
+    assert farthest(saved, first.model) == 0.0, "what was saved is not w"
     if MODES[mode].get("scalebio", {}).get("learn"):
         del far["w"], far["loss"]  # after learning the loss is the host's, which averages the means of the ranks
     assert float((alone.weights[-1] - alone.weights[0]).abs().max()) > 1e-3, "λ did not move"
