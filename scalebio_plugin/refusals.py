@@ -80,10 +80,17 @@ _OPTIMIZERS_WITH_ENGINE: dict[str, dict[str, str]] = {
     "fsdp": {
         **dict.fromkeys(("paged_", "lion_8bit", "lion_32bit", "rmsprop_bnb", "ademamix", "adafactor"), _NO_SHARDS),
         "dion": "shards what it keeps in another way than FSDP2 here",
+        "schedule_free": "cannot go on from a checkpoint of FSDP2, nor can the host without the plugin",
         **_WHOLE_MATRICES,
     },
     "deepspeed": {**dict.fromkeys(("adagrad", "ao_adamw_fp8", "sinkgd", "dion"), _NO_FLAT), **_WHOLE_MATRICES},
 }
+_NOT_SAVED_BY_FSDP2 = (
+    "torch_8bit",
+    "torch_4bit",
+    "ao_adamw",
+    "sinkgd",
+)  # quantised state: the host dies as it gathers it
 _PLUGINS = ("kd.", "diffusion", "mixlora", "hatchery", "cut_cross_entropy", "grokfast", "spectrum_offload")
 
 
@@ -144,6 +151,12 @@ def _engine(config: Mapping[str, Any]) -> Iterator[str]:
     for part, reason in _OPTIMIZERS_WITH_ENGINE[sharded or "ddp"].items():
         if part in optimizer and (sharded or several):
             yield f"optimizer: {optimizer} {reason}; use adamw_torch or another one"
+    saves = config.get("save_strategy") != "no" and not config.get("save_only_model")
+    if sharded == "fsdp" and saves and any(part in optimizer for part in _NOT_SAVED_BY_FSDP2):
+        yield (
+            f"optimizer: {optimizer} keeps quantised state that no checkpoint of FSDP2 holds (a run dies at its "
+            "first); use adamw_torch, or save_only_model: true"
+        )
     if config.get("torch_compile") and (several or sharded or config.get("fsdp")):
         yield "torch_compile: hides the engine of several processes, which u's passes steer; remove torch_compile"
     if not config.get("fsdp_config") and not config.get("fsdp"):

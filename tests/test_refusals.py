@@ -189,6 +189,7 @@ ZERO = {"deepspeed": {"zero_optimization": {"stage": 3}}}
     ("engine", "optimizer"),
     [
         *((FSDP2, name) for name in ("paged_adamw_8bit", "lion_8bit", "rmsprop_bnb_32bit", "ademamix", "adafactor")),
+        *((FSDP2, name) for name in ("adamw_torch_8bit", "adamw_torch_4bit", "sinkgd", "schedule_free_adamw")),
         *((engine, name) for engine in (FSDP2, ZERO) for name in ("galore_adamw", "apollo_adamw", "dion")),
         *((ZERO, name) for name in ("adagrad", "ao_adamw_fp8", "sinkgd")),
     ],
@@ -202,7 +203,9 @@ def test_an_optimizer_that_cannot_step_an_engines_tensors_is_refused(engine, opt
 @pytest.mark.parametrize(
     ("engine", "optimizer"),
     [
-        *((FSDP2, name) for name in ("adamw_torch_8bit", "muon", "sgd", "adagrad", "lion_pytorch")),
+        *((FSDP2, name) for name in ("muon", "sgd", "adagrad", "lion_pytorch")),
+        *(({**FSDP2, "save_only_model": True}, name) for name in ("adamw_torch_8bit", "ao_adamw_fp8", "sinkgd")),
+        ({**FSDP2, "save_strategy": "no"}, "adamw_torch_4bit"),
         *((ZERO, name) for name in ("paged_adamw_8bit", "lion_8bit", "adafactor", "adamw_torch_4bit")),
     ],
 )

@@ -29,8 +29,7 @@ def optimizers(*names: str) -> dict[str, Case]:
 
 
 # What is not here is refused there (refusals.py), needs CUDA, or a package that the host does not bring.
-_ANYWHERE = ("adamw_torch_fused", "adamw_torch_8bit", "adamw_torch_4bit", "schedule_free_adamw", "schedule_free_sgd")
-_ANYWHERE = (*_ANYWHERE, "sgd", "rmsprop", "adamc", "adopt_adamw")
+_ANYWHERE = ("adamw_torch_fused", "adamw_torch_8bit", "adamw_torch_4bit", "sgd", "rmsprop", "adamc", "adopt_adamw")
 _BNB = ("adamw_bnb_8bit", "paged_adamw_32bit", "paged_adamw_8bit", "lion_8bit", "paged_lion_8bit", "ademamix_8bit")
 _BNB = (*_BNB, "rmsprop_bnb", "rmsprop_bnb_8bit")
 QUICK: dict[str, dict[str, Case]] = {
@@ -46,11 +45,7 @@ QUICK: dict[str, dict[str, Case]] = {
         "offloaded": OFFLOAD,
     },
 }
-SLOW: dict[str, dict[str, Case]] = {
-    "ddp": {
-        **optimizers(*_ANYWHERE, *_BNB, "ao_adamw_fp8", "adagrad", "sinkgd"),
-        "qlora, paged": {**QLORA, "optimizer": "paged_adamw_8bit"},
-    },
+SLOW: dict[str, dict[str, Case]] = {  # DDP steps whole tensors, as one process does
     "fsdp2": {
         **optimizers(*_ANYWHERE, "ao_adamw_fp8", "adagrad", "sinkgd"),
         "8-bit base": QUICK["ddp"]["8-bit base"],
@@ -59,7 +54,7 @@ SLOW: dict[str, dict[str, Case]] = {
     },
     **{
         stage: {
-            **optimizers(*_ANYWHERE, *_BNB, "adafactor"),
+            **optimizers(*_ANYWHERE, *_BNB, "adafactor", "schedule_free_adamw", "schedule_free_sgd"),
             "qlora": QLORA,
             "qlora, paged": {**QLORA, "optimizer": "paged_adamw_8bit"},
         }
@@ -133,3 +128,35 @@ def test_replicas_of_shards(tmp_path: Path) -> None:
     for rank in outcomes["replicas"]:
         for name, counted in rank.formula.items():
             assert rank.measured[name] == pytest.approx(counted, rel=0.02, abs=64), name
+
+
+RESUMED: dict[str, dict[str, Case]] = {
+    "fsdp2": {**optimizers("muon"), "qlora": QLORA, "offloaded": OFFLOAD},
+    "zero3": {**optimizers("adamw_bnb_8bit"), "qlora": QLORA},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", RESUMED)
+def test_a_resumed_run_ends_with_the_same_bits(engine: str, tmp_path: Path) -> None:
+    inputs, layout = host.make_inputs(tmp_path / "inputs"), LAYOUTS[engine]
+    wide = host.add_model(inputs, "wide", hidden=64, layers=2)
+    cases = {}
+    for name, case in RESUMED[engine].items():
+        keys = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2, "micro_batch_size": 2, **wide, **layout.keys}
+        keys |= {**case, "plugins": [f"tests.engines.ranks.{layout.device}", *host.BASE["plugins"]]}
+        keys["directory"], killed = str(inputs), str(tmp_path / f"{name} killed")
+        cases[f"{name}, whole"] = {**keys, "output_dir": str(tmp_path / f"{name} whole")}
+        cases[f"{name}, killed"] = {**keys, "output_dir": killed, "stop_after": 5}
+        cases[f"{name}, resumed"] = {**keys, "output_dir": killed, "auto_resume_from_checkpoints": True}
+    launch(cases, tmp_path)
+    for name in RESUMED[engine]:
+        for rank in (0, 1):
+            whole, again = (
+                torch.load(tmp_path / f"{name}, {run}.{rank}.pt", weights_only=True) for run in ("whole", "resumed")
+            )
+            assert len(again["weights"]) == 2, "it did not go on from checkpoint-4"
+            assert torch.equal(whole["weights"][-1], again["weights"][-1])
+            for kind in ("model", "inner"):
+                assert whole[kind]
+                assert all(torch.equal(value, again[kind][key]) for key, value in whole[kind].items()), (name, kind)
