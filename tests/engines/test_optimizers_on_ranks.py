@@ -52,13 +52,10 @@ SLOW: dict[str, dict[str, Case]] = {  # DDP steps whole tensors, as one process 
         "offloaded, lora": {**OFFLOAD, **host.LORA},
         "offloaded, lisa": {**OFFLOAD, "scalebio": {"lisa": {"active_layers": 1, "interval": 2}}},
     },
-    **{
-        stage: {
-            **optimizers(*_ANYWHERE, *_BNB, "adafactor", "schedule_free_adamw", "schedule_free_sgd"),
-            "qlora": QLORA,
-            "qlora, paged": {**QLORA, "optimizer": "paged_adamw_8bit"},
-        }
-        for stage in ("zero2", "zero3")
+    "zero3": {  # ZeRO-1 and 2 step flat tensors as well
+        **optimizers(*_ANYWHERE, *_BNB, "adafactor", "schedule_free_adamw", "schedule_free_sgd"),
+        "qlora": QLORA,
+        "qlora, paged": {**QLORA, "optimizer": "paged_adamw_8bit"},
     },
 }
 
