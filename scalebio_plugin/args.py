@@ -50,8 +50,8 @@ class InnerArgs(_Block):
 
     device: Literal["auto", "model", "cpu"] = Field(
         default="auto",
-        description="`model`: beside the model; `cpu`: in (pinned) CPU memory; `auto`: `cpu` with LISA on a GPU, "
-        "else `model`.",
+        description="`model`: beside the model; `cpu`: their values in (pinned) CPU memory, under DeepSpeed "
+        "their optimizer state too; `auto`: `cpu` with LISA on a GPU, else `model`.",
     )
 
 

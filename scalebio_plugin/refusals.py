@@ -73,24 +73,23 @@ _OPTIMIZERS_WITH_LISA = {
 _NO_SHARDS = "steps whole tensors, not the shards of FSDP2"
 _NO_FLAT = "cannot step the flat tensors of ZeRO"
 _UNTRIED = "has not been tried with two parameter sets on sharded parameters"
-_WHOLE_MATRICES = {"galore": _UNTRIED, "apollo": _UNTRIED, "came_": _UNTRIED, "optimi_": _UNTRIED}
+_NOT_TRIED = {"galore": _UNTRIED, "apollo": _UNTRIED, "came_": _UNTRIED, "optimi_": _UNTRIED}
 # By engine; what is not here: tests/engines/test_optimizers_on_ranks.py.
 _OPTIMIZERS_WITH_ENGINE: dict[str, dict[str, str]] = {
     "ddp": {"dion": "wants sharded parameters where there are several processes"},
     "fsdp": {
         **dict.fromkeys(("paged_", "lion_8bit", "lion_32bit", "rmsprop_bnb", "ademamix", "adafactor"), _NO_SHARDS),
-        "dion": "shards what it keeps in another way than FSDP2 here",
-        "schedule_free": "cannot go on from a checkpoint of FSDP2, nor can the host without the plugin",
-        **_WHOLE_MATRICES,
+        "dion": "fails as it makes its state for parameters of FSDP2",
+        **_NOT_TRIED,
     },
-    "deepspeed": {**dict.fromkeys(("adagrad", "ao_adamw_fp8", "sinkgd", "dion"), _NO_FLAT), **_WHOLE_MATRICES},
+    "deepspeed": {**dict.fromkeys(("adagrad", "ao_adamw_fp8", "sinkgd", "dion"), _NO_FLAT), **_NOT_TRIED},
 }
-_NOT_SAVED_BY_FSDP2 = (
-    "torch_8bit",
-    "torch_4bit",
-    "ao_adamw",
-    "sinkgd",
-)  # quantised state: the host dies as it gathers it
+# What becomes of a run that saves its optimizer under FSDP2; each was seen in the host without the plugin too.
+_LOST_WITH_FSDP2 = {
+    **dict.fromkeys(("torch_8bit", "torch_4bit", "ao_adamw"), "dies at the first checkpoint"),
+    **dict.fromkeys(("schedule_free", "sinkgd"), "cannot go on from a checkpoint"),
+    "adagrad": "goes on from a checkpoint with another state than it saved",
+}
 _PLUGINS = ("kd.", "diffusion", "mixlora", "hatchery", "cut_cross_entropy", "grokfast", "spectrum_offload")
 
 
@@ -152,11 +151,12 @@ def _engine(config: Mapping[str, Any]) -> Iterator[str]:
         if part in optimizer and (sharded or several):
             yield f"optimizer: {optimizer} {reason}; use adamw_torch or another one"
     saves = config.get("save_strategy") != "no" and not config.get("save_only_model")
-    if sharded == "fsdp" and saves and any(part in optimizer for part in _NOT_SAVED_BY_FSDP2):
-        yield (
-            f"optimizer: {optimizer} keeps quantised state that no checkpoint of FSDP2 holds (a run dies at its "
-            "first); use adamw_torch, or save_only_model: true"
-        )
+    for part, fate in _LOST_WITH_FSDP2.items():
+        if part in optimizer and sharded == "fsdp" and saves:
+            yield (
+                f"optimizer: {optimizer}: under FSDP2 a run with it {fate}, with or without the plugin; use "
+                "adamw_torch, or save_only_model: true"
+            )
     if config.get("torch_compile") and (several or sharded or config.get("fsdp")):
         yield "torch_compile: hides the engine of several processes, which u's passes steer; remove torch_compile"
     if not config.get("fsdp_config") and not config.get("fsdp"):

@@ -134,6 +134,13 @@ def forget_plugins() -> None:
     PluginManager._cfg = None
 
 
+def forget_parameters() -> None:
+    """bitsandbytes notes parameters by `id`, and one of the run before may have had the same."""
+    from bitsandbytes.optim import GlobalOptimManager
+
+    GlobalOptimManager.get_instance().initialize()
+
+
 def load(directory: Path, config: dict[str, Any]) -> Any:
     """The host's validated config."""
     from axolotl.cli.config import load_cfg

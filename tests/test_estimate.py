@@ -272,6 +272,16 @@ class TestEngines:
         assert state.gathered.gpu == 2 * block + root + gradients
         assert state.exchange.gpu == 10_000
 
+    def test_replicas_hold_all_of_it_each(self) -> None:
+        whole, state = of(Kind.ONE), of(Kind.FSDP2, world=4, replicas=2)
+        assert (state.trained.gpu, state.optimizer.gpu) == (whole.trained.gpu / 2, whole.optimizer.gpu / 2)
+        with pytest.raises(ValueError, match="dp_replicate_size: 2 must divide the GPUs, got 1"):
+            setting.engine_of({"fsdp_config": {"x": 1}, "dp_replicate_size": 2}, Path(), 1, 2.0)
+
+    def test_offloaded_shards_are_exchanged_in_cpu_memory(self) -> None:
+        state = of(Kind.FSDP2, Training(inner_on_cpu=True), world=4, offload_weights=True)
+        assert state.exchange.gpu == state.buckets.gpu == 0
+
     def test_fsdp2_keeps_whole_gradients_while_passes_accumulate(self) -> None:
         assert of(Kind.FSDP2, world=4).gathered.gpu - of(
             Kind.FSDP2, Training(accumulates=False), world=4

@@ -37,9 +37,7 @@ def beside(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_it_trains_the_same_bits(
-    case: str, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> None:
+def test_it_trains_the_same_bits(case: str, inputs: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     plain = host.train(inputs, output_dir=str(tmp_path / "plain"), parameters=True, **CASES[case])
     made = request.getfixturevalue("beside")
     late = host.train(inputs, output_dir=str(tmp_path / "late"), parameters=True, **CASES[case])

@@ -73,9 +73,7 @@ EVERY = [case(name, name in QUICK) for name in KEYS]
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
     """Nothing compiled, as that takes far longer than the steps; nothing that bitsandbytes noted in the run before."""
-    from bitsandbytes.optim import GlobalOptimManager
-
-    GlobalOptimManager.get_instance().initialize()
+    host.forget_parameters()
     with torch.compiler.set_stance("force_eager"):
         yield
 

@@ -33,10 +33,7 @@ LINEAR = 14  # q, k, v, o, gate, up and down, in two layers
 
 @pytest.fixture(autouse=True)
 def nothing_noted() -> None:
-    """bitsandbytes notes parameters by `id`, and one of the run before may have had the same."""
-    from bitsandbytes.optim import GlobalOptimManager
-
-    GlobalOptimManager.get_instance().initialize()
+    host.forget_parameters()
 
 
 def train(base: str, inputs: Path, output_dir: Path, **keys: Any) -> host.Run:

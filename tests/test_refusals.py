@@ -189,7 +189,6 @@ ZERO = {"deepspeed": {"zero_optimization": {"stage": 3}}}
     ("engine", "optimizer"),
     [
         *((FSDP2, name) for name in ("paged_adamw_8bit", "lion_8bit", "rmsprop_bnb_32bit", "ademamix", "adafactor")),
-        *((FSDP2, name) for name in ("adamw_torch_8bit", "adamw_torch_4bit", "sinkgd", "schedule_free_adamw")),
         *((engine, name) for engine in (FSDP2, ZERO) for name in ("galore_adamw", "apollo_adamw", "dion")),
         *((ZERO, name) for name in ("adagrad", "ao_adamw_fp8", "sinkgd")),
     ],
@@ -203,14 +202,24 @@ def test_an_optimizer_that_cannot_step_an_engines_tensors_is_refused(engine, opt
 @pytest.mark.parametrize(
     ("engine", "optimizer"),
     [
-        *((FSDP2, name) for name in ("muon", "sgd", "adagrad", "lion_pytorch")),
-        *(({**FSDP2, "save_only_model": True}, name) for name in ("adamw_torch_8bit", "ao_adamw_fp8", "sinkgd")),
-        ({**FSDP2, "save_strategy": "no"}, "adamw_torch_4bit"),
+        *((FSDP2, name) for name in ("muon", "sgd", "rmsprop", "lion_pytorch")),
         *((ZERO, name) for name in ("paged_adamw_8bit", "lion_8bit", "adafactor", "adamw_torch_4bit")),
     ],
 )
 def test_other_optimizers_are_fine_on_sharded_engines(engine, optimizer):
     assert problems_of(config({"optimizer": optimizer, **engine})) == []
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    ["adamw_torch_8bit", "adamw_torch_4bit", "ao_adamw_fp8", "schedule_free_adamw", "sinkgd", "adagrad"],
+)
+def test_an_optimizer_that_fsdp2_cannot_save_or_restore_is_refused_where_it_would_be(optimizer):
+    problem = only_problem(config({"optimizer": optimizer, **FSDP2}))
+    assert problem.startswith(f"optimizer: {optimizer}: ")
+    assert "save_only_model: true" in problem
+    for saves_none in ({"save_only_model": True}, {"save_strategy": "no"}):
+        assert problems_of(config({"optimizer": optimizer, **FSDP2, **saves_none})) == []
 
 
 def test_dion_is_refused_on_several_ranks(monkeypatch):

@@ -113,18 +113,17 @@ class InnerParameters:
             for_passes: The block begins with a forward pass, and so does what follows it: those wait for each block of
                 the module as they come to it (`wait_in`), so that the exchange runs beside them.
         """
-        waits = not (for_passes and self.passes_wait)
+        passes_follow = for_passes and self.passes_wait
         self.exchange()
+        if not passes_follow:
+            self.settle()
+        done = False
         try:
-            if waits:
-                self.settle()
             yield
-        except BaseException:
-            waits = True
-            raise
+            done = True
         finally:
             self.exchange()
-            if waits:
+            if not (done and passes_follow):
                 self.settle()
 
     def wait_in(self, module: nn.Module) -> None:

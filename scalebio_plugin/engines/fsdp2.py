@@ -50,7 +50,7 @@ class ShardedInner(InnerParameters):
 
     def _put(self, name: str, parameter: nn.Parameter) -> None:
         mine, value = _local(parameter), self.values[name]
-        if self.transfer is not None and self.transfer.reaches(mine):  # not with `offload_params`
+        if self.transfer is not None:
             super()._put(name, parameter)
             return
         theirs = mine.clone()
@@ -111,7 +111,8 @@ class FSDP2Engine(Engine):
     def inner(
         self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, device: torch.device | None
     ) -> InnerSet:
-        transfer = transfer_between(self.trainer.accelerator.device, device)
+        here = _local(next(iter(parameters.values()))).device  # the CPU with `offload_params`
+        transfer = transfer_between(here, device)
         return ShardedInner(self.trainer.model_wrapped, parameters, optimizer, device, transfer)
 
     def model_part(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:

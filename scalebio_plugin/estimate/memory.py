@@ -120,12 +120,18 @@ def _inner_optimizer(active: list[Weight], engine: Engine, training: Training) -
 
 def _buckets(active: list[Weight], engine: Engine, training: Training) -> float:
     """DDP reduces a copy of the gradients (with LISA the plugin reduces them itself); ZeRO fills a bucket or two."""
-    exchange = EXCHANGE_BUFFERS if training.second_set and training.inner_on_cpu else 0.0
+    crosses = training.second_set and training.inner_on_cpu and not _shards_on_cpu(engine)
+    exchange = EXCHANGE_BUFFERS if crosses else 0.0
     if engine.kind is Kind.DDP and training.active is None:
         return exchange + sum(_element(w, engine, training) * w.elements for w in active)
     if engine.kind is Kind.DEEPSPEED and engine.stage >= 1:
         return exchange + min(engine.bucket, _elements(active)) * engine.compute * engine.buckets
     return exchange
+
+
+def _shards_on_cpu(engine: Engine) -> bool:
+    """FSDP2 with `offload_params`: both sets are in CPU memory."""
+    return engine.kind is Kind.FSDP2 and engine.offload_weights
 
 
 def _gathered(weights: Sequence[Weight], engine: Engine, training: Training) -> float:
@@ -172,7 +178,7 @@ def _gathered_units(weights: Sequence[Weight], engine: Engine, training: Trainin
 def _exchange(active: list[Weight], engine: Engine, training: Training) -> float:
     """One tensor at a time, where values are copied and not only pointed to; with CPU memory it has its own buffers."""
     copied = engine.kind in (Kind.FSDP2, Kind.DEEPSPEED) and not training.inner_on_cpu
-    if not training.second_set or not copied:
+    if not training.second_set or not copied or _shards_on_cpu(engine):
         return 0.0
     if engine.kind is Kind.DEEPSPEED:
         return FLOAT32 * min(ZERO_CHUNK, _elements(active))

@@ -149,6 +149,8 @@ def engine_of(cfg: Mapping[str, Any], folder: Path, gpus: int, compute: float) -
     if fsdp or cfg.get("fsdp"):
         offload = bool(fsdp.get("offload_params") or fsdp.get("fsdp_offload_params"))
         replicas = int(cfg.get("dp_replicate_size") or 1)
+        if gpus % replicas:
+            raise ValueError(f"dp_replicate_size: {replicas} must divide the GPUs, got {gpus}; pass --gpus")
         return Engine(Kind.FSDP2, gpus, replicas=replicas, compute=compute, offload_weights=offload)
     return Engine(Kind.DDP if gpus > 1 else Kind.ONE, gpus, compute=compute)
 

@@ -92,15 +92,21 @@ def assert_two_sets(outcomes: dict[str, list[Outcome]], name: str) -> None:
     assert any(not torch.equal(first.model[key], value) for key, value in first.inner.items())
 
 
-@pytest.fixture(scope="module", params=[pytest.param("ddp", marks=pytest.mark.slow), "fsdp2"])
+@pytest.fixture(scope="module")
 def quick(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Outcome]]:
     return run(QUICK[request.param], LAYOUTS[request.param], tmp_path_factory.mktemp(request.param))
 
 
-@pytest.mark.parametrize("name", sorted({name for cases in QUICK.values() for name in cases}))
+@pytest.mark.parametrize(
+    ("quick", "name"),
+    [
+        pytest.param(engine, name, marks=[pytest.mark.slow] if engine == "ddp" else [])
+        for engine, cases in QUICK.items()
+        for name in cases
+    ],
+    indirect=["quick"],
+)
 def test_two_sets_on_two_ranks(quick: dict[str, list[Outcome]], name: str) -> None:
-    if name not in quick:
-        pytest.skip("tried on another engine")
     assert_two_sets(quick, name)
     held = quick[name][0]
     if "qlora" in name:
@@ -128,7 +134,11 @@ def test_replicas_of_shards(tmp_path: Path) -> None:
 
 
 RESUMED: dict[str, dict[str, Case]] = {
-    "fsdp2": {**optimizers("muon"), "qlora": QLORA, "offloaded": OFFLOAD},
+    "fsdp2": {
+        **optimizers("muon", "sgd", "rmsprop", "adamc", "adopt_adamw"),
+        "qlora": QLORA,
+        "offloaded": OFFLOAD,
+    },
     "zero3": {**optimizers("adamw_bnb_8bit"), "qlora": QLORA},
 }
 

@@ -152,13 +152,6 @@ def exchanged_late() -> Iterator[None]:
             module.transfer_between = before
 
 
-def forget_parameters() -> None:
-    """bitsandbytes notes parameters by `id`, and one of the run before may have had the same."""
-    from bitsandbytes.optim import GlobalOptimManager
-
-    GlobalOptimManager.get_instance().initialize()
-
-
 def forget_state() -> None:
     """accelerate's and the host's notes on the run: DeepSpeed's set-up refuses to find any."""
     import axolotl.utils.distributed
@@ -190,7 +183,7 @@ def main(cases: Path, out: Path) -> None:
     torch.distributed.destroy_process_group = lambda *args: None  # the host ends it with a run; here others follow
     torch.compiler.set_stance("force_eager")  # optimizers that compile their step: it takes longer than the steps
     for name, arguments in json.loads(cases.read_text()).items():
-        forget_parameters()
+        host.forget_parameters()
         outcome = run_case(arguments)
         forget_state()
         if outcome is not None:
