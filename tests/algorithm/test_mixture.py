@@ -215,7 +215,7 @@ class Case:
         for members, low, high in self.bounds.groups:
             total = float(weights[members].sum())
             amounts += [low - total, total - high]
-        return max(amounts)
+        return float(np.max(amounts))
 
     def divergence(self, weights: Tensor) -> float:
         return float((weights * (weights.clamp(min=1e-300) / self.weights).log()).sum())

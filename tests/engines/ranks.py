@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from axolotl.integrations.base import BasePlugin
 
+from . import gloo
+
 
 def world() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
@@ -67,8 +69,4 @@ class CpuDeepSpeed(CpuRanks):
     def register(self, cfg: Any) -> None:
         super().register(cfg)
         if world() > 1:
-            import deepspeed.comm.torch
-            from deepspeed.comm.torch import TorchBackend
-
-            deepspeed.comm.torch.build_shm_op = lambda: None  # would be compiled, for a minute
-            TorchBackend.has_all_gather_into_tensor = lambda self: False  # gloo, torch 2.13: trips over autograd views
+            gloo.prepare_deepspeed()
