@@ -3,6 +3,7 @@
 #
 #   bash tests/run.sh [pytest arguments]      # -m slow: the long runs instead of the default suite
 #
+# PROCESSES       how many tests run at a time (default: 2; each takes one core, those on several ranks two)
 # VENV and PYTHON: see tests/setup_venv.sh.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -16,4 +17,5 @@ ruff check .
 echo "== mypy"
 mypy
 echo "== pytest $*"
-python -m pytest "$@"
+# A file is one process's: what its tests share is made once.
+python -m pytest --numprocesses "${PROCESSES:-2}" --dist loadfile --no-loadscope-reorder "$@"
