@@ -84,8 +84,8 @@ class TestLisaLearns:
     def test_the_planted_mixture_is_found_and_not_with_layers_drawn_apart(self, tmp_path: Path, seed: int) -> None:
         """A pretrained model, LISA, the paper's update of λ at 0.02, 100 steps: found at step 60 (seed 0) and 62 (1).
 
-        With layers drawn apart it is found in a longer run, at step 142 and 136: where the data is this clear, the noise
-        between the sets averages out. benchmarks/denoising.md has a case where it does not.
+        With layers drawn apart it is found in a longer run, at step 142 and 136: where the data is this clear, the
+        noise between the sets averages out. benchmarks/denoising.md has a case where it does not.
         """
         quickstart.build_model(tmp_path / "model", seed=seed, **FOUR_LAYERS)
         quickstart.write_data(tmp_path / "data", seed=seed)
