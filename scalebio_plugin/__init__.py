@@ -24,7 +24,8 @@ A run, and what it leaves behind:
 
 - `run`: the mixture as a run learns it.
 - `state`: everything that a checkpoint needs, as a value.
-- `report`, `picture`: from the history of a run to numbers, tables, the picture and the next config.
+- `report`, `picture`, `page`, `next_config`: from the history of a run to numbers, tables, the picture, the page for a
+  colleague and the config of the next run.
 - `cli`: the ``scalebio`` command; `quickstart` and `planted` are a run whose right answer is known.
 
 Importing the package imports none of them; the three names that the host takes from here are loaded when asked for.

@@ -13,6 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from . import __version__, report
 from .hooks.spec import RunFacts
+from .page import write_report
 from .picture import draw_mixture
 from .state import history_path
 
@@ -105,12 +106,16 @@ def _leave(learning: Learning, steps: int) -> None:
         LOG.warning("scalebio: the run ended before the first update of the mixture, so there is none to write")
         return
     history = report.read_history(history_path(learning))
-    draw_mixture(history, os.path.join(learning.folder, "mixture.png"), learning.run.names)
+    picture = os.path.join(learning.folder, "mixture.png")
+    draw_mixture(history, picture, learning.run.names)
+    write_report(os.path.join(learning.folder, "report.html"), document, picture)
+    if learning.next_config is not None:
+        report.replace_file(os.path.join(learning.folder, "next.yml"), learning.next_config.encode())
     LOG.info(
         "scalebio: the learned mixture\n"
         + report.weights_table(report.summarise(history, learning.run.names))
         + ("" if document["layer_steps"] is None else "\n" + report.layers_line(document["layer_steps"]))
-        + f"\nwritten to {learning.folder} (mixture.json, mixture.png, history.jsonl)"
+        + f"\nwritten to {learning.folder} (mixture.json, mixture.png, report.html, history.jsonl, next.yml)"
     )
     learning.manager.hook.scalebio_run_ended(document=document)
 

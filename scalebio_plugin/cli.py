@@ -18,6 +18,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _quickstart(arguments.dir, arguments.steps)
         if arguments.command == "estimate":
             return _estimate(arguments.config, arguments.gpus, arguments.gpu_memory, arguments.model_config)
+        if arguments.command == "report":
+            return _report(arguments.path)
         return _show(arguments.path)
     except (FileNotFoundError, ValueError) as error:
         print(f"scalebio: {error}", file=sys.stderr)
@@ -42,6 +44,14 @@ def _parser() -> argparse.ArgumentParser:
 
     show = commands.add_parser("show", help="print the mixture that a run learned")
     show.add_argument("path", type=Path, metavar="PATH", help="a mixture.json, or the output_dir of a run")
+
+    report = commands.add_parser(
+        "report",
+        help="draw the picture and the page of a run again",
+        description="Writes mixture.png and report.html beside the mixture.json of a run, also of one that goes on or "
+        "was stopped, as far as its last checkpoint.",
+    )
+    report.add_argument("path", type=Path, metavar="PATH", help="a mixture.json, or the output_dir of a run")
 
     estimate = commands.add_parser(
         "estimate",
@@ -94,17 +104,31 @@ def _estimate(config: Path, gpus: int, gpu_memory: float, model_config: Path | N
 
 
 def _show(path: Path) -> int:
-    from .report import SourceSummary, read_mixture, weights_table
+    from .report import read_mixture, summaries_of, weights_table
 
+    print(weights_table(summaries_of(read_mixture(_mixture_at(path)))))
+    return 0
+
+
+def _report(path: Path) -> int:
+    from .page import write_report
+    from .picture import draw_mixture
+    from .report import read_history, read_mixture
+
+    mixture = _mixture_at(path)
+    document, history = read_mixture(mixture), read_history(mixture.with_name("history.jsonl"))
+    picture, page = mixture.with_name("mixture.png"), mixture.with_name("report.html")
+    until_saved = [record for record in history if record["step"] <= document["steps"]]
+    draw_mixture(until_saved, picture, list(document["weights"]))
+    write_report(page, document, picture)
+    print(page)
+    return 0
+
+
+def _mixture_at(path: Path) -> Path:
     mixture = path / "scalebio" / "mixture.json" if path.is_dir() else path
     if not mixture.is_file():
         raise FileNotFoundError(
             f"no file {mixture}; give a mixture.json, or the output_dir of a run that has saved one"
         )
-    document = read_mixture(mixture)
-    fields = SourceSummary.__dataclass_fields__
-    summaries = {
-        name: SourceSummary(**{key: source[key] for key in fields}) for name, source in document["sources"].items()
-    }
-    print(weights_table(summaries))
-    return 0
+    return mixture

@@ -38,6 +38,7 @@ class Learning:
         folder: `<output_dir>/scalebio`.
         manager: Of the run's hooks.
         facts: Of config and data, for mixture.json.
+        next_config: YAML of the ordinary run on the mixture; None where the config cannot be written as YAML.
         memory: Bytes of the run's state, as counted before it began.
         inner: u, from the first learning step to the last.
         record: Last line of the history.
@@ -54,6 +55,7 @@ class Learning:
     folder: str
     manager: Any
     facts: dict[str, Any]
+    next_config: str | None = None
     memory: Estimate | None = None
     inner: InnerSet | None = None
     record: HistoryRecord | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -31,8 +32,10 @@ class ScaleBiOPlugin(BasePlugin):
         super().__init__()
         self.prepared: Prepared | None = None
         self.learning = False
+        self.written: dict[str, Any] = {}  # the config as its user wrote it
 
     def register(self, cfg: dict[str, Any]) -> None:
+        self.written = copy.deepcopy(cfg.to_dict() if isinstance(cfg, DictDefault) else dict(cfg))
         wiring.refuse_two_names(cfg)
         wiring.take_over_lisa_keys(cfg)
 
@@ -90,4 +93,4 @@ class ScaleBiOPlugin(BasePlugin):
 
     def post_trainer_create(self, cfg: DictDefault, trainer: Trainer) -> None:
         if self.learning and self.prepared is not None:
-            wiring.connect(cfg, settings_of(cfg), self.prepared, trainer)
+            wiring.connect(cfg, settings_of(cfg), self.prepared, trainer, self.written)

@@ -129,7 +129,7 @@ def _places(out: Path) -> str:
     files = {
         "model": out,
         "mixture": out / "scalebio" / "mixture.json",
-        "picture": out / "scalebio" / "mixture.png",
-        "history": out / "scalebio" / "history.jsonl",
+        "report": out / "scalebio" / "report.html",
+        "next run": out / "scalebio" / "next.yml",
     }
     return "\n".join(f"{what:<9} {path}" for what, path in files.items())

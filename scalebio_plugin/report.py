@@ -48,6 +48,11 @@ class SourceSummary:
     gap: float
     gap_se: float | None
 
+    @property
+    def is_told_from_average(self) -> bool:
+        """Whether the gap is two standard errors or more from 0."""
+        return self.gap_se is not None and abs(self.gap) >= 2 * self.gap_se
+
 
 @dataclass(frozen=True)
 class RunFacts:
@@ -189,6 +194,12 @@ def mixture_document(summaries: Mapping[str, SourceSummary], facts: RunFacts) ->
     return {"schema": SCHEMA, "weights": weights, "sources": sources, **run}
 
 
+def summaries_of(document: Mapping[str, Any]) -> dict[str, SourceSummary]:
+    """What `mixture_document` was given, back from its document; largest weight first."""
+    fields = SourceSummary.__dataclass_fields__
+    return {name: SourceSummary(**{key: source[key] for key in fields}) for name, source in document["sources"].items()}
+
+
 def write_mixture(path: StrPath, document: Mapping[str, Any]) -> None:
     """Replace the file in one move; a document that `read_mixture` would refuse is never written."""
     _check_mixture(path, document)
@@ -230,7 +241,7 @@ def weights_table(summaries: Mapping[str, SourceSummary]) -> str:
     decimals = _decimals(summary.gap for summary in summaries.values())
     rows, any_star = [("source", "weight", "gap", "s.e.", "loss")], False
     for name, summary in _largest_first(summaries):
-        star = summary.gap_se is not None and abs(summary.gap) < 2 * summary.gap_se
+        star = summary.gap_se is not None and not summary.is_told_from_average
         any_star |= star
         error = _number(summary.gap_se, decimals)
         gap = f"{summary.gap:+.{decimals}f}"

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pluggy
 import torch
+import yaml
 from axolotl.common.datasets import TrainDatasetMeta
 from axolotl.utils.dict import DictDefault
 from axolotl.utils.logging import get_logger
@@ -29,6 +30,7 @@ from .hooks.manager import build_manager
 from .hooks.spec import Observation
 from .layers import LayerSampling
 from .learning import Learning
+from .next_config import next_config
 from .rest import RestStream
 from .run import MixtureRun, unknown_rule
 from .sources import Prepared, SourceCollator, Validation
@@ -167,8 +169,10 @@ def freeze_outside_blocks(model: nn.Module) -> None:
             named[name].requires_grad_(False)
 
 
-def connect(cfg: DictDefault, settings: ScaleBiOSettings, prepared: Prepared, trainer: Trainer) -> None:
-    """Give the finished trainer its mixture, its validation batches and its tags."""
+def connect(
+    cfg: DictDefault, settings: ScaleBiOSettings, prepared: Prepared, trainer: Trainer, written: dict[str, Any]
+) -> None:
+    """Give the finished trainer its mixture, its validation batches and its tags. `written`: the user's config."""
     manager = build_manager_of(settings)
     if prepared.validation is None:
         raise RuntimeError("scalebio: learning without validation data; this is a bug, please report it")
@@ -193,8 +197,17 @@ def connect(cfg: DictDefault, settings: ScaleBiOSettings, prepared: Prepared, tr
         folder=os.path.join(cfg.output_dir, "scalebio"),
         manager=manager,
         facts=_facts(cfg, settings, prepared),
+        next_config=_next_config(written, cfg.output_dir),
     )
     _announce_memory(cfg, trainer, trainer.scalebio)
+
+
+def _next_config(written: dict[str, Any], output_dir: str) -> str | None:
+    try:
+        return next_config(written, output_dir)
+    except yaml.YAMLError as error:
+        LOG.warning(f"scalebio: next.yml will not be written, the config has no form in YAML: {error}")
+        return None
 
 
 def _announce_memory(cfg: DictDefault, trainer: Trainer, learning: Learning) -> None:

@@ -160,6 +160,7 @@ def train(
     on_batch: Callable[[Any, dict[str, Any]], None] | None = None,
     nan_from: tuple[int, str] | None = None,
     at_end: Callable[[Any], None] | None = None,
+    whole_config: dict[str, Any] | None = None,
     **overrides: Any,
 ) -> Run:
     """Train in `directory` (made by `make_inputs`) as `axolotl train` would.
@@ -171,6 +172,7 @@ def train(
         on_batch: Called with the trainer and every collated training batch.
         nan_from: (finished steps, word): from then on the word's embedding is NaN.
         at_end: Called with the trainer after the last step, while the engine still stands.
+        whole_config: Instead of BASE with `overrides`.
     """
     import transformers
     from axolotl.common.datasets import load_datasets
@@ -186,7 +188,7 @@ def train(
     Probe.at_end = staticmethod(at_end) if at_end else None
     transformers.set_seed(int(overrides.get("seed", BASE["seed"])))  # as in a fresh process: adapters start at random
     try:
-        cfg = load(directory, config_of(**overrides))
+        cfg = load(directory, whole_config or config_of(**overrides))
         cfg.output_dir = str(directory / cfg.output_dir)
         manager = PluginManager.get_instance()
         meta = (manager.load_datasets(cfg, preprocess=False) if cfg.plugins else None) or load_datasets(cfg=cfg)

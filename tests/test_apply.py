@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from scalebio_plugin import report
 
@@ -52,6 +53,19 @@ def test_learned_weights_can_be_applied(inputs: Path, tmp_path: Path) -> None:
     host.train(inputs, output_dir=str(tmp_path / "learn"))
     run = apply(inputs, str(tmp_path / "learn/scalebio/mixture.json"), output_dir=str(tmp_path / "out"))
     assert np.isfinite(run.losses).all()
+
+
+@pytest.mark.host_contract
+def test_the_next_config_that_a_run_leaves_runs_as_it_is(inputs: Path, tmp_path: Path) -> None:
+    learned = host.train(inputs, output_dir=str(tmp_path / "learn"))
+    config = yaml.safe_load((tmp_path / "learn/scalebio/next.yml").read_text())
+    assert "axolotl_config_path" not in config
+    assert config["plugins"] == host.BASE["plugins"]
+    applied = host.train(inputs, whole_config=config)
+    assert Path(applied.cfg.output_dir) == tmp_path / "learn-applied"
+    assert type(applied.trainer).__name__ == "AxolotlTrainer"
+    assert applied.cfg.learning_rate == learned.cfg.learning_rate
+    assert np.isfinite(applied.losses).all()
 
 
 def test_packed(inputs: Path, tmp_path: Path) -> None:

@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 
 from scalebio_plugin import __version__, cli, quickstart
+from scalebio_plugin.report import RunFacts, append_history, mixture_document, summarise, write_mixture
+
+from .histories import drifting_history
 
 SOURCE: dict[str, Any] = {"weight_average": 0.5, "inner_loss": 2.0, "tokens": 10, "examples": 2}
 MIXTURE = {
@@ -61,6 +64,27 @@ def test_show_says_what_is_broken(mixture: Path, capsys: pytest.CaptureFixture[s
     mixture.write_text(json.dumps(MIXTURE | {"weights": {"poems": 0.75, "logs": 0.75}}))
     assert cli.main(["show", str(mixture)]) == 2
     assert "must sum to 1" in capsys.readouterr().err
+
+
+def test_report_draws_a_run_again_as_far_as_its_mixture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    history, names = drifting_history(2, 12)
+    folder = tmp_path / "scalebio"
+    folder.mkdir()
+    for record in history:  # two steps have been made since the last checkpoint
+        append_history(folder / "history.jsonl", record)
+    facts = RunFacts(10.0, "forward", "token", "adam", 10, 10, 0, {}, {}, *2 * [dict.fromkeys(names, 9)])
+    write_mixture(folder / "mixture.json", mixture_document(summarise(history[:10], names), facts))
+
+    assert cli.main(["report", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.strip() == str(folder / "report.html")
+    page = (folder / "report.html").read_text()
+    assert all(f"{history[9]['weights'][name]:.4f}" in page for name in names)
+    assert (folder / "mixture.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_report_says_which_file_is_missing(mixture: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["report", str(mixture)]) == 2
+    assert "history.jsonl" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [[], ["show"], ["quickstart", "--steps", "0"], ["unknown"]], ids=" ".join)

@@ -103,7 +103,7 @@ def test_the_hooks_import_pluggy_and_torch_for_types(module):
     assert all(name.split("/")[0] in {"algorithm", "hooks"} for name in inside(module))
 
 
-@pytest.mark.parametrize("module", [module for module in MODULES if module in {"report", "picture", "cli"}])
+@pytest.mark.parametrize("module", [module for module in MODULES if module in {"report", "picture", "page", "cli"}])
 def test_what_makes_reports_imports_no_torch_and_no_host(module):
     assert not outside(module) & ({"torch"} | HOST)
 

@@ -68,7 +68,7 @@ def test_it_prints_progress_and_the_learned_beside_the_true(launched, tmp_path: 
     ]
     assert "a warning of the host" not in out
     assert "a warning of the host" in (tmp_path / "new" / "quickstart.log").read_text()
-    assert str(tmp_path / "new" / "out" / "scalebio" / "mixture.png") in out
+    assert str(tmp_path / "new" / "out" / "scalebio" / "report.html") in out
 
 
 def test_a_failed_run_shows_the_end_of_its_log(launched, tmp_path: Path, capsys) -> None:

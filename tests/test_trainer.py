@@ -52,6 +52,9 @@ def test_what_a_run_leaves(finished: host.Run) -> None:
     assert {"axolotl", "torch", "scalebio"} <= set(document["versions"])
     assert set(document["fingerprint"]) == {"config", "data", "validation"}
     assert (finished.folder / "mixture.png").read_bytes()[:4] == b"\x89PNG"
+    assert all(
+        f"{weight:.4f}" in (finished.folder / "report.html").read_text() for weight in document["weights"].values()
+    )
 
 
 def test_the_model_left_is_w(inputs: Path, tmp_path: Path) -> None:
