@@ -13,11 +13,27 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from scalebio_plugin.algorithm.inner import InnerParameters
+from scalebio_plugin.algorithm.transfer import CudaDevice, Transfer
 
-from .simulated import WHEN, SimulatedDevice, simulated_transfer
+from . import simulated
+from .simulated import WHEN, SimulatedDevice
+from .streams import pretend_cuda
 
 PULL = 0.3
-WHENEVER = pytest.mark.parametrize("when", WHEN)
+STREAMS = "on CUDA's streams"  # the device that GPUs have, on streams that are simulated
+WHENEVER = pytest.mark.parametrize("when", [*WHEN, STREAMS])
+
+
+@pytest.fixture(autouse=True)
+def _cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_cuda(monkeypatch, torch.device("cpu"))
+
+
+def simulated_transfer(when: str, *, seed: int = 0, chunk: int = 64, buffers: int = 3) -> Transfer:
+    if when != STREAMS:
+        return simulated.simulated_transfer(when, seed=seed, chunk=chunk, buffers=buffers)
+    room = [torch.empty(chunk, dtype=torch.uint8) for _ in range(buffers)]
+    return Transfer(CudaDevice(torch.device("cpu")), room)
 
 
 @WHENEVER
@@ -51,6 +67,17 @@ def test_many_exchanges_run_at_a_time(when):
             assert torch.equal(pairs[index][0], before[index][1])
         transfer.finish()
         assert all(torch.equal(far, near) for (_, far), (near, _) in zip(pairs, before, strict=True))
+
+
+@WHENEVER
+def test_after_the_finish_the_cpu_reads_both_without_waiting(when):
+    transfer = simulated_transfer(when)
+    near, far = torch.randn(40), torch.randn(40)
+    near_before, far_before = near.clone(), far.clone()
+    transfer.swap(near, far)
+    transfer.finish()
+    assert torch.equal(near, far_before)
+    assert torch.equal(far, near_before)
 
 
 def test_a_transposed_tensor_is_exchanged_as_it_lies_in_memory():
