@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ class ScaleBiOPlugin(BasePlugin):
     def register(self, cfg: dict[str, Any]) -> None:
         self.written = copy.deepcopy(cfg.to_dict() if isinstance(cfg, DictDefault) else dict(cfg))
         wiring.refuse_two_names(cfg)
+        wiring.refuse_lost_arguments(cfg, sys.argv[1:])
         wiring.take_over_lisa_keys(cfg)
 
     def get_input_args(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,33 @@ def refuse_two_names(cfg: dict[str, Any]) -> None:
     ours = [str(name) for name in cfg.get("plugins") or [] if str(name).replace(":", ".") in _OUR_NAMES]
     if len(ours) > 1:
         raise ValueError(f"plugins: lists ScaleBiO {len(ours)} times ({', '.join(ours)}); keep one, `scalebio`")
+
+
+def refuse_lost_arguments(cfg: dict[str, Any], command_line: Sequence[str]) -> None:
+    """Of `--scalebio__penalty=20` on the command line nothing may be lost: the host drops what it does not know.
+
+    It does with `axolotl train --launcher python`, and with other spellings (`--scalebio.penalty`) in every launch.
+    """
+    block = dict(cfg.get("scalebio") or {})
+    for index, argument in enumerate(command_line):
+        if not argument.startswith("--scalebio"):
+            continue
+        name, is_whole, text = argument[2:].partition("=")
+        text = text if is_whole else next(iter(command_line[index + 1 :]), "")
+        key = name.replace("-", "_").removeprefix("scalebio__")
+        if key not in block or _differ(block[key], text):
+            raise ValueError(
+                f"{argument} on the command line did not reach the config, where scalebio.{key} is "
+                f"{block.get(key, 'not set')}; write it in the scalebio: block, or launch with "
+                "`accelerate launch -m axolotl.cli.train config.yml --scalebio__key=value`"
+            )
+
+
+def _differ(value: Any, text: str) -> bool:
+    try:
+        return float(value) != float(text)
+    except (TypeError, ValueError):
+        return False  # not numbers: of other values the spelling may differ
 
 
 def take_over_lisa_keys(cfg: dict[str, Any]) -> None:
