@@ -80,6 +80,11 @@ def _combinations(config: Mapping[str, Any], settings: Mapping[str, Any]) -> Ite
     half = bool(config.get("bf16")) if bf16 == "auto" else bool(bf16)
     if stage == 1 and half and _value(settings, "data_types.grad_accum_dtype", None) == "fp32":
         yield "deepspeed: stage 1 with grad_accum_dtype fp32 is another optimizer; use stage 2 or 3, or remove the key"
+    if stage == 3 and config.get("load_in_8bit") and not half:
+        yield (
+            "load_in_8bit: stage 3 cannot gather an 8-bit base, which computes in half precision, beside float32 "
+            "parameters; use bf16: true"
+        )
     if (config.get("scalebio") or {}).get("lisa") is not None:
         yield (
             "scalebio.lisa: ZeRO keeps gradients and state of all layers in flat tensors, so that freezing layers "

@@ -374,6 +374,14 @@ def test_lisa_is_refused_with_deepspeed(tmp_path):
     assert "flat tensors" in problem
 
 
+def test_an_8_bit_base_with_zero_3_needs_half_precision(tmp_path):
+    lora = {"adapter": "lora", "lora_r": 8, "load_in_8bit": True}
+    settings = {**AUTO, "zero_optimization": {"stage": 3}}
+    assert "use bf16: true" in only_problem(deepspeed(tmp_path, settings, {**lora, "bf16": False}))
+    assert problems_of(deepspeed(tmp_path, settings, {**lora, "bf16": "auto"})) == []
+    assert problems_of(deepspeed(tmp_path, {**AUTO, "zero_optimization": {"stage": 2}}, {**lora, "bf16": False})) == []
+
+
 def test_a_deepspeed_file_that_cannot_be_read_is_refused():
     assert "no_such.json" in only_problem(config({"deepspeed": "no_such.json"}))
 

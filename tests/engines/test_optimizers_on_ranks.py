@@ -56,6 +56,7 @@ SLOW: dict[str, dict[str, Case]] = {  # DDP steps whole tensors, as one process 
         **optimizers(*_ANYWHERE, *_BNB, "adafactor", "schedule_free_adamw", "schedule_free_sgd"),
         "qlora": QLORA,
         "qlora, paged": {**QLORA, "optimizer": "paged_adamw_8bit"},
+        "8-bit base, bf16": {**QUICK["ddp"]["8-bit base"], "bf16": True},
     },
 }
 
