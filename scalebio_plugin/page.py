@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from .report import SourceSummary, StrPath, replace_file, summaries_of
+from .report import SourceSummary, StrPath, layers_line, replace_file, summaries_of
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 62rem; margin: 2rem auto;
@@ -99,7 +99,9 @@ def _facts(document: Mapping[str, Any]) -> str:
     facts = {name: document[name] for name in shown}
     facts |= {f"version of {name}": version for name, version in document["versions"].items()}
     facts |= {f"fingerprint of the {name}": digest for name, digest in document["fingerprint"].items()}
-    return _table([[_cell(escape(name)), _cell(escape(str(fact)), "text")] for name, fact in facts.items()])
+    layers = document["layer_steps"]
+    moved = "" if layers is None else f"<p>{escape(layers_line(layers))}.</p>\n"
+    return moved + _table([[_cell(escape(name)), _cell(escape(str(fact)), "text")] for name, fact in facts.items()])
 
 
 def _table(lines: Iterable[Iterable[str]], head: Iterable[str] = ()) -> str:

@@ -67,6 +67,7 @@ def document(**sources: dict[str, Any]) -> dict[str, Any]:
         seed=7,
         versions={"axolotl": "0.19.0"},
         fingerprint={"data": "cafe"},
+        layer_steps=[20, 0],
         tokens={name: source[3] for name, source in sources.items()},
         examples={name: source[4] for name, source in sources.items()},
     )
@@ -105,6 +106,7 @@ def test_the_rows_of_an_ordinary_run_are_those_that_apply_draws(page: Page) -> N
 
 def test_it_says_how_many_sources_are_told_apart_and_how_it_was_learned(page: Page) -> None:
     assert "100 updates of the weights in 200 optimiser steps, penalty 10. 2 of 4 sources differ" in page.text
+    assert "LISA moved 1 of 2 blocks, each for 20 optimiser steps; never drawn: 1." in page.text
     assert ["version of axolotl", "0.19.0"] in page.rows
     assert ["fingerprint of the data", "cafe"] in page.rows
     assert ["seed", "7"] in page.rows
