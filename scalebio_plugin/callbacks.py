@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -105,19 +107,30 @@ def _leave(learning: Learning, steps: int) -> None:
     if document is None:
         LOG.warning("scalebio: the run ended before the first update of the mixture, so there is none to write")
         return
-    history = report.read_history(history_path(learning))
-    picture = os.path.join(learning.folder, "mixture.png")
-    draw_mixture(history, picture, learning.run.names)
-    write_report(os.path.join(learning.folder, "report.html"), document, picture)
-    if learning.next_config is not None:
-        report.replace_file(os.path.join(learning.folder, "next.yml"), learning.next_config.encode())
+    with _not_at_the_price_of_the_model("mixture.png and report.html; `scalebio report` draws them again"):
+        picture = os.path.join(learning.folder, "mixture.png")
+        draw_mixture(report.read_history(history_path(learning)), picture, learning.run.names)
+        write_report(os.path.join(learning.folder, "report.html"), document, picture)
+    with _not_at_the_price_of_the_model("next.yml"):
+        if learning.next_config is not None:
+            report.replace_file(os.path.join(learning.folder, "next.yml"), learning.next_config.encode())
     LOG.info(
         "scalebio: the learned mixture\n"
-        + report.weights_table(report.summarise(history, learning.run.names))
+        + report.weights_table(report.summaries_of(document))
         + ("" if document["layer_steps"] is None else "\n" + report.layers_line(document["layer_steps"]))
         + f"\nwritten to {learning.folder} (mixture.json, mixture.png, report.html, history.jsonl, next.yml)"
     )
-    learning.manager.hook.scalebio_run_ended(document=document)
+    with _not_at_the_price_of_the_model("what an extension does at the end of a run"):
+        learning.manager.hook.scalebio_run_ended(document=document)
+
+
+@contextmanager
+def _not_at_the_price_of_the_model(what: str) -> Iterator[None]:
+    """The host saves the model once every callback has returned: an error here would lose it."""
+    try:
+        yield
+    except Exception:
+        LOG.exception(f"scalebio: failed: {what}. The mixture is in mixture.json, and the model is saved next")
 
 
 def _digest(value: Any) -> str:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from scalebio_plugin import report
+from scalebio_plugin.hooks.spec import hookimpl
 
 from . import host
 
@@ -55,6 +56,27 @@ def test_what_a_run_leaves(finished: host.Run) -> None:
     assert all(
         f"{weight:.4f}" in (finished.folder / "report.html").read_text() for weight in document["weights"].values()
     )
+
+
+class FailsAtTheEnd:
+    @hookimpl
+    def scalebio_run_ended(self, document: dict) -> None:
+        raise KeyError("of an extension")
+
+
+def test_what_fails_after_the_last_step_does_not_lose_the_model(inputs: Path, tmp_path: Path, monkeypatch) -> None:
+    """A disk that is full of pictures, an extension with a bug: the host saves the model only afterwards."""
+
+    def fail(*_: object) -> None:
+        raise OSError("no room")
+
+    monkeypatch.setattr("scalebio_plugin.callbacks.draw_mixture", fail)
+    extension = f"{__name__}:FailsAtTheEnd"
+    run = host.train(inputs, output_dir=str(tmp_path / "out"), max_steps=2, scalebio={"extensions": [extension]})
+    assert (tmp_path / "out/model.safetensors").exists()
+    assert report.read_mixture(run.folder / "mixture.json")
+    assert (run.folder / "next.yml").exists()
+    assert not (run.folder / "report.html").exists()
 
 
 def test_the_model_left_is_w(inputs: Path, tmp_path: Path) -> None:
