@@ -5,6 +5,8 @@ State that stayed behind would show: without a pull u and w would part. With one
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -94,22 +96,28 @@ def assert_two_sets(outcomes: dict[str, list[Outcome]], name: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def quick(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Outcome]]:
-    return run(QUICK[request.param], LAYOUTS[request.param], tmp_path_factory.mktemp(request.param))
+def quick(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, list[Outcome]]]:
+    """All of an engine's cases, run once. (A fixture with the engine as its parameter would be made for every case.)"""
+
+    @cache
+    def outcomes_on(engine: str) -> dict[str, list[Outcome]]:
+        return run(QUICK[engine], LAYOUTS[engine], tmp_path_factory.mktemp(engine))
+
+    return outcomes_on
 
 
 @pytest.mark.parametrize(
-    ("quick", "name"),
+    ("engine", "name"),
     [
         pytest.param(engine, name, marks=[pytest.mark.slow] if engine == "ddp" else [])
         for engine, cases in QUICK.items()
         for name in cases
     ],
-    indirect=["quick"],
 )
-def test_two_sets_on_two_ranks(quick: dict[str, list[Outcome]], name: str) -> None:
-    assert_two_sets(quick, name)
-    held = quick[name][0]
+def test_two_sets_on_two_ranks(quick: Callable[[str], dict[str, list[Outcome]]], engine: str, name: str) -> None:
+    outcomes = quick(engine)
+    assert_two_sets(outcomes, name)
+    held = outcomes[name][0]
     if "qlora" in name:
         assert held.measured["frozen"] == pytest.approx(held.formula["frozen"], rel=0.02)
 
