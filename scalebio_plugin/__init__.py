@@ -16,7 +16,7 @@ What a config says:
 Inside the host:
 
 - `boot`: what makes ``plugins: [scalebio]`` a name the host knows.
-- `plugin`: what the host calls; short methods that delegate to `wiring`.
+- `plugin`: what the host calls; short methods that delegate to `raw_config` and `wiring`.
 - `sources`, `validation`, `rest`: batches that know their source, of the validation data, after learning.
 - `trainer`, `learning`, `callbacks`, `layers`: the one overridden training step, what it holds, what happens around it.
 

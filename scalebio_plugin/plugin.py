@@ -16,7 +16,7 @@ from datasets import Dataset
 from torch import nn
 from transformers import Trainer, TrainerCallback, set_seed
 
-from . import wiring
+from . import raw_config, wiring
 from .args import ScaleBiOSettings
 from .report import read_mixture
 from .run import refuse_other_sources
@@ -37,9 +37,9 @@ class ScaleBiOPlugin(BasePlugin):
 
     def register(self, cfg: dict[str, Any]) -> None:
         self.written = copy.deepcopy(cfg.to_dict() if isinstance(cfg, DictDefault) else dict(cfg))
-        wiring.refuse_two_names(cfg)
-        wiring.refuse_lost_arguments(cfg, sys.argv[1:])
-        wiring.take_over_lisa_keys(cfg)
+        raw_config.refuse_two_names(cfg)
+        raw_config.refuse_lost_arguments(cfg, sys.argv[1:])
+        raw_config.take_over_lisa_keys(cfg)
 
     def get_input_args(self) -> str:
         return "scalebio_plugin.args.ScaleBiOArgs"

@@ -1,0 +1,65 @@
+"""The config as its user wrote it, before the host validates it: what is taken over, and what would be lost in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from axolotl.utils.logging import get_logger
+
+from .args import LisaArgs
+
+LOG = get_logger("axolotl.scalebio")
+_HOST_LISA = ("lisa_n_layers", "lisa_step_interval", "lisa_layers_attribute")
+_OUR_NAMES = {"scalebio", "scalebio_plugin.ScaleBiOPlugin", "scalebio_plugin.plugin.ScaleBiOPlugin"}
+
+
+def refuse_two_names(cfg: dict[str, Any]) -> None:
+    """One entry in `plugins:`; two would be two instances, and an obscure error of the host's later on."""
+    ours = [str(name) for name in cfg.get("plugins") or [] if str(name).replace(":", ".") in _OUR_NAMES]
+    if len(ours) > 1:
+        raise ValueError(f"plugins: lists ScaleBiO {len(ours)} times ({', '.join(ours)}); keep one, `scalebio`")
+
+
+def refuse_lost_arguments(cfg: dict[str, Any], command_line: Sequence[str]) -> None:
+    """Of `--scalebio__penalty=20` on the command line nothing may be lost: the host drops what it does not know.
+
+    It does with `axolotl train --launcher python`, and with other spellings (`--scalebio.penalty`) in every launch.
+    """
+    block = dict(cfg.get("scalebio") or {})
+    for index, argument in enumerate(command_line):
+        if not argument.startswith("--scalebio"):
+            continue
+        name, is_whole, text = argument[2:].partition("=")
+        text = text if is_whole else next(iter(command_line[index + 1 :]), "")
+        key = name.replace("-", "_").removeprefix("scalebio__")
+        if key not in block or _differ(block[key], text):
+            raise ValueError(
+                f"{argument} on the command line did not reach the config, where scalebio.{key} is "
+                f"{block.get(key, 'not set')}; write it in the scalebio: block, or launch with "
+                "`accelerate launch -m axolotl.cli.train config.yml --scalebio__key=value`"
+            )
+
+
+def _differ(value: Any, text: str) -> bool:
+    try:
+        return float(value) != float(text)
+    except (TypeError, ValueError):
+        return False  # not numbers: of other values the spelling may differ
+
+
+def take_over_lisa_keys(cfg: dict[str, Any]) -> None:
+    """The host's `lisa_*` become `scalebio.lisa`, so that its own callback is not added as well."""
+    layers = cfg.get("lisa_n_layers")
+    block = cfg.get("scalebio") or {}
+    if not layers or block.get("lisa") is not None or block.get("apply"):
+        return
+    interval = cfg.get("lisa_step_interval") or LisaArgs().interval
+    cfg["scalebio"] = {**dict(block), "lisa": {"active_layers": layers, "interval": interval, "train_embeddings": True}}
+    for key in _HOST_LISA:
+        if key in cfg:
+            del cfg[key]
+    LOG.info(
+        f"scalebio: took lisa_n_layers {layers} and lisa_step_interval {interval} over as scalebio.lisa; the layers "
+        "are found by structure, and embeddings and head train too, as in the host"
+    )
