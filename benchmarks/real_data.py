@@ -1,6 +1,6 @@
 """A learned mixture against the uniform one, on a real model and real instruction data, at equal target tokens.
 
-    python benchmarks/real_data.py --model DIR --data DIR --out DIR [--seeds 0 1] [--steps 80]
+    python benchmarks/real_data.py --model DIR --data DIR --out DIR [--seeds 0 1] [--steps 80] [--rate 0.1]
 
 For each seed three runs of the real host, all from the base model and with the config of `real_data.yml`:
 
@@ -62,6 +62,7 @@ def main() -> None:
     seeds = [run_seed(seed, arguments, rows) for seed in arguments.seeds]
     result = {
         "steps": arguments.steps,
+        "rate": arguments.rate,
         "threads": torch.get_num_threads(),
         "test_rows": len(rows),
         "test_tokens": int(base[1].sum()),
@@ -78,12 +79,13 @@ def _arguments() -> argparse.Namespace:
         parser.add_argument(name, type=lambda value: Path(value).resolve(), required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--steps", type=int, default=80, help="optimiser steps of every run")
+    parser.add_argument("--rate", type=float, default=0.1, help="mixture_learning_rate")
     return parser.parse_args()
 
 
 def run_seed(seed: int, arguments: argparse.Namespace, rows: Sequence[Any]) -> dict[str, Any]:
     """All three runs of a seed, and the test losses of the two arms at equal steps and at equal target tokens."""
-    folder = arguments.out / f"seed{seed}-steps{arguments.steps}"
+    folder = arguments.out / f"seed{seed}-steps{arguments.steps}-rate{arguments.rate:g}"
     learn = run_host(folder / "learn", learning_config(arguments, seed))
     history = read_history(folder / "learn/out/scalebio/history.jsonl")
     summary = summarise_history(history, list(SOURCES))
@@ -127,6 +129,7 @@ def base_config(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
 def learning_config(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
     config = base_config(arguments, seed)
     config["scalebio"]["validation_datasets"] = [entry(arguments.data / VALIDATION)]
+    config["scalebio"]["mixture_learning_rate"] = arguments.rate
     return config
 
 
