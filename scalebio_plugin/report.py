@@ -50,8 +50,8 @@ class SourceSummary:
 
     @property
     def is_told_from_average(self) -> bool:
-        """Whether the gap is two standard errors or more from 0."""
-        return self.gap_se is not None and abs(self.gap) >= 2 * self.gap_se
+        """Whether the gap is more than two standard errors from 0; never in a control, in which every gap is 0."""
+        return self.gap_se is not None and abs(self.gap) > 2 * self.gap_se
 
 
 @dataclass(frozen=True)
@@ -237,7 +237,7 @@ def _largest_first(summaries: Mapping[str, SourceSummary]) -> list[tuple[str, So
 
 
 def weights_table(summaries: Mapping[str, SourceSummary]) -> str:
-    """The table at the end of a run. A star marks the sources whose gap is within 2 standard errors of 0."""
+    """The table at the end of a run. A star marks the sources whose gap is within two standard errors of 0."""
     decimals = _decimals(summary.gap for summary in summaries.values())
     rows, any_star = [("source", "weight", "gap", "s.e.", "loss")], False
     for name, summary in _largest_first(summaries):
@@ -246,7 +246,7 @@ def weights_table(summaries: Mapping[str, SourceSummary]) -> str:
         error = _number(summary.gap_se, decimals)
         gap = f"{summary.gap:+.{decimals}f}"
         rows.append((shorten(name) + " *" * star, _number(summary.weight), gap, error, _number(summary.loss)))
-    hint = "\n* not distinguishable from the average: |gap| is below 2 s.e." if any_star else ""
+    hint = "\n* not distinguishable from the average: |gap| is within 2 s.e." if any_star else ""
     return _align(rows) + hint
 
 

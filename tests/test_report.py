@@ -278,11 +278,15 @@ class TestTables:
             "large *  0.7000  -0.0031  0.0020  1.0000",
             "small    0.2000  +0.0123  0.0010  1.0000",
             "rare     0.1000  +0.0001       -       -",
-            "* not distinguishable from the average: |gap| is below 2 s.e.",
+            "* not distinguishable from the average: |gap| is within 2 s.e.",
         ]
 
     def test_no_hint_where_every_gap_is_clear(self):
         assert "distinguishable" not in weights_table({"a": summary(1.0, gap=0.5, gap_se=0.1)})
+
+    def test_in_a_control_no_source_is_told_from_the_average(self):
+        table = weights_table({"a": summary(0.5, gap=0.0, gap_se=0.0), "b": summary(0.5, gap=0.0, gap_se=0.0)})
+        assert table.count(" *") == 2
 
     def test_small_gaps_keep_their_digits(self):
         assert "+0.0000123" in weights_table({"a": summary(1.0, gap=1.23e-5)})
