@@ -16,7 +16,6 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from . import __version__, report
 from .hooks.spec import RunFacts
 from .page import write_report
-from .picture import draw_mixture
 from .state import history_path
 
 if TYPE_CHECKING:
@@ -108,9 +107,7 @@ def _leave(learning: Learning, steps: int) -> None:
         LOG.warning("scalebio: the run ended before the first update of the mixture, so there is none to write")
         return
     with _not_at_the_price_of_the_model("mixture.png and report.html; `scalebio report` draws them again"):
-        picture = os.path.join(learning.folder, "mixture.png")
-        draw_mixture(report.read_history(history_path(learning)), picture, learning.run.names)
-        write_report(os.path.join(learning.folder, "report.html"), document, picture)
+        write_report(learning.folder, document, report.read_history(history_path(learning)))
     with _not_at_the_price_of_the_model("next.yml"):
         if learning.next_config is not None:
             report.replace_file(os.path.join(learning.folder, "next.yml"), learning.next_config.encode())
@@ -118,7 +115,7 @@ def _leave(learning: Learning, steps: int) -> None:
         "scalebio: the learned mixture\n"
         + report.weights_table(report.summaries_of(document))
         + ("" if document["layer_steps"] is None else "\n" + report.layers_line(document["layer_steps"]))
-        + f"\nwritten to {learning.folder} (mixture.json, mixture.png, report.html, history.jsonl, next.yml)"
+        + f"\nin {learning.folder}: {', '.join(sorted(os.listdir(learning.folder)))}"
     )
     with _not_at_the_price_of_the_model("what an extension does at the end of a run"):
         learning.manager.hook.scalebio_run_ended(document=document)

@@ -43,15 +43,14 @@ def _parser() -> argparse.ArgumentParser:
     quickstart.add_argument("--steps", type=_positive, help="optimiser steps (default: those of quickstart.yml)")
 
     show = commands.add_parser("show", help="print the mixture that a run learned")
-    show.add_argument("path", type=Path, metavar="PATH", help="a mixture.json, or the output_dir of a run")
-
     report = commands.add_parser(
         "report",
         help="draw the picture and the page of a run again",
         description="Writes mixture.png and report.html beside the mixture.json of a run, also of one that goes on or "
         "was stopped, as far as its last checkpoint.",
     )
-    report.add_argument("path", type=Path, metavar="PATH", help="a mixture.json, or the output_dir of a run")
+    for of_a_run in (show, report):
+        of_a_run.add_argument("path", type=Path, metavar="PATH", help="a mixture.json, or the output_dir of a run")
 
     estimate = commands.add_parser(
         "estimate",
@@ -112,16 +111,10 @@ def _show(path: Path) -> int:
 
 def _report(path: Path) -> int:
     from .page import write_report
-    from .picture import draw_mixture
     from .report import read_history, read_mixture
 
     mixture = _mixture_at(path)
-    document, history = read_mixture(mixture), read_history(mixture.with_name("history.jsonl"))
-    picture, page = mixture.with_name("mixture.png"), mixture.with_name("report.html")
-    until_saved = [record for record in history if record["step"] <= document["steps"]]
-    draw_mixture(until_saved, picture, list(document["weights"]))
-    write_report(page, document, picture)
-    print(page)
+    print(write_report(mixture.parent, read_mixture(mixture), read_history(mixture.with_name("history.jsonl"))))
     return 0
 
 

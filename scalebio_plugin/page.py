@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from .report import SourceSummary, StrPath, layers_line, replace_file, summaries_of
+from .picture import draw_mixture
+from .report import HistoryRecord, SourceSummary, StrPath, layers_line, replace_file, summaries_of
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 62rem; margin: 2rem auto;
@@ -31,15 +32,23 @@ weight may be chance.</p>
 """
 
 
-def write_report(path: StrPath, document: Mapping[str, Any], picture: StrPath) -> None:
-    """Write the page.
+def write_report(folder: StrPath, document: Mapping[str, Any], history: Sequence[HistoryRecord]) -> Path:
+    """Draw `mixture.png`, write `report.html`, which takes the picture in, and return the path of the page.
 
     Args:
-        path: Of the page; replaced in one move.
+        folder: Where both go.
         document: The content of `mixture.json`.
-        picture: `mixture.png`, which the page takes in.
+        history: Of the run; what is younger than the document is left out.
     """
-    image = base64.b64encode(Path(picture).read_bytes()).decode()
+    picture, page = Path(folder) / "mixture.png", Path(folder) / "report.html"
+    until_then = [record for record in history if record["step"] <= document["steps"]]
+    draw_mixture(until_then, picture, list(document["weights"]))
+    replace_file(page, _page(document, picture.read_bytes()).encode())
+    return page
+
+
+def _page(document: Mapping[str, Any], picture: bytes) -> str:
+    image = base64.b64encode(picture).decode()
     title = f"Learned mixture of {len(document['weights'])} sources"
     parts = [
         f"<h1>{title}</h1>",
@@ -51,8 +60,8 @@ def write_report(path: StrPath, document: Mapping[str, Any], picture: StrPath) -
     ]
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
     body = "\n".join(parts)
-    page = f'<!doctype html>\n<html lang="en">\n<head>{head}\n<style>{_STYLE}</style></head>\n<body>\n{body}\n</body>\n'
-    replace_file(path, f"{page}</html>\n".encode())
+    head = f"<head>{head}\n<style>{_STYLE}</style></head>"
+    return f'<!doctype html>\n<html lang="en">\n{head}\n<body>\n{body}\n</body>\n</html>\n'
 
 
 def _in_a_sentence(document: Mapping[str, Any]) -> str:

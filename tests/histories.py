@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from scalebio_plugin.report import RunFacts
+
 
 def record(step, weights, gap=None, loss=None):
     zeros = dict.fromkeys(weights, 0.0)
@@ -18,6 +20,23 @@ def record(step, weights, gap=None, loss=None):
         "val_loss": 1.0 + 1.0 / step,
         "learning_rate": 1e-4,
     }
+
+
+def facts(tokens, examples=None, **others):
+    """Of a run on sources with that many tokens and examples (a hundredth as many, if not given)."""
+    counts = {name: count // 100 for name, count in tokens.items()} if examples is None else examples
+    known = {
+        "penalty": 10.0,
+        "estimator": "forward",
+        "loss_unit": "token",
+        "mixture_update": "adam",
+        "steps": 100,
+        "updates": 50,
+        "seed": 42,
+        "versions": {"axolotl": "0.1"},
+        "fingerprint": {"base_model": "gpt2"},
+    }
+    return RunFacts(**known | others, tokens=tokens, examples=counts)
 
 
 def drifting_history(sources, updates, seed=0):

@@ -13,13 +13,13 @@ import yaml
 from scalebio_plugin import report
 
 from . import host
+from .histories import facts
 
 
 def write_weights(path: Path, weights: dict[str, float]) -> str:
     summaries = {name: report.SourceSummary(weight, weight, 1.0, 1.0, 0.0, None) for name, weight in weights.items()}
     counts = dict.fromkeys(weights, 1)
-    facts = report.RunFacts(10.0, "forward", "token", "adam", 1, 1, 0, {}, {}, counts, counts)
-    report.write_mixture(path, report.mixture_document(summaries, facts))
+    report.write_mixture(path, report.mixture_document(summaries, facts(counts, counts)))
     return str(path)
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from scalebio_plugin import __version__, cli, quickstart
-from scalebio_plugin.report import RunFacts, append_history, mixture_document, summarise, write_mixture
+from scalebio_plugin.report import append_history, mixture_document, summarise, write_mixture
 
-from .histories import drifting_history
+from .histories import drifting_history, facts
 
 SOURCE: dict[str, Any] = {"weight_average": 0.5, "inner_loss": 2.0, "tokens": 10, "examples": 2}
 MIXTURE = {
@@ -72,8 +72,8 @@ def test_report_draws_a_run_again_as_far_as_its_mixture(tmp_path: Path, capsys: 
     folder.mkdir()
     for record in history:  # two steps have been made since the last checkpoint
         append_history(folder / "history.jsonl", record)
-    facts = RunFacts(10.0, "forward", "token", "adam", 10, 10, 0, {}, {}, *2 * [dict.fromkeys(names, 9)])
-    write_mixture(folder / "mixture.json", mixture_document(summarise(history[:10], names), facts))
+    known = facts(dict.fromkeys(names, 900), steps=10)
+    write_mixture(folder / "mixture.json", mixture_document(summarise(history[:10], names), known))
 
     assert cli.main(["report", str(tmp_path)]) == 0
     assert capsys.readouterr().out.strip() == str(folder / "report.html")

@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 
 from scalebio_plugin.page import write_report
-from scalebio_plugin.picture import draw_mixture
-from scalebio_plugin.report import RunFacts, SourceSummary, mixture_document
+from scalebio_plugin.report import SourceSummary, mixture_document
 
-from .histories import drifting_history
+from .histories import facts, record
 
 ODD = "<script>alert('a & b')</script>"
 VOID = {"meta", "img"}
@@ -57,35 +56,29 @@ def document(**sources: dict[str, Any]) -> dict[str, Any]:
         name: SourceSummary(weight, weight, None if error is None else 1.25, 1.0, gap, error)
         for name, (weight, gap, error, _, _) in sources.items()
     }
-    facts = RunFacts(
-        penalty=10.0,
-        estimator="forward",
-        loss_unit="token",
-        mixture_update="adam",
+    known = facts(
+        {name: source[3] for name, source in sources.items()},
+        {name: source[4] for name, source in sources.items()},
         steps=200,
         updates=100,
         seed=7,
         versions={"axolotl": "0.19.0"},
         fingerprint={"data": "cafe"},
         layer_steps=[20, 0],
-        tokens={name: source[3] for name, source in sources.items()},
-        examples={name: source[4] for name, source in sources.items()},
     )
-    return mixture_document(summaries, facts)
+    return mixture_document(summaries, known)
 
 
 @pytest.fixture
 def page(tmp_path: Path) -> Page:
-    history, names = drifting_history(3, 20)
-    draw_mixture(history, tmp_path / "mixture.png", names)
     sources = {
         ODD: (0.2, 0.02, 0.004, 1000, 100),
         "long answers": (0.6, -0.01, 0.001, 4000, 100),
         "as good as any": (0.15, 0.001, 0.002, 1000, 100),
         "rare": (0.05, 0.001, None, 1000, 100),
     }
-    write_report(tmp_path / "report.html", document(**sources), tmp_path / "mixture.png")
-    return Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    history = [record(step, {name: source[0] for name, source in sources.items()}) for step in range(1, 21)]
+    return Page(write_report(tmp_path, document(**sources), history).read_text(encoding="utf-8"))
 
 
 def test_every_source_is_a_line_with_its_numbers(page: Page) -> None:

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from scalebio_plugin.report import (
-    RunFacts,
     SourceSummary,
     append_history,
     batch_means_error,
@@ -26,27 +25,11 @@ from scalebio_plugin.report import (
     write_mixture,
 )
 
-from .histories import drifting_history, record
+from .histories import drifting_history, facts, record
 
 
 def summary(weight, gap=0.0, gap_se=None, loss=1.0):
     return SourceSummary(weight=weight, weight_average=weight, loss=loss, inner_loss=loss, gap=gap, gap_se=gap_se)
-
-
-def facts(*names):
-    return RunFacts(
-        penalty=10.0,
-        estimator="shared batch",
-        loss_unit="token",
-        mixture_update="adam",
-        steps=100,
-        updates=50,
-        seed=42,
-        versions={"axolotl": "0.1"},
-        fingerprint={"base_model": "gpt2"},
-        tokens=dict.fromkeys(names, 1000),
-        examples=dict.fromkeys(names, 10),
-    )
 
 
 class TestHistory:
@@ -184,7 +167,9 @@ class TestBatchMeansError:
 
 class TestMixture:
     def test_document(self):
-        document = mixture_document({"a": summary(0.25), "b": summary(0.75, gap=-0.1, gap_se=0.01)}, facts("a", "b"))
+        document = mixture_document(
+            {"a": summary(0.25), "b": summary(0.75, gap=-0.1, gap_se=0.01)}, facts({"a": 1000, "b": 1000})
+        )
         assert list(document["weights"].items()) == [("b", 0.75), ("a", 0.25)]
         assert document["sources"]["b"] == {
             "weight": 0.75,
@@ -215,13 +200,16 @@ class TestMixture:
         names = [f"s{i}" for i in range(999)]
         weights = np.random.default_rng(0).dirichlet(np.ones(999)).astype(np.float32) * np.float32(1.00001)
         document = mixture_document(
-            {name: summary(float(weight)) for name, weight in zip(names, weights, strict=True)}, facts(*names)
+            {name: summary(float(weight)) for name, weight in zip(names, weights, strict=True)},
+            facts(dict.fromkeys(names, 1000)),
         )
         assert math.fsum(document["weights"].values()) == pytest.approx(1, abs=1e-14)
         assert all(document["sources"][name]["weight"] == weight for name, weight in document["weights"].items())
 
     def test_what_is_written_is_read_back(self, tmp_path):
-        document = mixture_document({"a": summary(1 / 3, loss=None), "é": summary(2 / 3)}, facts("a", "é"))
+        document = mixture_document(
+            {"a": summary(1 / 3, loss=None), "é": summary(2 / 3)}, facts({"a": 1000, "é": 1000})
+        )
         write_mixture(tmp_path / "mixture.json", document)
         assert read_mixture(tmp_path / "mixture.json") == document
         assert [path.name for path in tmp_path.iterdir()] == ["mixture.json"]

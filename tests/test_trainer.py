@@ -70,7 +70,7 @@ def test_what_fails_after_the_last_step_does_not_lose_the_model(inputs: Path, tm
     def fail(*_: object) -> None:
         raise OSError("no room")
 
-    monkeypatch.setattr("scalebio_plugin.callbacks.draw_mixture", fail)
+    monkeypatch.setattr("scalebio_plugin.page.draw_mixture", fail)
     extension = f"{__name__}:FailsAtTheEnd"
     run = host.train(inputs, output_dir=str(tmp_path / "out"), max_steps=2, scalebio={"extensions": [extension]})
     assert (tmp_path / "out/model.safetensors").exists()

@@ -115,4 +115,7 @@ def scalebio_mixture_updated(record: Mapping[str, Any]) -> None:
 
 @hookspec
 def scalebio_run_ended(document: Mapping[str, Any]) -> None:
-    """Called on the main process after the last step, with what was written to mixture.json."""
+    """Called on the main process after the last step, with what was written to mixture.json.
+
+    The model is saved only afterwards: an error in here is logged and does not end the run.
+    """
