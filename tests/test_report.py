@@ -167,9 +167,8 @@ class TestBatchMeansError:
 
 class TestMixture:
     def test_document(self):
-        document = mixture_document(
-            {"a": summary(0.25), "b": summary(0.75, gap=-0.1, gap_se=0.01)}, facts({"a": 1000, "b": 1000})
-        )
+        summaries = {"a": summary(0.25), "b": summary(0.75, gap=-0.1, gap_se=0.01)}
+        document = mixture_document(summaries, facts({"a": 1000, "b": 1000}, estimator="symmetric"))
         assert list(document["weights"].items()) == [("b", 0.75), ("a", 0.25)]
         assert document["sources"]["b"] == {
             "weight": 0.75,
@@ -185,7 +184,7 @@ class TestMixture:
         assert rest == {
             "schema": 1,
             "penalty": 10.0,
-            "estimator": "shared batch",
+            "estimator": "symmetric",
             "loss_unit": "token",
             "mixture_update": "adam",
             "steps": 100,
