@@ -10,14 +10,13 @@ import numpy as np
 import pluggy
 import torch
 import yaml
-from axolotl.common.datasets import TrainDatasetMeta
 from axolotl.utils.dict import DictDefault
 from axolotl.utils.logging import get_logger
-from axolotl.utils.trainer import calculate_total_num_steps
 from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedModel, Trainer
 
+from .algorithm.bilevel import NO_SOURCE
 from .algorithm.lisa import LayerPlan
 from .args import ScaleBiOSettings
 from .engines import engine_of
@@ -82,25 +81,13 @@ def announce_applied(
     names: list[str], weights: np.ndarray, source: np.ndarray, drawn: np.ndarray, settings: ScaleBiOSettings
 ) -> None:
     """What the mixture came to: sequences drawn of each source, and where max_repeats held one back."""
-    have, took = (np.bincount(of, minlength=len(names)) for of in (source, source[drawn]))
+    have, took = (np.bincount(of[of != NO_SOURCE], minlength=len(names)) for of in (source, source[drawn]))
     rows = [
         f"  {name}: weight {weight:.4f}, {b} of {len(drawn)} sequences, each {b / max(a, 1):.2f} times"
         + (" (held at max_repeats)" if b and b == a * settings.max_repeats else "")
         for name, weight, a, b in zip(names, weights, have, took, strict=True)
     ]
     LOG.info(f"scalebio: an ordinary run on the mixture of {settings.apply}\n" + "\n".join(rows))
-
-
-def ordinary_run(rows: Dataset, meta: TrainDatasetMeta, cfg: DictDefault, preprocess: bool) -> TrainDatasetMeta:
-    """The meta of a training set that was drawn anew, its steps counted anew."""
-    if preprocess:
-        return TrainDatasetMeta(train_dataset=rows, eval_dataset=meta.eval_dataset, total_num_steps=-1)
-    rows = rows.flatten_indices()  # the host counts on the plain column
-    for key in ("total_num_tokens", "total_supervised_tokens"):
-        cfg.pop(key, None)
-    steps = calculate_total_num_steps(cfg, rows)
-    steps = min(steps, cfg.max_steps) if cfg.max_steps else steps
-    return TrainDatasetMeta(train_dataset=rows, eval_dataset=meta.eval_dataset, total_num_steps=steps)
 
 
 def prepare_model(cfg: DictDefault, settings: ScaleBiOSettings, model: nn.Module) -> None:
@@ -166,7 +153,7 @@ def connect(
         validation=_validation_stream(cfg, settings, prepared.validation, trainer),
         layers=_layer_sampling(settings, trainer, trainable, manager, seed),
         trainable=trainable,
-        rest=RestStream(prepared.table, settings.max_repeats, seed),
+        rest=RestStream(prepared.table, prepared.drawable, settings.max_repeats, seed),
         inner_device=_inner_device(settings),
         folder=os.path.join(cfg.output_dir, "scalebio"),
         manager=manager,
