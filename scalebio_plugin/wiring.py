@@ -33,7 +33,7 @@ from .next_config import next_config
 from .rest import RestStream
 from .run import MixtureRun, unknown_rule
 from .sources import Prepared, SourceCollator, Validation
-from .validation import ValidationStream, coefficients
+from .validation import PackedValidationStream, Packing, ValidationStream, coefficients
 
 LOG = get_logger("axolotl.scalebio")
 
@@ -215,38 +215,36 @@ def _inner_device(settings: ScaleBiOSettings) -> torch.device | None:
 def _validation_stream(
     cfg: DictDefault, settings: ScaleBiOSettings, validation: Validation, trainer: Trainer
 ) -> ValidationStream:
-    packed = bool(trainer.args.sample_packing)
-    rows = validation.rows
-    if packed:
-        dropped = ["length"] + (["attention_mask"] if trainer.args.sample_packing_drop_attention_mask else [])
-        rows = rows.remove_columns([name for name in dropped if name in rows.column_names])
-        if "position_ids" not in rows.column_names:
-            rows = rows.map(lambda row: {"position_ids": list(range(len(row["input_ids"])))})
-    else:
-        rows = trainer._remove_unused_columns(rows, description="validation")
-    collator = trainer.data_collator
-
-    def collate(features: list[Any]) -> dict[str, Any]:
-        batch: dict[str, Any] = collator([[feature] for feature in features] if packed else features)
-        return batch
-
-    per_pass = _sequences_per_pass(cfg, trainer.train_dataset, packed)
-    on_all_ranks = per_pass * trainer.accelerator.num_processes
-    quarter = -(-on_all_ranks * int(cfg.gradient_accumulation_steps) // 4)
-    size = settings.validation_batch_size or max(on_all_ranks, quarter)
-    return ValidationStream(
-        rows=rows,
-        collate=collate,
-        coefficient_V=coefficients(validation.weights, validation.table.shares("token")),
-        batch_size=size,
-        chunk_size=per_pass,
-        seed=int(cfg.seed or 0),
-    )
+    """Validation batches that look like the training micro-batches: padded or packed, and no pass larger than one."""
+    seed, accumulation = int(cfg.seed or 0), int(cfg.gradient_accumulation_steps)
+    weights = coefficients(validation.weights, validation.table.shares("token"))
+    ranks, collate = trainer.accelerator.num_processes, trainer.data_collator
+    if not trainer.args.sample_packing:
+        rows = trainer._remove_unused_columns(validation.rows, description="validation")
+        per_pass = int(cfg.micro_batch_size)
+        size = settings.validation_batch_size or settings.validation_rows(per_pass, accumulation, ranks)
+        return ValidationStream(rows, collate, weights, size, min(per_pass, size), seed)
+    rows, lengths = _packable(validation.rows, trainer)
+    per_pass, capacity = _bins_of_a_pass(cfg, trainer)
+    sequences = settings.validation_batch_size
+    bins = min(settings.validation_rows(per_pass, accumulation, ranks), -(-int(lengths.sum()) // capacity))
+    members = trainer.args.sample_packing_bin_size or capacity
+    packing = Packing(capacity, members, None if sequences else bins, sequences)
+    return PackedValidationStream(rows, lengths, packing, collate, weights, per_pass, seed)
 
 
-def _sequences_per_pass(cfg: DictDefault, rows: Dataset, packed: bool) -> int:
-    """Sequences that a micro-batch holds: `micro_batch_size`, times those of mean length in a packed row."""
-    if not packed:
-        return int(cfg.micro_batch_size)
-    lengths = np.asarray(rows["length"])
-    return max(1, int(cfg.micro_batch_size * cfg.sequence_len / max(1.0, float(lengths.mean()))))
+def _packable(rows: Dataset, trainer: Trainer) -> tuple[Dataset, np.ndarray]:
+    """The rows with the columns of the host's packed training rows, and the tokens of each."""
+    lengths = np.array([len(tokens) for tokens in rows["input_ids"]])
+    dropped = ["length"] + (["attention_mask"] if trainer.args.sample_packing_drop_attention_mask else [])
+    rows = rows.remove_columns([name for name in dropped if name in rows.column_names])
+    if "position_ids" not in rows.column_names:
+        rows = rows.map(lambda row: {"position_ids": list(range(len(row["input_ids"])))})
+    return rows, lengths
+
+
+def _bins_of_a_pass(cfg: DictDefault, trainer: Trainer) -> tuple[int, int]:
+    """Bins of a training micro-batch and the tokens of each: one long one where the attention keeps sequences apart."""
+    if trainer.args.multipack_real_batches:
+        return int(cfg.micro_batch_size), int(cfg.sequence_len)
+    return 1, int(cfg.micro_batch_size) * int(cfg.sequence_len)
