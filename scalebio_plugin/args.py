@@ -77,8 +77,8 @@ class ScaleBiOSettings(_Block):
     )
     validation_batch_size: PositiveInt | None = Field(
         default=None,
-        description="Validation sequences per optimiser step. Default: a quarter of the step's training sequences, at "
-        "least a micro-batch of them.",
+        description="Validation sequences per optimiser step. Default: a quarter of the step's training sequences "
+        "(with sample_packing: as many as fit into a quarter of its packed rows), at least a micro-batch.",
     )
     penalty: Annotated[float, Field(gt=0.0)] = Field(
         default=10.0,
@@ -145,6 +145,13 @@ class ScaleBiOSettings(_Block):
     def pull(self) -> float:
         """1/α, the factor of the validation loss in w's objective; 0 where the penalty is infinite."""
         return 1.0 / self.penalty
+
+    def validation_rows(self, per_pass: int, accumulation: int, ranks: int) -> int:
+        """Rows (sequences; packed: bins) of a validation batch by default, all ranks together.
+
+        A quarter of the training rows of an optimiser step, at least a micro-batch of `per_pass` rows on every rank.
+        """
+        return max(per_pass * ranks, -(-per_pass * ranks * accumulation // 4))
 
 
 def _plain(value: Any) -> Any:

@@ -12,7 +12,6 @@ from axolotl.common.datasets import TrainDatasetMeta
 from axolotl.integrations.base import BasePlugin
 from axolotl.utils.dict import DictDefault
 from axolotl.utils.logging import get_logger
-from datasets import Dataset
 from torch import nn
 from transformers import Trainer, TrainerCallback, set_seed
 
@@ -20,7 +19,7 @@ from . import raw_config, wiring
 from .args import ScaleBiOSettings
 from .report import read_mixture
 from .run import refuse_other_sources
-from .sources import COLUMN, Prepared, prepare, resample
+from .sources import COLUMN, Prepared, drawn_per_lap, meta_of, prepare, resample
 from .wiring import settings_of
 
 LOG = get_logger("axolotl.scalebio")
@@ -49,23 +48,24 @@ class ScaleBiOPlugin(BasePlugin):
         if settings.apply is not None:
             return self._apply(cfg, settings, preprocess)
         wiring.build_manager_of(settings)  # a rule or extension that does not exist is an error before any loading
-        self.prepared = prepare(cfg, settings, preprocess)
+        self.prepared = prepare(cfg, settings)
         self.learning = not preprocess
         wiring.announce(self.prepared, settings)
-        return self.prepared.meta
+        return meta_of(cfg, self.prepared.rows, self.prepared.evaluation, preprocess)
 
     def _apply(self, cfg: DictDefault, settings: ScaleBiOSettings, preprocess: bool) -> TrainDatasetMeta:
         """An ordinary run: the rows of the training set drawn by the weights, everything else the host's."""
         document = read_mixture(str(settings.apply))
-        prepared = prepare(cfg, settings, preprocess)
-        names = prepared.table.names
+        prepared = prepare(cfg, settings)
+        names, source = prepared.table.names, prepared.drawable
         refuse_other_sources(sorted(document["weights"]), sorted(names), str(settings.apply))
         weights = np.array([document["weights"][name] for name in names])
-        rows: Dataset = prepared.meta.train_dataset
-        source = np.asarray(rows[COLUMN])
-        drawn = resample(source, prepared.table.sampling(weights), len(rows), settings.max_repeats, int(cfg.seed or 0))
+        fractions = prepared.table.sampling(weights)
+        drawn = resample(source, fractions, drawn_per_lap(source), settings.max_repeats, int(cfg.seed or 0))
         wiring.announce_applied(names, weights, source, drawn, settings)
-        return wiring.ordinary_run(rows.select(drawn).remove_columns(COLUMN), prepared.meta, cfg, preprocess)
+        # The host counts on the plain column, so the indices are written out.
+        rows = prepared.rows.select(drawn).remove_columns(COLUMN).flatten_indices()
+        return meta_of(cfg, rows, prepared.evaluation, preprocess)
 
     def get_trainer_cls(self, cfg: DictDefault) -> type[Trainer] | None:
         if settings_of(cfg).apply is not None:

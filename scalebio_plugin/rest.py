@@ -10,7 +10,7 @@ from accelerate import skip_first_batches
 from axolotl.utils.logging import get_logger
 from torch.utils.data import SequentialSampler
 
-from .sources import COLUMN, SourceTable, resample
+from .sources import SourceTable, drawn_per_lap, resample
 
 if TYPE_CHECKING:
     from .run import MixtureRun
@@ -22,15 +22,16 @@ LOG = get_logger("axolotl.scalebio")
 class RestStream:
     """Laps over resampled rows, through the host's own data loader (packing, workers, ranks).
 
-    A lap holds as many rows as the training set; lap n is a function of (weights, seed, n), so that a resumed run goes
-    on where it was with two numbers saved.
+    A lap holds as many rows as the training set has with a target; lap n is a function of (weights, seed, n), so that
+    a resumed run goes on where it was with two numbers saved.
 
     Attributes:
         lap, batch: Position: the lap, and the micro-batches taken from it.
     """
 
-    def __init__(self, table: SourceTable, max_repeats: int, seed: int):
+    def __init__(self, table: SourceTable, drawable: np.ndarray, max_repeats: int, seed: int):
         self.table = table
+        self.drawable = drawable
         self.max_repeats = max_repeats
         self.seed = seed
         self.lap = 0
@@ -65,8 +66,10 @@ class RestStream:
 
     def _loader(self, trainer: ScaleBiOTrainer, fractions: np.ndarray) -> Any:
         dataset = trainer.train_dataset
-        source = np.asarray(dataset[COLUMN])
-        rows = resample(source, fractions, len(dataset), self.max_repeats, self.seed + 1000003 * (self.lap + 1))
+        if len(dataset) != len(self.drawable):
+            raise RuntimeError("scalebio: the training set was changed after it was counted; please report this bug")
+        seed = self.seed + 1000003 * (self.lap + 1)
+        rows = resample(self.drawable, fractions, drawn_per_lap(self.drawable), self.max_repeats, seed)
 
         def sampler(lap_rows: Any) -> Any:
             sequential = SequentialSampler(lap_rows)

@@ -23,11 +23,14 @@ from axolotl.utils.dict import DictDefault
 from axolotl.utils.trainer import calculate_total_num_steps
 from datasets import Dataset
 
+from .algorithm.bilevel import IGNORED, NO_SOURCE
 from .args import ScaleBiOSettings
 from .names import source_names
 
 COLUMN = "scalebio_source"
-_COUNTED_BY_HOST = ("total_num_tokens", "total_supervised_tokens", "sample_packing_eff_est")
+# What the host writes into a config when it counts a training set (axolotl.utils.trainer.calculate_total_num_steps).
+# Once `sample_packing_eff_est` is there, its next count takes a rough estimate instead of packing the rows it is given.
+COUNTED_BY_HOST = ("total_num_tokens", "total_supervised_tokens", "sample_packing_eff_est")
 
 
 @dataclass(frozen=True)
@@ -81,15 +84,25 @@ class Validation:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What the `load_datasets` hook found, kept for the trainer. `validation` is None with `apply`."""
+    """What the `load_datasets` hook found, kept for the trainer.
 
-    meta: TrainDatasetMeta
+    Attributes:
+        rows: The training set, tagged with COLUMN.
+        evaluation: The host's, untagged.
+        table: What each source holds.
+        drawable: (rows,), source of each row, NO_SOURCE where a row has no target: such a row is never drawn.
+        validation: None with `apply`.
+    """
+
+    rows: Dataset
+    evaluation: Dataset | None
     table: SourceTable
+    drawable: np.ndarray
     validation: Validation | None = None
 
 
-def prepare(cfg: DictDefault, settings: ScaleBiOSettings, preprocess: bool) -> Prepared:
-    """Load every source and the validation data; the training set carries COLUMN, the evaluation set does not.
+def prepare(cfg: DictDefault, settings: ScaleBiOSettings) -> Prepared:
+    """Load every source and the validation data. `cfg` stays as it is: `meta_of` counts, and what is run alone.
 
     Raises:
         ValueError: A source or the validation data has no token to train on.
@@ -106,19 +119,36 @@ def prepare(cfg: DictDefault, settings: ScaleBiOSettings, preprocess: bool) -> P
     if cfg.val_set_size:
         size = int(cfg.val_set_size) if cfg.val_set_size > 1 else float(cfg.val_set_size)
         merged, evaluation = create_train_validation_split(merged, cfg, size)
-    table = count(merged, names)
+    if len(merged) != merged.data.num_rows:
+        merged = merged.flatten_indices()  # the host counts tokens on the plain column, rows left out included
+    table, drawable = count(merged, names)
     _refuse_empty(table, "datasets", names)
-    steps = -1 if preprocess else calculate_total_num_steps(cfg, merged)
-    meta = TrainDatasetMeta(
-        train_dataset=merged, eval_dataset=_untagged(evaluation), total_num_steps=_capped(steps, cfg.max_steps)
-    )
-    if settings.apply is not None:
-        return Prepared(meta, table)
-    return Prepared(meta, table, _load_validation(cfg, settings, meta.eval_dataset))
+    evaluation = _untagged(evaluation)
+    validation = None if settings.apply is not None else _load_validation(cfg, settings, evaluation)
+    return Prepared(merged, evaluation, table, drawable, validation)
 
 
-def _capped(steps: int, max_steps: int | None) -> int:
-    return min(steps, max_steps) if max_steps and steps > 0 else steps
+def meta_of(cfg: DictDefault, rows: Dataset, evaluation: Dataset | None, preprocess: bool) -> TrainDatasetMeta:
+    """What the host wants to know of a training set, counted by the host: once, and on the rows that are run.
+
+    Raises:
+        ValueError: The evaluation set is too small to be packed (the host's own rule).
+    """
+    if preprocess:
+        return TrainDatasetMeta(train_dataset=rows, eval_dataset=evaluation, total_num_steps=-1)
+    if evaluation is not None and cfg.sample_packing and cfg.eval_sample_packing is not False:
+        _refuse_unpackable(cfg, evaluation)
+    steps = calculate_total_num_steps(cfg, rows)
+    steps = min(steps, cfg.max_steps) if cfg.max_steps else steps
+    return TrainDatasetMeta(train_dataset=rows, eval_dataset=evaluation, total_num_steps=steps)
+
+
+def _refuse_unpackable(cfg: DictDefault, evaluation: Dataset) -> None:
+    if len(evaluation) and calculate_total_num_steps(cfg, evaluation, update=False) == 0:
+        raise ValueError(
+            f"scalebio: the evaluation set ({len(evaluation)} rows) is too small for sample packing; set "
+            "eval_sample_packing: false, or give it more rows"
+        )
 
 
 def _load_validation(cfg: DictDefault, settings: ScaleBiOSettings, evaluation: Dataset | None) -> Validation:
@@ -132,8 +162,10 @@ def _load_validation(cfg: DictDefault, settings: ScaleBiOSettings, evaluation: D
     if not parts or not any(len(part) for part in parts):
         raise ValueError("scalebio: the validation data holds no example; give another validation set")
     rows = merge_datasets(_aligned(parts), DictDefault({"shuffle_merged_datasets": False}))
-    table = count(rows, names)
+    table, drawable = count(rows, names)
     _refuse_empty(table, "validation data", names)
+    if (drawable == NO_SOURCE).any():
+        rows = rows.select(np.flatnonzero(drawable != NO_SOURCE))
     weights = table.shares("token")
     if entries is not None and any("weight" in entry for entry in entries):
         given = np.array([entry.get("weight", 1.0) for entry in entries], dtype=np.float64)
@@ -153,9 +185,8 @@ def _load_entry(
     sub.dataset_exact_deduplication = False  # once, over all sources
     sub.dataset_shard_num = sub.dataset_shard_idx = None
     sub.shuffle_merged_datasets = False
-    for key in _COUNTED_BY_HOST:
-        sub.pop(key, None)
-    sub.sample_packing_eff_est = 1.0  # spares the host packing the entry only to count steps
+    for key in COUNTED_BY_HOST:
+        sub[key] = 1  # counted already: spares the host packing each entry, training and evaluation rows, for its steps
     loaded = load_datasets(cfg=sub)
     return loaded.train_dataset, loaded.eval_dataset
 
@@ -196,20 +227,21 @@ def _first_of_equal_rows(dataset: Dataset) -> list[int]:
     return kept
 
 
-def count(dataset: Dataset, names: Sequence[str]) -> SourceTable:
-    """Targets and sequences of each source of a tagged dataset, read once in batches."""
+def count(dataset: Dataset, names: Sequence[str]) -> tuple[SourceTable, np.ndarray]:
+    """Targets and sequences of each source of a tagged dataset, and `Prepared.drawable`; read once in batches."""
     tokens, sequences = np.zeros(len(names), dtype=np.int64), np.zeros(len(names), dtype=np.int64)
-    digest = hashlib.blake2b(digest_size=16)
+    digest, drawable = hashlib.blake2b(digest_size=16), [np.zeros(0, dtype=np.int64)]
     for labels, starts, source in _label_batches(dataset):
-        targets = labels != -100
+        targets = labels != IGNORED
         targets[starts[:-1][starts[:-1] < starts[1:]]] = False  # the first token of a sequence is not predicted
         running = np.concatenate([[0], np.cumsum(targets)])
         per_row = running[starts[1:]] - running[starts[:-1]]
         np.add.at(tokens, source, per_row)
         np.add.at(sequences, source, per_row > 0)
+        drawable.append(np.where(per_row > 0, source, NO_SOURCE))
         digest.update(labels.tobytes())
         digest.update(source.tobytes())
-    return SourceTable(list(names), tokens, sequences, digest.hexdigest())
+    return SourceTable(list(names), tokens, sequences, digest.hexdigest()), np.concatenate(drawable)
 
 
 def _label_batches(dataset: Dataset) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -230,6 +262,11 @@ def _refuse_empty(table: SourceTable, where: str, names: Sequence[str]) -> None:
         )
 
 
+def drawn_per_lap(source: np.ndarray) -> int:
+    """Rows of one pass over a training set that is drawn: as many as it has with a target."""
+    return int((source != NO_SOURCE).sum())
+
+
 def resample(source: np.ndarray, fractions: np.ndarray, rows: int, max_repeats: int, seed: int) -> np.ndarray:
     """Row indices of an ordinary run on the mixture: `rows` draws, in random order, each source by its fraction.
 
@@ -238,11 +275,11 @@ def resample(source: np.ndarray, fractions: np.ndarray, rows: int, max_repeats: 
     every source with a weight is capped.
 
     Args:
-        source: (rows of the dataset,), source of each row.
+        source: (rows of the dataset,), source of each row, NO_SOURCE for one that is not drawn.
         fractions: (S,), from `SourceTable.sampling`.
     """
     rng = np.random.default_rng([seed, 0x5CA1EB10])
-    available = np.bincount(source, minlength=len(fractions))
+    available = np.bincount(source[source != NO_SOURCE], minlength=len(fractions))
     drawn = _allot(fractions, rows, available * max_repeats)
     indices = []
     for i, amount in enumerate(drawn):
@@ -296,7 +333,7 @@ class SourceCollator:
 
     def _expanded(self, tags: list[list[tuple[int, int]]], like: Any) -> tuple[Any, Any]:
         """(B, T) source and sequence number of every token of `like`, from (source, length) of every sequence."""
-        source, sequence = like.new_full(like.shape, -1), like.new_full(like.shape, -1)
+        source, sequence = like.new_full(like.shape, NO_SOURCE), like.new_full(like.shape, -1)
         number = 0
         for row, members in enumerate(tags):
             at = 0 if self.padding_side == "right" else like.shape[1] - sum(length for _, length in members)

@@ -10,14 +10,13 @@ import numpy as np
 import pluggy
 import torch
 import yaml
-from axolotl.common.datasets import TrainDatasetMeta
 from axolotl.utils.dict import DictDefault
 from axolotl.utils.logging import get_logger
-from axolotl.utils.trainer import calculate_total_num_steps
 from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedModel, Trainer
 
+from .algorithm.bilevel import NO_SOURCE
 from .algorithm.lisa import LayerPlan
 from .args import ScaleBiOSettings
 from .engines import engine_of
@@ -34,7 +33,7 @@ from .next_config import next_config
 from .rest import RestStream
 from .run import MixtureRun, unknown_rule
 from .sources import Prepared, SourceCollator, Validation
-from .validation import ValidationStream, coefficients
+from .validation import PackedValidationStream, Packing, ValidationStream, coefficients
 
 LOG = get_logger("axolotl.scalebio")
 
@@ -82,25 +81,13 @@ def announce_applied(
     names: list[str], weights: np.ndarray, source: np.ndarray, drawn: np.ndarray, settings: ScaleBiOSettings
 ) -> None:
     """What the mixture came to: sequences drawn of each source, and where max_repeats held one back."""
-    have, took = (np.bincount(of, minlength=len(names)) for of in (source, source[drawn]))
+    have, took = (np.bincount(of[of != NO_SOURCE], minlength=len(names)) for of in (source, source[drawn]))
     rows = [
         f"  {name}: weight {weight:.4f}, {b} of {len(drawn)} sequences, each {b / max(a, 1):.2f} times"
         + (" (held at max_repeats)" if b and b == a * settings.max_repeats else "")
         for name, weight, a, b in zip(names, weights, have, took, strict=True)
     ]
     LOG.info(f"scalebio: an ordinary run on the mixture of {settings.apply}\n" + "\n".join(rows))
-
-
-def ordinary_run(rows: Dataset, meta: TrainDatasetMeta, cfg: DictDefault, preprocess: bool) -> TrainDatasetMeta:
-    """The meta of a training set that was drawn anew, its steps counted anew."""
-    if preprocess:
-        return TrainDatasetMeta(train_dataset=rows, eval_dataset=meta.eval_dataset, total_num_steps=-1)
-    rows = rows.flatten_indices()  # the host counts on the plain column
-    for key in ("total_num_tokens", "total_supervised_tokens"):
-        cfg.pop(key, None)
-    steps = calculate_total_num_steps(cfg, rows)
-    steps = min(steps, cfg.max_steps) if cfg.max_steps else steps
-    return TrainDatasetMeta(train_dataset=rows, eval_dataset=meta.eval_dataset, total_num_steps=steps)
 
 
 def prepare_model(cfg: DictDefault, settings: ScaleBiOSettings, model: nn.Module) -> None:
@@ -166,7 +153,7 @@ def connect(
         validation=_validation_stream(cfg, settings, prepared.validation, trainer),
         layers=_layer_sampling(settings, trainer, trainable, manager, seed),
         trainable=trainable,
-        rest=RestStream(prepared.table, settings.max_repeats, seed),
+        rest=RestStream(prepared.table, prepared.drawable, settings.max_repeats, seed),
         inner_device=_inner_device(settings),
         folder=os.path.join(cfg.output_dir, "scalebio"),
         manager=manager,
@@ -228,38 +215,36 @@ def _inner_device(settings: ScaleBiOSettings) -> torch.device | None:
 def _validation_stream(
     cfg: DictDefault, settings: ScaleBiOSettings, validation: Validation, trainer: Trainer
 ) -> ValidationStream:
-    packed = bool(trainer.args.sample_packing)
-    rows = validation.rows
-    if packed:
-        dropped = ["length"] + (["attention_mask"] if trainer.args.sample_packing_drop_attention_mask else [])
-        rows = rows.remove_columns([name for name in dropped if name in rows.column_names])
-        if "position_ids" not in rows.column_names:
-            rows = rows.map(lambda row: {"position_ids": list(range(len(row["input_ids"])))})
-    else:
-        rows = trainer._remove_unused_columns(rows, description="validation")
-    collator = trainer.data_collator
-
-    def collate(features: list[Any]) -> dict[str, Any]:
-        batch: dict[str, Any] = collator([[feature] for feature in features] if packed else features)
-        return batch
-
-    per_pass = _sequences_per_pass(cfg, trainer.train_dataset, packed)
-    on_all_ranks = per_pass * trainer.accelerator.num_processes
-    quarter = -(-on_all_ranks * int(cfg.gradient_accumulation_steps) // 4)
-    size = settings.validation_batch_size or max(on_all_ranks, quarter)
-    return ValidationStream(
-        rows=rows,
-        collate=collate,
-        coefficient_V=coefficients(validation.weights, validation.table.shares("token")),
-        batch_size=size,
-        chunk_size=per_pass,
-        seed=int(cfg.seed or 0),
-    )
+    """Validation batches that look like the training micro-batches: padded or packed, and no pass larger than one."""
+    seed, accumulation = int(cfg.seed or 0), int(cfg.gradient_accumulation_steps)
+    weights = coefficients(validation.weights, validation.table.shares("token"))
+    ranks, collate = trainer.accelerator.num_processes, trainer.data_collator
+    if not trainer.args.sample_packing:
+        rows = trainer._remove_unused_columns(validation.rows, description="validation")
+        per_pass = int(cfg.micro_batch_size)
+        size = settings.validation_batch_size or settings.validation_rows(per_pass, accumulation, ranks)
+        return ValidationStream(rows, collate, weights, size, min(per_pass, size), seed)
+    rows, lengths = _packable(validation.rows, trainer)
+    per_pass, capacity = _bins_of_a_pass(cfg, trainer)
+    sequences = settings.validation_batch_size
+    bins = min(settings.validation_rows(per_pass, accumulation, ranks), -(-int(lengths.sum()) // capacity))
+    members = trainer.args.sample_packing_bin_size or capacity
+    packing = Packing(capacity, members, None if sequences else bins, sequences)
+    return PackedValidationStream(rows, lengths, packing, collate, weights, per_pass, seed)
 
 
-def _sequences_per_pass(cfg: DictDefault, rows: Dataset, packed: bool) -> int:
-    """Sequences that a micro-batch holds: `micro_batch_size`, times those of mean length in a packed row."""
-    if not packed:
-        return int(cfg.micro_batch_size)
-    lengths = np.asarray(rows["length"])
-    return max(1, int(cfg.micro_batch_size * cfg.sequence_len / max(1.0, float(lengths.mean()))))
+def _packable(rows: Dataset, trainer: Trainer) -> tuple[Dataset, np.ndarray]:
+    """The rows with the columns of the host's packed training rows, and the tokens of each."""
+    lengths = np.array([len(tokens) for tokens in rows["input_ids"]])
+    dropped = ["length"] + (["attention_mask"] if trainer.args.sample_packing_drop_attention_mask else [])
+    rows = rows.remove_columns([name for name in dropped if name in rows.column_names])
+    if "position_ids" not in rows.column_names:
+        rows = rows.map(lambda row: {"position_ids": list(range(len(row["input_ids"])))})
+    return rows, lengths
+
+
+def _bins_of_a_pass(cfg: DictDefault, trainer: Trainer) -> tuple[int, int]:
+    """Bins of a training micro-batch and the tokens of each: one long one where the attention keeps sequences apart."""
+    if trainer.args.multipack_real_batches:
+        return int(cfg.micro_batch_size), int(cfg.sequence_len)
+    return 1, int(cfg.micro_batch_size) * int(cfg.sequence_len)
