@@ -16,10 +16,10 @@ from . import host
 
 SOURCES = ("clean", "wrong", "offtopic")
 FORCED: dict[str, Any] = {  # by a CPU
-    **dict.fromkeys(("bf16", "fp16", "tf32"), False),  # the host's `auto` turns fp16 on where it finds no GPU
-    **dict.fromkeys(("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel"), False),  # with LoRA on by default, in CUDA
+    "bf16": False,  # the host's `auto` turns fp16 on where it finds no GPU
     "dataset_num_proc": 1,  # two cores for everything: forked workers take longer than their rows
 }
+FORCED_WITH_LORA = dict.fromkeys(("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel"), False)  # on by default, CUDA
 QUICK: dict[str, Any] = {  # what every user writes, in figures that take seconds
     "base_model": "model",
     "sequence_len": 128,
@@ -90,7 +90,7 @@ def all_pairs() -> set[tuple[tuple[str, Any], ...]]:
 
 def config_of(row: Row, output_dir: Path) -> dict[str, Any]:
     """As its user would write it. A run of epochs has two, one of `max_steps` the host's default of one."""
-    adapter = {"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_linear": True}
+    adapter = {"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_linear": True, **FORCED_WITH_LORA}
     return {
         **FORCED,
         **QUICK,

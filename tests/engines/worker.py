@@ -157,7 +157,7 @@ class SameOrder(torch.utils.data.Sampler):
     """One and the same random order in every epoch.
 
     The host's packing counts its bins before accelerate exchanges their sampler for its own: one process packs anew
-    afterwards, several ranks keep those bins for the first epoch (all of them, before 0.20), in another order.
+    afterwards, several ranks keep those bins for a while, in another order.
     """
 
     def __init__(self, rows: Any):
