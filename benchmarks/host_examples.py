@@ -41,7 +41,7 @@ OFF = {
     # The model is another.
     **dict.fromkeys(("base_model_", "model_type", "revision_of_model", "trust_remote_code"), "names code of the model"),
     **dict.fromkeys(("tokenizer_", "processor_", "is_"), "names the tokenizer of the model"),
-    **dict.fromkeys(("unfrozen_parameters", "lora_target_", "gptq", "peft_layers"), "names layers of the model"),
+    **dict.fromkeys(("unfrozen_parameters", "lora_target_", "gptq"), "names layers of the model"),
     **dict.fromkeys(("lora_model_dir", "resume_from_checkpoint", "auto_resume"), "goes on from other files"),
     "llama4_": "is of another architecture",
     # The data are others.
@@ -52,6 +52,8 @@ OFF = {
     **dict.fromkeys(("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "fused_attn"), "is a CUDA kernel"),
     **dict.fromkeys(("use_kernels", "use_scattermoe", "use_sonicmoe", "liger_"), "is a CUDA kernel"),
     **dict.fromkeys(("nvfp4", "use_onebitllms", "llmcompressor"), "is a base quantised for CUDA"),
+    "peft": "is LoftQ, which quantises on a GPU",
+    "activation_offloading": "moves activations from a GPU",
     **dict.fromkeys(("bf16", "fp16", "tf32"), "is of a GPU; float32 is used"),
     **dict.fromkeys(("fsdp", "deepspeed", "dp_", "context_pa", "tensor_pa", "ddp_"), "takes several processes"),
     **dict.fromkeys(("torch_compile", "experimental_skip"), "takes longer than all of the steps on a CPU"),
@@ -107,6 +109,8 @@ def made_small(config: dict[str, Any]) -> dict[str, Any]:
         "gradient_accumulation_steps": min(2, int(config.get("gradient_accumulation_steps") or 1)),
         "max_steps": 4,
     }
+    if isinstance(config.get("gradient_checkpointing"), str):
+        small["gradient_checkpointing"] = True  # offloaded it wants a GPU to offload from
     if config.get("adapter"):
         small["lora_target_linear"] = True
     if config.get("test_datasets"):
@@ -149,7 +153,7 @@ def make_inputs(folder: Path, config: dict[str, Any]) -> None:
 
     from scalebio_plugin import planted
 
-    planted.build_model(folder / "model", hidden=64, layers=2, heads=2)
+    planted.build_model(folder / "model", hidden=64, layers=max(2, config.get("lisa_n_layers") or 0), heads=2)
     tokens = [*(config.get("special_tokens") or {}).values(), *_ends_of_turn(config)]
     if isinstance(config.get("tokens"), dict):
         tokens += config["tokens"].values()
@@ -238,12 +242,17 @@ def _run_child(task: Callable[[], None], folder: Path, log: Path, error: Path) -
         import traceback
 
         traceback.print_exc()
-        lines = [line for line in str(raised).splitlines() if line.strip()] or [""]
-        error.write_text(f"{type(raised).__name__}: {lines[-1].strip()}")
+        error.write_text(f"{type(raised).__name__}: {_end_of(str(raised))}")
     finally:
         with contextlib.suppress(Exception):
             sys.stdout.flush()
         os._exit(0)  # threads of the host's reporting would be waited for
+
+
+def _end_of(message: str) -> str:
+    """The last line that says something; of pydantic's, with the key before it."""
+    lines = [line.strip() for line in message.splitlines() if line.strip() and "errors.pydantic.dev" not in line]
+    return ": ".join(lines[-2:] if "validation error" in message else lines[-1:])
 
 
 def try_out(name: str, config: dict[str, Any], log: Path) -> dict[str, Any]:
