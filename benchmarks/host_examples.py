@@ -48,7 +48,7 @@ OFF = {
     **dict.fromkeys(("dataset_prepared_path", "push_dataset_to_hub", "hub_"), "is a place of somebody else's"),
     **dict.fromkeys(("total_num_tokens", "sample_packing_eff_est"), "counts other rows"),
     # It takes CUDA, a kernel of its own, or several GPUs.
-    **dict.fromkeys(("flash_", "xformers_", "sage_", "attn_implementation", "sdp_"), "is a CUDA kernel; sdpa is used"),
+    **dict.fromkeys(("flash_", "xformers_", "sage_", "attn_implementation", "sdp_"), "is a CUDA kernel; none is named"),
     **dict.fromkeys(("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "fused_attn"), "is a CUDA kernel"),
     **dict.fromkeys(("use_kernels", "use_scattermoe", "use_sonicmoe", "liger_"), "is a CUDA kernel"),
     **dict.fromkeys(("nvfp4", "use_onebitllms", "llmcompressor"), "is a base quantised for CUDA"),

@@ -29,7 +29,7 @@ KINDS = ("validation", "packed", "length")
 
 
 def unlike_the_host(row: Row) -> list[pytest.MarkDecorator]:
-    reason = "rows of test_datasets lie in another order than the host's: other means of batches, 1e-5 of eval_loss"
+    reason = "rows of test_datasets lie in another order than the host's: other means of batches, 2e-5 of eval_loss"
     return [pytest.mark.xfail(reason=reason)] if row.validation == "test_datasets" else []
 
 
@@ -142,7 +142,7 @@ def test_resumed_from_the_middle_of_an_epoch_it_ends_with_the_same_bytes(
 
 @pytest.mark.xfail(
     reason="where a resumed epoch begins, the state noted for its data's order is the one of the epoch before (the "
-    "host restores the right one afterwards): nothing else differs, but a second resume within it would go by that"
+    "host restores the right one afterwards): that byte for byte, and nothing else, differs"
 )
 @each("learned", BETWEEN, [])
 def test_resumed_between_two_epochs_it_ends_with_the_same_bytes(learned: Learned, inputs: Path, tmp_path: Path) -> None:
