@@ -361,3 +361,4 @@ class ScaleBiOTrainer(AxolotlTrainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if self.scalebio is not None and checkpoint is not None:
             state.load_inner(self, checkpoint)
+            LOG.info(state.resumed(self, checkpoint))
