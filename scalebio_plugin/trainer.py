@@ -24,6 +24,7 @@ from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 from . import state
 from .algorithm.bilevel import Targets, sum_by_source, targets_of, token_losses, weighted_loss
 from .algorithm.inner import InnerParameters
+from .console import own_line
 from .engines.base import plain_name
 from .learning import AccumulatedStep, Learning, RandomState
 from .model_loss import refuse_unseen_additions, router_loss
@@ -321,7 +322,8 @@ class ScaleBiOTrainer(AxolotlTrainer):
         if phase is Phase.REST:
             learning.inner = None
         if learning.layers is not None and learning.layers.switch(step, parameters, optimizer, learning.inner):
-            LOG.info(f"scalebio: layers {list(learning.layers.layers)} train from optimiser step {step + 1} on")
+            with own_line():
+                LOG.info(f"scalebio: layers {list(learning.layers.layers)} train from optimiser step {step + 1} on")
         if learning.inner is not None:
             active = [name for name, parameter in parameters.items() if parameter.requires_grad]
             learning.inner.follow(active)
@@ -340,7 +342,10 @@ class ScaleBiOTrainer(AxolotlTrainer):
         if learning is not None and learning.record is not None and "loss" in logs:
             logs.update(state.metrics(learning.record))
             if learning.run.phase(max(0, self.state.global_step - 1)) is Phase.LEARN:
-                LOG.info(f"scalebio: after optimiser step {self.state.global_step}\n{progress_table(learning.record)}")
+                with own_line():
+                    LOG.info(
+                        f"scalebio: after optimiser step {self.state.global_step}\n{progress_table(learning.record)}"
+                    )
         super().log(logs, start_time)
 
     # ---- checkpoints
@@ -378,3 +383,4 @@ class ScaleBiOTrainer(AxolotlTrainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if self.scalebio is not None and checkpoint is not None:
             state.load_inner(self, checkpoint)
+            LOG.info(state.resumed(self, checkpoint))
