@@ -32,7 +32,7 @@ BASE: dict[str, Any] = {
     "dataloader_num_workers": 0,
     "val_set_size": 0,
     "sequence_len": 128,
-    "pad_to_sequence_len": True,
+    "sample_packing": True,  # as people run, padded to sequence_len by the host's default
     "micro_batch_size": 16,
     "num_epochs": 5,
     "optimizer": "adamw_torch",
@@ -59,7 +59,6 @@ BILEVEL = {
     "plugins": ["scalebio", "benchmarks.cost.TimerPlugin"],
     "scalebio": {
         "validation_datasets": [{"path": "data/validation.jsonl", "type": "alpaca"}],
-        "validation_batch_size": 16,
     },
 }
 PLAIN = {"plugins": ["benchmarks.cost.TimerPlugin"]}

@@ -108,6 +108,7 @@ class AccumulatedStep:
         batches: Without tags. targets: One per micro-batch.
         units_S: (S,), n_i over the whole step. total: n.
         model_S, inner_S: (S,), Σ unit · loss at w and at u so far.
+        router_scale: What the host multiplies a micro-batch's router loss by.
     """
 
     batches: list[dict[str, Any]]
@@ -116,8 +117,8 @@ class AccumulatedStep:
     total: Tensor
     model_S: Tensor
     inner_S: Tensor
+    router_scale: float = 1.0
     done: int = 0
-    train_loss: list[Tensor] = field(default_factory=list)
 
 
 class RandomState:

@@ -334,6 +334,8 @@ class SourceCollator:
     def _expanded(self, tags: list[list[tuple[int, int]]], like: Any) -> tuple[Any, Any]:
         """(B, T) source and sequence number of every token of `like`, from (source, length) of every sequence."""
         source, sequence = like.new_full(like.shape, NO_SOURCE), like.new_full(like.shape, -1)
+        if len(tags) != like.shape[0]:  # `batch_flattening` lays all rows on end in one
+            tags = [[member for members in tags for member in members]]
         number = 0
         for row, members in enumerate(tags):
             at = 0 if self.padding_side == "right" else like.shape[1] - sum(length for _, length in members)

@@ -164,6 +164,26 @@ def _rows(folder: Path, kind: str = "llama") -> dict[str, Any]:
     return {"base_model": "model", "sequence_len": 64, "micro_batch_size": 2}
 
 
+def test_keys_left_out_count_as_the_hosts_defaults(tmp_path: Path) -> None:
+    from axolotl.utils.schemas.config import AxolotlInputConfig
+
+    fields = AxolotlInputConfig.model_fields
+    defaults = {key: fields[key].default for key in ("sequence_len", "micro_batch_size", "gradient_accumulation_steps")}
+    short = {"base_model": _rows(tmp_path)["base_model"], "sample_packing": True}
+    found, spelt = (of_setting(setting.setting_of(cfg, tmp_path, 1)) for cfg in (short, {**short, **defaults}))
+    assert found == spelt
+    assert found.run.peak > 0
+
+
+@pytest.mark.parametrize("accumulation", [1, 3, 4, 10])
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_validation_rows_are_a_quarter_or_a_micro_batch(tmp_path: Path, accumulation: int, gpus: int) -> None:
+    cfg = {**_rows(tmp_path), "gradient_accumulation_steps": accumulation, "sample_packing": True}
+    rows = 2 * accumulation * gpus
+    wanted = max(2 * gpus, math.ceil(rows / 4)) / rows
+    assert setting.setting_of(cfg, tmp_path, gpus).validation_share == pytest.approx(wanted)
+
+
 class TestOptimizers:
     SHAPES = [(64, 256), (4096,), (7,)]
 
@@ -624,7 +644,7 @@ def test_it_says_that_it_does_not_fit(config: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"sequence_len": None}, "needs sequence_len"),
+        ({"base_model": None}, "needs base_model"),
         ({"base_model": "no/such-model"}, "--model-config FILE"),
         ({"scalebio": {"penaltyy": 1.0}}, "penaltyy"),
         ({"deepspeed": "nowhere.json"}, "nowhere.json"),

@@ -15,7 +15,9 @@ from ..refusals import problems_of
 from .cost import Schedule
 from .records import Engine, Kind
 
-DEFAULT_OPTIMIZER = "adamw_torch_fused"  # the host's
+# The host's, where a config leaves the key out.
+DEFAULT_OPTIMIZER = "adamw_torch_fused"
+DEFAULT_LENGTH = 512
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Setting:
 
     @property
     def length(self) -> int:
-        return int(self.cfg["sequence_len"])
+        return int(self.cfg.get("sequence_len") or DEFAULT_LENGTH)
 
     @property
     def accumulation(self) -> int:
@@ -62,15 +64,14 @@ class Setting:
 
     @property
     def validation_share(self) -> float:
-        """Validation sequences per optimiser step over training sequences (of all GPUs).
+        """Validation rows per optimiser step over training rows (of all GPUs); packed, a row is a bin.
 
-        By default a quarter, at least a micro-batch. A given size counts whole sequences: with packing it is an upper
-        bound, since a row then holds several.
+        By default at most what the block's rule says (a small validation set may fill fewer bins). A given size counts
+        whole sequences: with packing it is an upper bound, since a row then holds several.
         """
         rows = self.micro_batch * self.accumulation * self.engine.world
-        if self.block.validation_batch_size is not None:
-            return self.block.validation_batch_size / rows
-        return max(self.micro_batch * self.engine.world, -(-rows // 4)) / rows
+        given = self.block.validation_batch_size
+        return (given or self.block.validation_rows(self.micro_batch, self.accumulation, self.engine.world)) / rows
 
     @property
     def schedule(self) -> Schedule:
@@ -109,9 +110,8 @@ def refusals_of(path: Path) -> list[str]:
 
 
 def setting_of(cfg: Mapping[str, Any], folder: Path, gpus: int) -> Setting:
-    missing = [key for key in ("base_model", "sequence_len", "micro_batch_size") if not cfg.get(key)]
-    if missing:
-        raise ValueError(f"an estimate needs {', '.join(missing)}; add to the config")
+    if not cfg.get("base_model"):
+        raise ValueError("an estimate needs base_model; add it to the config")
     precision = precision_of(cfg)
     return Setting(
         cfg=cfg,

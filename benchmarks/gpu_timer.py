@@ -1,0 +1,85 @@
+"""What benchmarks/gpu.py measures inside the host's process: seconds, positions and memory of every optimiser step.
+
+Written to `measured.json` in the working directory when training ends; the process stops there, before the host saves
+its model.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from axolotl.integrations.base import BasePlugin
+from transformers import TrainerCallback
+
+
+def _settled() -> float:
+    """Now, with nothing left to be computed."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _memory() -> dict[str, int]:
+    """Bytes; `used` is all that is taken of the GPU, the CUDA context included."""
+    if not torch.cuda.is_available():
+        return {}
+    free, total = torch.cuda.mem_get_info()
+    return {
+        "allocated": torch.cuda.max_memory_allocated(),
+        "reserved": torch.cuda.max_memory_reserved(),
+        "used": total - free,
+    }
+
+
+class Measure(TrainerCallback):
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.model = model
+        self.positions = 0
+        self.steps: list[dict[str, float]] = []
+        self.loading: dict[str, int] = {}
+        self.began = self.ended = 0.0
+
+    def _count(self, module: Any, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
+        ids = named.get("input_ids", positional[0] if positional else None)
+        self.positions += 0 if ids is None else ids.numel()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.model.register_forward_pre_hook(self._count, with_kwargs=True)
+        self.loading = _memory()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        self.ended = _settled()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.positions, self.began = 0, _settled()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        before, self.ended = self.ended, _settled()
+        step = {"seconds": self.ended - self.began, "from_end_to_end": self.ended - before}
+        self.steps.append({**step, "positions": self.positions})
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+        found = {
+            "steps": self.steps,
+            "losses": [float(loss) for loss in losses],
+            "memory": _memory(),
+            "memory_loading": self.loading,
+            "resident": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        }
+        Path("measured.json").write_text(json.dumps(found))
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+
+class MeasurePlugin(BasePlugin):
+    def add_callbacks_pre_trainer(self, cfg: Any, model: Any) -> list[Any]:
+        return [Measure(model)]
