@@ -39,7 +39,7 @@ BASE: dict[str, Any] = {
     # What is compared.
     "logging_steps": 1,  # every loss
     "optimizer": "adamw_torch",  # the arithmetic of the literal twin, operation by operation
-    "seed": 42,  # the host's own; tests draw from it too
+    "seed": 42,  # without one the host shuffles by chance; tests draw from it too
 }
 # Before 0.20 the host averages the means of micro-batches, later all of their tokens.
 HOST_AVERAGES_MEANS = tuple(map(int, metadata.version("axolotl").split(".")[:2])) < (0, 20)

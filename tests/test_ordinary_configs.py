@@ -161,6 +161,24 @@ def assert_resumes(learned: Learned, step: int, inputs: Path, again: Path) -> No
     assert_same_end(learned.out, again, last)
 
 
+@pytest.mark.xfail(
+    reason="without a seed: the host shuffles by chance; it then goes by what it left on the disk, the plugin, which "
+    "merges its sources anew in every process, does not"
+)
+def test_without_a_seed_every_process_sees_the_same_rows(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from axolotl.integrations.base import PluginManager
+
+    monkeypatch.chdir(inputs)
+    row = next(row for row in ROWS if row.validation == "val_set_size")
+    seen = []
+    for process in range(2):
+        np.random.seed(process)  # what differs between two processes
+        cfg = host.load(inputs, ordinary.config_of(row, inputs / "out"))
+        meta = PluginManager.get_instance().load_datasets(cfg, preprocess=False)
+        seen.append([list(rows["input_ids"]) for rows in (meta.train_dataset, meta.eval_dataset)])
+    assert seen[0] == seen[1]
+
+
 @pytest.fixture(scope="module")
 def same(request: pytest.FixtureRequest, inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     """How the run ended with all of ours out of play, and how the plain host's did."""
@@ -169,6 +187,7 @@ def same(request: pytest.FixtureRequest, inputs: Path, tmp_path_factory: pytest.
     if host.HOST_AVERAGES_MEANS:  # and the plugin all tokens of a step: only without accumulation the same
         config.pop("gradient_accumulation_steps", None)
     config["scalebio"] |= OUT_OF_PLAY
+    config["seed"] = 42  # without one the plain host shuffles by chance
     stock = {key: value for key, value in config.items() if key != "scalebio"}
     stock |= {"plugins": ["tests.ordinary.SeededPlugin", "tests.host.ProbePlugin"], "output_dir": str(folder / "host")}
     ours, theirs = (host.train(inputs, whole_config=each).trainer.state for each in (config, stock))
