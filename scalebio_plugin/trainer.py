@@ -91,6 +91,8 @@ class ScaleBiOTrainer(AxolotlTrainer):
     ) -> tuple[list[Any], Any]:
         """The micro-batches of one optimiser step: the host's, or after learning those of the resampled mixture."""
         learning = self.scalebio
+        if learning is not None:
+            learning.order.at_batches()
         phase = None if learning is None else learning.run.phase(self.state.global_step)
         if learning is not None and phase is Phase.REST:
             epoch_iterator = learning.rest.batches(self, learning.run)
@@ -374,6 +376,11 @@ class ScaleBiOTrainer(AxolotlTrainer):
         super()._save_optimizer_and_scheduler(output_dir)
         if self.scalebio is not None:
             state.save_inner(self, output_dir)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if self.scalebio is not None:
+            self.scalebio.order.at_restored()
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         learning = self.scalebio

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,22 +27,10 @@ WHOLE = [row for row in ROWS if row.learn == "whole"]
 KINDS = ("validation", "packed", "length")
 
 
-def unlike_the_host(row: Row) -> list[pytest.MarkDecorator]:
-    reason = "rows of test_datasets lie in another order than the host's: other means of batches, 2e-5 of eval_loss"
-    return [pytest.mark.xfail(reason=reason)] if row.validation == "test_datasets" else []
-
-
-def each(
-    argument: str,
-    rows: list[Row],
-    quick: list[Row],
-    more: Callable[[Row], list[pytest.MarkDecorator]] = lambda row: [],
-) -> pytest.MarkDecorator:
+def each(argument: str, rows: list[Row], quick: list[Row]) -> pytest.MarkDecorator:
     """Of `rows` the `quick` ones by default and on the newest host, the others with the slow tests."""
     params = [
-        pytest.param(
-            row, id=str(row), marks=[pytest.mark.host_contract if row in quick else pytest.mark.slow, *more(row)]
-        )
+        pytest.param(row, id=str(row), marks=pytest.mark.host_contract if row in quick else pytest.mark.slow)
         for row in rows
     ]
     return pytest.mark.parametrize(argument, params, indirect=True)
@@ -140,10 +127,6 @@ def test_resumed_from_the_middle_of_an_epoch_it_ends_with_the_same_bytes(
     assert_resumes(learned, learned.saved[0], inputs, tmp_path / "out")
 
 
-@pytest.mark.xfail(
-    reason="where a resumed epoch begins, the state noted for its data's order is the one of the epoch before (the "
-    "host restores the right one afterwards): that byte for byte, and nothing else, differs"
-)
 @each("learned", BETWEEN, [])
 def test_resumed_between_two_epochs_it_ends_with_the_same_bytes(learned: Learned, inputs: Path, tmp_path: Path) -> None:
     between = learned.run.trainer.state.global_step // 2
@@ -161,10 +144,7 @@ def assert_resumes(learned: Learned, step: int, inputs: Path, again: Path) -> No
     assert_same_end(learned.out, again, last)
 
 
-@pytest.mark.xfail(
-    reason="without a seed: the host shuffles by chance; it then goes by what it left on the disk, the plugin, which "
-    "merges its sources anew in every process, does not"
-)
+@pytest.mark.host_contract
 def test_without_a_seed_every_process_sees_the_same_rows(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from axolotl.integrations.base import PluginManager
 
@@ -208,7 +188,7 @@ def test_with_all_of_ours_out_of_play_it_is_the_hosts_run(same: tuple[Any, Any])
         assert getattr(ours, key) == getattr(theirs, key), key
 
 
-@each("same", WHOLE, SAME_AS_HOST, unlike_the_host)
+@each("same", WHOLE, SAME_AS_HOST)
 def test_the_evaluation_is_the_hosts_too(same: tuple[Any, Any], request: pytest.FixtureRequest) -> None:
     ours, theirs = same
     assert logged(ours, "eval_loss") == logged(theirs, "eval_loss")
