@@ -636,6 +636,28 @@ def test_it_says_that_it_fits(config: Path, capsys: pytest.CaptureFixture[str]) 
         assert row in printed
 
 
+@pytest.mark.parametrize("plugins", [None, [], ["axolotl.integrations.liger.LigerPlugin"]], ids=str)
+def test_it_says_that_the_plugin_is_off(
+    config: Path, capsys: pytest.CaptureFixture[str], plugins: list[str] | None
+) -> None:
+    cli.main(["estimate", str(config), "--gpu-memory", "8"])
+    numbers = capsys.readouterr().out
+    assert "is off" not in numbers
+    config.write_text(yaml.safe_dump({**_raw(config.parent), "plugins": plugins}))
+    assert cli.main(["estimate", str(config), "--gpu-memory", "8"]) == 0
+    first, _, rest = capsys.readouterr().out.partition("\n\n")
+    assert "scalebio is off" in first
+    assert "add `plugins: [scalebio]`" in first
+    assert rest == numbers
+
+
+@pytest.mark.parametrize("name", ["scalebio", "scalebio_plugin.ScaleBiOPlugin", "scalebio_plugin:ScaleBiOPlugin"])
+def test_every_name_of_the_plugin_turns_it_on(config: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    config.write_text(yaml.safe_dump({**_raw(config.parent), "plugins": [name]}))
+    cli.main(["estimate", str(config), "--gpu-memory", "8"])
+    assert "is off" not in capsys.readouterr().out
+
+
 def test_it_says_that_it_does_not_fit(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["estimate", str(config), "--gpu-memory", "1"]) == 1
     assert "does NOT fit" in capsys.readouterr().out
