@@ -25,6 +25,7 @@ from datasets import Dataset
 
 from .algorithm.bilevel import IGNORED, NO_SOURCE
 from .args import ScaleBiOSettings
+from .loading import load_all, refuse_empty_parts
 from .names import source_names
 
 COLUMN = "scalebio_source"
@@ -109,7 +110,7 @@ def prepare(cfg: DictDefault, settings: ScaleBiOSettings) -> Prepared:
     """
     entries = list(cfg.datasets)
     names = source_names(entries, settings.names)
-    parts = [_load_entry(cfg, entry) for entry in entries]
+    parts = _load_all(cfg, "datasets", entries)
     evaluation = _load_evaluation(cfg, entries[0]) if cfg.test_datasets else None
     merged = merge_datasets([_tagged(part, i) for i, part in enumerate(_aligned(parts))], cfg)
     if cfg.dataset_exact_deduplication:
@@ -158,7 +159,8 @@ def _load_validation(cfg: DictDefault, settings: ScaleBiOSettings, evaluation: D
     else:
         plain = [DictDefault({key: value for key, value in entry.items() if key != "weight"}) for entry in entries]
         names = source_names(plain)
-        parts = [_tagged(_load_entry(cfg, entry), i) for i, entry in enumerate(plain)]
+        loaded = _load_all(cfg, "scalebio.validation_datasets", plain)
+        parts = [_tagged(part, i) for i, part in enumerate(loaded)]
     if not parts or not any(len(part) for part in parts):
         raise ValueError("scalebio: the validation data holds no example; give another validation set")
     rows = merge_datasets(_aligned(parts), DictDefault({"shuffle_merged_datasets": False}))
@@ -171,6 +173,17 @@ def _load_validation(cfg: DictDefault, settings: ScaleBiOSettings, evaluation: D
         given = np.array([entry.get("weight", 1.0) for entry in entries], dtype=np.float64)
         weights = given / given.sum()
     return Validation(rows, table, weights, held_out=entries is not None)
+
+
+def _load_all(cfg: DictDefault, key: str, entries: Sequence[DictDefault]) -> list[Dataset]:
+    """Training rows of each entry of the list `key`; what goes wrong names the entry."""
+    parts = load_all(key, entries, lambda entry: _load_entry(cfg, entry))
+    refuse_empty_parts(key, entries, parts, cfg.sequence_len, _prepared_path(cfg))
+    return parts
+
+
+def _prepared_path(cfg: DictDefault) -> str:
+    return os.path.join(cfg.dataset_prepared_path or DEFAULT_DATASET_PREPARED_PATH, "scalebio")
 
 
 def _load_entry(cfg: DictDefault, entry: DictDefault) -> Dataset:
@@ -193,7 +206,7 @@ def _config_of(cfg: DictDefault, entry: DictDefault) -> DictDefault:
     """A copy of the config for one call of the host's loading, which leaves nothing in `cfg` itself."""
     sub = DictDefault(copy.deepcopy(cfg.to_dict()))
     sub.datasets, sub.test_datasets = [DictDefault(entry)], None
-    sub.dataset_prepared_path = os.path.join(cfg.dataset_prepared_path or DEFAULT_DATASET_PREPARED_PATH, "scalebio")
+    sub.dataset_prepared_path = _prepared_path(cfg)
     sub.val_set_size, sub.max_steps = 0, None
     for key in COUNTED_BY_HOST:
         sub[key] = 1  # counted already: spares the host packing each entry, training and evaluation rows, for its steps

@@ -1,0 +1,63 @@
+"""Entries of a list in the config, loaded one after the other: what goes wrong says where its entry stands."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from glob import escape, glob
+from typing import Any, TypeVar
+
+from datasets import Dataset
+
+T = TypeVar("T")
+
+
+def load_all(key: str, entries: Sequence[Mapping[str, Any]], load: Callable[[Mapping[str, Any]], T]) -> list[T]:
+    """`load` of every entry of the list `key`.
+
+    Raises:
+        Exception: What `load` raised, with a note of the entry it was called for.
+    """
+    loaded = []
+    for index, entry in enumerate(entries):
+        try:
+            loaded.append(load(entry))
+        except Exception as error:
+            error.add_note(f"scalebio: this came up while loading {_place(key, index, entry)}")
+            raise
+    return loaded
+
+
+def refuse_empty_parts(
+    key: str, entries: Sequence[Mapping[str, Any]], parts: Sequence[Dataset], sequence_len: int, prepared: str
+) -> None:
+    """An entry that leaves no row after tokenising, before `datasets` is asked to add a column to it.
+
+    Args:
+        prepared: Folder of the prepared caches. An empty one is deleted: the host could not read it again.
+
+    Raises:
+        ValueError: There are some; they are named.
+    """
+    empty = [_place(key, i, entry) for i, (entry, part) in enumerate(zip(entries, parts, strict=True)) if not len(part)]
+    if not empty:
+        return
+    _forget_empty_caches(prepared)
+    raise ValueError(
+        f"scalebio: {', '.join(empty)}: no example is left after tokenising (all longer than sequence_len "
+        f"{sequence_len}, or without answer tokens); raise sequence_len, set excess_length_strategy: truncate, check "
+        "type: and train_on_inputs, or remove the entry"
+    )
+
+
+def _place(key: str, index: int, entry: Mapping[str, Any]) -> str:
+    return f"{key}[{index}] ({entry.get('path')})"
+
+
+def _forget_empty_caches(prepared: str) -> None:
+    for state in glob(os.path.join(escape(prepared), "*", "state.json")):
+        with open(state, encoding="utf-8") as file:
+            if not json.load(file).get("_data_files"):
+                shutil.rmtree(os.path.dirname(state), ignore_errors=True)
