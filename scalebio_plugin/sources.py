@@ -266,6 +266,11 @@ def count(dataset: Dataset, names: Sequence[str]) -> tuple[SourceTable, np.ndarr
     return SourceTable(list(names), tokens, sequences, digest.hexdigest()), np.concatenate(drawable)
 
 
+def sequence_lengths(dataset: Dataset) -> np.ndarray:  # (rows,)
+    """Tokens of each row of a tagged dataset."""
+    return np.concatenate([np.diff(starts) for _, starts, _ in _label_batches(dataset)])
+
+
 def _label_batches(dataset: Dataset) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """(labels of the rows on end, starts of the rows and the end of the last, source of each row)."""
     for batch in dataset.select_columns(["labels", COLUMN]).with_format("arrow").iter(batch_size=1000):

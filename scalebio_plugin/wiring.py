@@ -32,7 +32,7 @@ from .learning import Learning
 from .next_config import next_config
 from .rest import RestStream
 from .run import MixtureRun, unknown_rule
-from .sources import Prepared, SourceCollator, Validation
+from .sources import Prepared, SourceCollator, Validation, sequence_lengths
 from .validation import PackedValidationStream, Packing, ValidationStream, coefficients
 
 LOG = get_logger("axolotl.scalebio")
@@ -235,7 +235,7 @@ def _validation_stream(
 
 def _packable(rows: Dataset, trainer: Trainer) -> tuple[Dataset, np.ndarray]:
     """The rows with the columns of the host's packed training rows, and the tokens of each."""
-    lengths = np.array([len(tokens) for tokens in rows["input_ids"]])
+    lengths = sequence_lengths(rows)
     dropped = ["length"] + (["attention_mask"] if trainer.args.sample_packing_drop_attention_mask else [])
     rows = rows.remove_columns([name for name in dropped if name in rows.column_names])
     if "position_ids" not in rows.column_names:
