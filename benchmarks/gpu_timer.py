@@ -74,6 +74,7 @@ class Measure(TrainerCallback):
         self.positions = 0
         self.steps: list[dict[str, float]] = []
         self.loading: dict[str, int] = {}
+        self.peak: dict[str, int] = {}
         self.began = self.ended = 0.0
 
     def _count(self, module: Any, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -92,6 +93,8 @@ class Measure(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         before, self.ended = self.ended, _settled()
+        now = _memory()  # of every step: the host forgets torch's peaks where it logs, also once training has ended
+        self.peak = {key: max(value, self.peak.get(key, 0)) for key, value in now.items()}
         step = {"seconds": self.ended - self.began, "from_end_to_end": self.ended - before}
         self.steps.append({**step, "positions": self.positions})
 
@@ -100,7 +103,8 @@ class Measure(TrainerCallback):
         found = {
             "steps": self.steps,
             "losses": [float(loss) for loss in losses],
-            "memory": _memory(),
+            "memory": self.peak,
+            "memory_held": _memory(),
             "memory_loading": self.loading,
             "sets": _sets(self.trainer),
             "resident": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,

@@ -14,6 +14,7 @@ from axolotl.utils.logging import get_logger
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from . import __version__, report
+from .console import own_line
 from .hooks.spec import RunFacts
 from .page import write_report
 from .state import history_path
@@ -111,12 +112,13 @@ def _leave(learning: Learning, steps: int) -> None:
     with _not_at_the_price_of_the_model("next.yml"):
         if learning.next_config is not None:
             report.replace_file(os.path.join(learning.folder, "next.yml"), learning.next_config.encode())
-    LOG.info(
-        "scalebio: the learned mixture\n"
-        + report.weights_table(report.summaries_of(document))
-        + ("" if document["layer_steps"] is None else "\n" + report.layers_line(document["layer_steps"]))
-        + f"\nin {learning.folder}: {', '.join(sorted(os.listdir(learning.folder)))}"
-    )
+    with own_line():
+        LOG.info(
+            "scalebio: the learned mixture\n"
+            + report.weights_table(report.summaries_of(document))
+            + ("" if document["layer_steps"] is None else "\n" + report.layers_line(document["layer_steps"]))
+            + f"\nin {learning.folder}: {', '.join(sorted(os.listdir(learning.folder)))}"
+        )
     with _not_at_the_price_of_the_model("what an extension does at the end of a run"):
         learning.manager.hook.scalebio_run_ended(document=document)
 

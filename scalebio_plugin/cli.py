@@ -92,9 +92,14 @@ def _quickstart(directory: Path, steps: int | None) -> int:
 def _estimate(config: Path, gpus: int, gpu_memory: float, model_config: Path | None) -> int:
     from .estimate.estimator import estimate
     from .estimate.lines import fits, lines_of
-    from .estimate.setting import refusals_of
+    from .estimate.setting import is_on, refusals_of
 
     found = estimate(config, gpus, model_config)
+    if not is_on(config):
+        print(
+            f"scalebio is off: plugins: in {config} does not list it, so its run is the column `ordinary`; "
+            "`this run` is what it takes once you add `plugins: [scalebio]`\n"
+        )
     print("\n".join(lines_of(found, gpu_memory)))
     refused = refusals_of(config)
     for problem in refused:

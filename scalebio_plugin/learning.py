@@ -78,11 +78,13 @@ class DataOrder:
     Attributes:
         loader, epoch: State when the loader was made, and when the current epoch began.
         resumed: Whether they come from a checkpoint and still wait for the epoch they belong to.
+        untouched: Whether no batch of the current epoch was taken yet.
     """
 
     loader: Tensor | None = None
     epoch: Tensor | None = None
     resumed: bool = False
+    untouched: bool = False
 
     def at_loader(self) -> None:
         if self.resumed and self.loader is not None:
@@ -97,7 +99,15 @@ class DataOrder:
                 sampler = getattr(sampler, "batch_sampler", sampler)
             if isinstance(sampler, MultipackBatchSampler):
                 sampler.set_epoch(number)  # skipping hides it from the host's own call, and it would keep old bins
-        self.epoch, self.resumed = torch.get_rng_state(), False
+        self.epoch, self.resumed, self.untouched = torch.get_rng_state(), False, True
+
+    def at_restored(self) -> None:
+        """The host restored its generators: before the first batch of an epoch, this is where its order comes from."""
+        if self.untouched:
+            self.epoch = torch.get_rng_state()
+
+    def at_batches(self) -> None:
+        self.untouched = False
 
 
 @dataclass
@@ -108,6 +118,7 @@ class AccumulatedStep:
         batches: Without tags. targets: One per micro-batch.
         units_S: (S,), n_i over the whole step. total: n.
         model_S, inner_S: (S,), Σ unit · loss at w and at u so far.
+        router_scale: What the host multiplies a micro-batch's router loss by.
     """
 
     batches: list[dict[str, Any]]
@@ -116,8 +127,8 @@ class AccumulatedStep:
     total: Tensor
     model_S: Tensor
     inner_S: Tensor
+    router_scale: float = 1.0
     done: int = 0
-    train_loss: list[Tensor] = field(default_factory=list)
 
 
 class RandomState:

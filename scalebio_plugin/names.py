@@ -1,4 +1,4 @@
-"""Readable, unique names of the sources, from the `datasets:` entries of the config."""
+"""Names: of the plugin in `plugins:`, and readable, unique ones of the sources, from the `datasets:` entries."""
 
 from __future__ import annotations
 
@@ -7,8 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
+_OF_THE_PLUGIN = {"scalebio", "scalebio_plugin.ScaleBiOPlugin", "scalebio_plugin.plugin.ScaleBiOPlugin"}
 # Tried in this order, each added to the name until the names differ.
 _TELLING = ("name", "data_files", "split", "revision", "type", "shards_idx")
+
+
+def listed(config: Mapping[str, Any]) -> list[str]:
+    """The entries of `plugins:` that are this plugin."""
+    return [str(name) for name in config.get("plugins") or [] if str(name).replace(":", ".") in _OF_THE_PLUGIN]
 
 
 def source_names(entries: Sequence[Mapping[str, Any]], given: Sequence[str] | None = None) -> list[str]:

@@ -8,15 +8,16 @@ from typing import Any
 from axolotl.utils.logging import get_logger
 
 from .args import LisaArgs
+from .names import listed
 
 LOG = get_logger("axolotl.scalebio")
+DEFAULT_SEED = 42  # of transformers' TrainingArguments
 _HOST_LISA = ("lisa_n_layers", "lisa_step_interval", "lisa_layers_attribute")
-_OUR_NAMES = {"scalebio", "scalebio_plugin.ScaleBiOPlugin", "scalebio_plugin.plugin.ScaleBiOPlugin"}
 
 
 def refuse_two_names(cfg: dict[str, Any]) -> None:
     """One entry in `plugins:`; two would be two instances, and an obscure error of the host's later on."""
-    ours = [str(name) for name in cfg.get("plugins") or [] if str(name).replace(":", ".") in _OUR_NAMES]
+    ours = listed(cfg)
     if len(ours) > 1:
         raise ValueError(f"plugins: lists ScaleBiO {len(ours)} times ({', '.join(ours)}); keep one, `scalebio`")
 
@@ -46,6 +47,16 @@ def _differ(value: Any, text: str) -> bool:
         return float(value) != float(text)
     except (TypeError, ValueError):
         return False  # not numbers: of other values the spelling may differ
+
+
+def give_seed(cfg: dict[str, Any]) -> None:
+    """Without a seed the host shuffles the rows by chance, and every rank and every resume would see others.
+
+    The host alone goes by the shuffled rows that it left on the disk; the plugin merges the sources in each process.
+    """
+    if cfg.get("seed") is None:
+        cfg["seed"] = DEFAULT_SEED
+        LOG.info(f"scalebio: the config has no seed, so that of the trainer, {DEFAULT_SEED}, also orders the rows")
 
 
 def take_over_lisa_keys(cfg: dict[str, Any]) -> None:

@@ -104,6 +104,7 @@ def problems_of(config: Mapping[str, Any]) -> list[str]:
     else:
         checks += [
             _engine(config),
+            _order(config),
             problems_of_deepspeed(config),
             _validation_data(config, block),
             _numbers(block),
@@ -169,6 +170,27 @@ def _engine(config: Mapping[str, Any]) -> Iterator[str]:
         yield "fp16: with FSDP2 an overflow on one rank alone would part the two sets; use bf16: true"
     if config.get("deepspeed"):
         yield "deepspeed and fsdp_config are both set; remove one"
+
+
+def _order(config: Mapping[str, Any]) -> Iterator[str]:
+    """Equation (1) of `algorithm.bilevel` needs batches whose rows are drawn at random from all sources."""
+    if config.get("group_by_length") and not config.get("sample_packing"):
+        yield (
+            "group_by_length: fills batches with rows of one length, so that the sources of short rows count for more "
+            "than their weights; remove it, or use sample_packing: true"
+        )
+    shuffled = config.get("shuffle_merged_datasets", True)
+    own = (config.get("scalebio") or {}).get("validation_datasets")
+    if config.get("val_set_size") and own is None and not shuffled:
+        yield (
+            "val_set_size: with shuffle_merged_datasets: false it splits off the last rows of the last source, for "
+            "which alone the mixture would be tuned; add scalebio.validation_datasets, or shuffle"
+        )
+    if config.get("curriculum_sampling") and not shuffled:
+        yield (
+            "curriculum_sampling: with shuffle_merged_datasets: false a step sees one source alone, and not what the "
+            "mixture makes of all; remove one of the two"
+        )
 
 
 def _default_fsdp_version() -> int:

@@ -250,6 +250,13 @@ def weights_table(summaries: Mapping[str, SourceSummary]) -> str:
     return _align(rows) + hint
 
 
+def weights_line(weights: Mapping[str, float], most: int = 20) -> str:
+    """The weights in one line, largest first."""
+    names = sorted(weights, key=lambda name: -weights[name])
+    text = ", ".join(f"{shorten(name)} {_number(weights[name])}" for name in names[:most])
+    return text + (f", and {len(names) - most} more" if len(names) > most else "")
+
+
 def layers_line(layer_steps: Sequence[int]) -> str:
     """Which blocks LISA trained, and for how long."""
     never = [str(layer) for layer, steps in enumerate(layer_steps) if steps == 0]

@@ -109,8 +109,8 @@ def prepare(cfg: DictDefault, settings: ScaleBiOSettings) -> Prepared:
     """
     entries = list(cfg.datasets)
     names = source_names(entries, settings.names)
-    first, evaluation = _load_entry(cfg, entries[0], test_datasets=cfg.test_datasets)
-    parts = [first] + [_load_entry(cfg, entry)[0] for entry in entries[1:]]
+    parts = [_load_entry(cfg, entry) for entry in entries]
+    evaluation = _load_evaluation(cfg, entries[0]) if cfg.test_datasets else None
     merged = merge_datasets([_tagged(part, i) for i, part in enumerate(_aligned(parts))], cfg)
     if cfg.dataset_exact_deduplication:
         merged = merged.select(_first_of_equal_rows(merged.remove_columns(COLUMN)))
@@ -158,7 +158,7 @@ def _load_validation(cfg: DictDefault, settings: ScaleBiOSettings, evaluation: D
     else:
         plain = [DictDefault({key: value for key, value in entry.items() if key != "weight"}) for entry in entries]
         names = source_names(plain)
-        parts = [_tagged(_load_entry(cfg, entry)[0], i) for i, entry in enumerate(plain)]
+        parts = [_tagged(_load_entry(cfg, entry), i) for i, entry in enumerate(plain)]
     if not parts or not any(len(part) for part in parts):
         raise ValueError("scalebio: the validation data holds no example; give another validation set")
     rows = merge_datasets(_aligned(parts), DictDefault({"shuffle_merged_datasets": False}))
@@ -173,22 +173,31 @@ def _load_validation(cfg: DictDefault, settings: ScaleBiOSettings, evaluation: D
     return Validation(rows, table, weights, held_out=entries is not None)
 
 
-def _load_entry(
-    cfg: DictDefault, entry: DictDefault, test_datasets: list[Any] | None = None
-) -> tuple[Dataset, Dataset | None]:
-    """Training rows of one entry, and the host's evaluation rows where `test_datasets` are asked for."""
-    sub = DictDefault(copy.deepcopy(cfg.to_dict()))
-    sub.datasets = [DictDefault(entry)]
-    sub.test_datasets = test_datasets
-    sub.dataset_prepared_path = os.path.join(cfg.dataset_prepared_path or DEFAULT_DATASET_PREPARED_PATH, "scalebio")
-    sub.val_set_size, sub.max_steps = 0, None
+def _load_entry(cfg: DictDefault, entry: DictDefault) -> Dataset:
+    """Training rows of one entry, in its own order."""
+    sub = _config_of(cfg, entry)
+    sub.shuffle_merged_datasets = False
     sub.dataset_exact_deduplication = False  # once, over all sources
     sub.dataset_shard_num = sub.dataset_shard_idx = None
-    sub.shuffle_merged_datasets = False
+    return load_datasets(cfg=sub).train_dataset
+
+
+def _load_evaluation(cfg: DictDefault, loaded: DictDefault) -> Dataset | None:
+    """The host's `test_datasets`, handled as it handles them; it wants training rows too: an entry already `loaded`."""
+    sub = _config_of(cfg, loaded)
+    sub.test_datasets = cfg.test_datasets
+    return load_datasets(cfg=sub).eval_dataset
+
+
+def _config_of(cfg: DictDefault, entry: DictDefault) -> DictDefault:
+    """A copy of the config for one call of the host's loading, which leaves nothing in `cfg` itself."""
+    sub = DictDefault(copy.deepcopy(cfg.to_dict()))
+    sub.datasets, sub.test_datasets = [DictDefault(entry)], None
+    sub.dataset_prepared_path = os.path.join(cfg.dataset_prepared_path or DEFAULT_DATASET_PREPARED_PATH, "scalebio")
+    sub.val_set_size, sub.max_steps = 0, None
     for key in COUNTED_BY_HOST:
         sub[key] = 1  # counted already: spares the host packing each entry, training and evaluation rows, for its steps
-    loaded = load_datasets(cfg=sub)
-    return loaded.train_dataset, loaded.eval_dataset
+    return sub
 
 
 def _aligned(parts: list[Dataset]) -> list[Dataset]:
@@ -334,6 +343,8 @@ class SourceCollator:
     def _expanded(self, tags: list[list[tuple[int, int]]], like: Any) -> tuple[Any, Any]:
         """(B, T) source and sequence number of every token of `like`, from (source, length) of every sequence."""
         source, sequence = like.new_full(like.shape, NO_SOURCE), like.new_full(like.shape, -1)
+        if len(tags) != like.shape[0]:  # `batch_flattening` lays all rows on end in one
+            tags = [[member for members in tags for member in members]]
         number = 0
         for row, members in enumerate(tags):
             at = 0 if self.padding_side == "right" else like.shape[1] - sum(length for _, length in members)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .report import HistoryRecord, append_history
+from .report import HistoryRecord, append_history, weights_line
 from .run import Phase
 
 if TYPE_CHECKING:
@@ -169,6 +169,21 @@ def load_inner(trainer: ScaleBiOTrainer, checkpoint: str) -> None:
         )
     if trainer.is_world_process_zero():
         _restore_history(learning, checkpoint)
+
+
+def resumed(trainer: ScaleBiOTrainer, checkpoint: str) -> str:
+    """The line of the log that says where a run goes on, and with what."""
+    run, done = trainer.learning.run, trainer.state.global_step
+    phase = {
+        Phase.WARMUP: "w trains alone",
+        Phase.LEARN: "learning goes on",
+        Phase.REST: "the mixture is learned, w trains on it",
+    }[run.phase(done)]
+    weights = weights_line(dict(zip(run.names, run.weights_S.tolist(), strict=True)))
+    return (
+        f"scalebio: resumed from {checkpoint} after optimiser step {done} of {trainer.state.max_steps} "
+        f"({phase}); weights: {weights}"
+    )
 
 
 def _restore_history(learning: Learning, checkpoint: str) -> None:

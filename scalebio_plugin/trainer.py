@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,8 +24,10 @@ from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 from . import state
 from .algorithm.bilevel import Targets, sum_by_source, targets_of, token_losses, weighted_loss
 from .algorithm.inner import InnerParameters
+from .console import own_line
 from .engines.base import plain_name
 from .learning import AccumulatedStep, Learning, RandomState
+from .model_loss import refuse_unseen_additions, router_loss
 from .report import progress_table
 from .run import MixtureRun, Phase, StepLosses
 from .sources import COLUMN, SourceCollator
@@ -41,6 +44,7 @@ class ScaleBiOTrainer(AxolotlTrainer):
     loss_is_scaled_for_ga: Any = None
     _signature_columns: list[str] | None
     _accumulated: AccumulatedStep | None = None
+    _own_loss_seen = False
 
     @property
     def learning(self) -> Learning:
@@ -87,6 +91,8 @@ class ScaleBiOTrainer(AxolotlTrainer):
     ) -> tuple[list[Any], Any]:
         """The micro-batches of one optimiser step: the host's, or after learning those of the resampled mixture."""
         learning = self.scalebio
+        if learning is not None:
+            learning.order.at_batches()
         phase = None if learning is None else learning.run.phase(self.state.global_step)
         if learning is not None and phase is Phase.REST:
             epoch_iterator = learning.rest.batches(self, learning.run)
@@ -94,10 +100,13 @@ class ScaleBiOTrainer(AxolotlTrainer):
         tags = [(batch.pop(SourceCollator.SOURCE, None), batch.pop(SourceCollator.SEQUENCE, None)) for batch in batches]
         self._accumulated = None
         if learning is not None and phase is not Phase.REST and batches:
-            self._accumulated = self._accumulate(batches, tags, learning.run)
+            sums = items is not None and self.model_accepts_loss_kwargs  # else the host takes means of micro-batches
+            self._accumulated = self._accumulate(batches, tags, learning.run, 1.0 if sums else 1.0 / len(batches))
         return batches, items
 
-    def _accumulate(self, batches: list[Any], tags: list[tuple[Tensor, Tensor]], run: MixtureRun) -> AccumulatedStep:
+    def _accumulate(
+        self, batches: list[Any], tags: list[tuple[Tensor, Tensor]], run: MixtureRun, router_scale: float
+    ) -> AccumulatedStep:
         per_sequence = run.settings.loss_unit == "sequence"
         targets = [
             targets_of(batch["labels"], source, sequence, per_sequence=per_sequence)
@@ -111,6 +120,7 @@ class ScaleBiOTrainer(AxolotlTrainer):
             total=units.sum().clamp(min=1.0),
             model_S=torch.zeros_like(units),
             inner_S=torch.zeros_like(units),
+            router_scale=router_scale,
         )
 
     # ---- the step
@@ -121,6 +131,8 @@ class ScaleBiOTrainer(AxolotlTrainer):
         if learning is None:
             return super().training_step(model, inputs, num_items_in_batch)
         learns = step is not None and learning.run.phase(self.state.global_step) is Phase.LEARN
+        if step is not None and not self._own_loss_seen:
+            self._look_at_own_loss(model, step.batches[0])
         if step is not None and learns:
             if step.done == 0:
                 self._inner_step(model, learning, step)
@@ -135,6 +147,18 @@ class ScaleBiOTrainer(AxolotlTrainer):
             if step is not None and not learns:
                 self._refuse_not_finite("the model", learning.engine.total(step.model_S))
         return loss
+
+    def _look_at_own_loss(self, model: nn.Module, batch: dict[str, Any]) -> None:
+        """Before the first step: one forward pass with labels, to refuse a model whose loss our passes would cut."""
+        before = RandomState()
+        model.train()
+        with torch.no_grad(), self._uncounted(), self.compute_loss_context_manager(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "None of the inputs have requires_grad")  # of checkpointed blocks
+            inputs = self._prepare_inputs(dict(batch))
+            own, outputs = self.compute_loss(model, dict(inputs), return_outputs=True)
+            refuse_unseen_additions(own, outputs, inputs["labels"], self.accelerator.unwrap_model(self.model))
+        before.restore()
+        self._own_loss_seen = True
 
     def _inner_step(self, model: nn.Module, learning: Learning, step: AccumulatedStep) -> None:
         """u's passes over all micro-batches, and its step, before w's: u's gradients are gone before w's come."""
@@ -153,7 +177,6 @@ class ScaleBiOTrainer(AxolotlTrainer):
 
     def _model_pass(self, model: nn.Module, step: AccumulatedStep) -> Tensor:
         loss = self._train_pass(model, step, step.done, step.model_S)
-        step.train_loss.append(loss)
         step.done += 1
         return loss
 
@@ -175,12 +198,11 @@ class ScaleBiOTrainer(AxolotlTrainer):
         return loss
 
     def _observe(self, learning: Learning, step: AccumulatedStep, val_loss: Tensor) -> None:
-        train_loss = torch.stack(step.train_loss).sum().to(torch.float64) / learning.engine.world
-        scalars = torch.stack([train_loss, val_loss])
-        total = learning.engine.total(torch.cat([step.model_S, step.inner_S, scalars]))
+        total = learning.engine.total(torch.cat([step.model_S, step.inner_S, val_loss[None]]))
         gathered = torch.cat([total, step.units_S]).cpu()  # the one synchronisation
         sources = len(step.units_S)
-        model_S, inner_S, (train, val), units_S = torch.split(gathered, [sources, sources, 2, sources])
+        model_S, inner_S, val, units_S = torch.split(gathered, [sources, sources, 1, sources])
+        train = (learning.run.coefficient_S() * model_S).sum() / units_S.sum().clamp(min=1.0)
         losses = StepLosses(model_S, inner_S, units_S, float(train), float(val))
         self._refuse_not_finite("the model", model_S)
         self._refuse_not_finite("the inner parameters", inner_S)
@@ -212,11 +234,14 @@ class ScaleBiOTrainer(AxolotlTrainer):
         targets = step.targets[index]
         coefficient = self.learning.run.coefficient_S()
         world = self.learning.engine.world
+        config = self.accelerator.unwrap_model(self.model).config
 
         def loss_of(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
             losses = token_losses(outputs["logits"], targets.labels)
             sums_S.add_(sum_by_source(losses.detach() * targets.units, targets.source, len(sums_S)))
-            return weighted_loss(losses, targets, coefficient, step.total) * world  # engines average over the ranks
+            loss = weighted_loss(losses, targets, coefficient, step.total) * world  # engines average over the ranks
+            router = router_loss(outputs, config)
+            return loss if router is None else loss + step.router_scale * router.to(loss.device)
 
         with self._loss(loss_of):
             return super().training_step(model, step.batches[index])
@@ -299,7 +324,8 @@ class ScaleBiOTrainer(AxolotlTrainer):
         if phase is Phase.REST:
             learning.inner = None
         if learning.layers is not None and learning.layers.switch(step, parameters, optimizer, learning.inner):
-            LOG.info(f"scalebio: layers {list(learning.layers.layers)} train from optimiser step {step + 1} on")
+            with own_line():
+                LOG.info(f"scalebio: layers {list(learning.layers.layers)} train from optimiser step {step + 1} on")
         if learning.inner is not None:
             active = [name for name, parameter in parameters.items() if parameter.requires_grad]
             learning.inner.follow(active)
@@ -318,7 +344,10 @@ class ScaleBiOTrainer(AxolotlTrainer):
         if learning is not None and learning.record is not None and "loss" in logs:
             logs.update(state.metrics(learning.record))
             if learning.run.phase(max(0, self.state.global_step - 1)) is Phase.LEARN:
-                LOG.info(f"scalebio: after optimiser step {self.state.global_step}\n{progress_table(learning.record)}")
+                with own_line():
+                    LOG.info(
+                        f"scalebio: after optimiser step {self.state.global_step}\n{progress_table(learning.record)}"
+                    )
         super().log(logs, start_time)
 
     # ---- checkpoints
@@ -348,6 +377,11 @@ class ScaleBiOTrainer(AxolotlTrainer):
         if self.scalebio is not None:
             state.save_inner(self, output_dir)
 
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if self.scalebio is not None:
+            self.scalebio.order.at_restored()
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         learning = self.scalebio
         if learning is not None and learning.layers is not None and checkpoint is not None:
@@ -356,3 +390,4 @@ class ScaleBiOTrainer(AxolotlTrainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if self.scalebio is not None and checkpoint is not None:
             state.load_inner(self, checkpoint)
+            LOG.info(state.resumed(self, checkpoint))

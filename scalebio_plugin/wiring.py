@@ -177,7 +177,7 @@ def _announce_memory(cfg: DictDefault, trainer: Trainer, learning: Learning) -> 
     engine = estimated_engine(plain, Path(), learning.engine.world, 2.0 if cfg.bf16 or cfg.fp16 else 4.0)
     found = from_model(trainer.model, plain, engine=engine, inner_on_cpu=learning.inner_device is not None)
     learning.memory = found
-    LOG.info("\n".join(summary_line(found)))
+    LOG.info("\n".join(summary_line(found, on_gpu=trainer.args.device.type != "cpu")))
 
 
 def _facts(cfg: DictDefault, settings: ScaleBiOSettings, prepared: Prepared) -> dict[str, Any]:

@@ -19,32 +19,27 @@ from scalebio_plugin import quickstart
 
 atexit.register(gc.unfreeze)  # see `train`
 
+# What every config must say, and departures from the host's defaults: each with its reason. A test that departs from
+# another one says why; tests/ordinary.py has configs that depart from as few as can be.
 BASE: dict[str, Any] = {
     "base_model": "model",
     "plugins": ["scalebio", "tests.host.ProbePlugin"],
     "datasets": [{"path": f"data/{name}.jsonl", "type": "alpaca"} for name in ("clean", "wrong", "offtopic")],
     "scalebio": {"validation_datasets": [{"path": "data/validation.jsonl", "type": "alpaca"}]},
-    "dataset_prepared_path": "prepared",
-    "dataset_num_proc": 1,
     "output_dir": "out",
-    "val_set_size": 0,
-    "sequence_len": 128,
-    "micro_batch_size": 4,
-    "gradient_accumulation_steps": 1,
-    "max_steps": 6,
-    "num_epochs": 1,
-    "optimizer": "adamw_torch",
-    "lr_scheduler": "cosine",
     "learning_rate": 2e-3,
-    "warmup_steps": 0,
-    "logging_steps": 1,
+    # A CPU forces it: the host's `auto` turns fp16 on where it finds no GPU.
     "bf16": False,
-    "fp16": False,
-    "tf32": False,
-    "gradient_checkpointing": False,
-    "attn_implementation": "sdpa",
-    "save_strategy": "no",
-    "seed": 42,
+    # Seconds.
+    "max_steps": 6,
+    "micro_batch_size": 4,  # of 1, six steps would show few sources
+    "sequence_len": 128,  # what the rows take, with room for a second one in a packed row
+    "dataset_num_proc": 1,  # of a few rows: forked workers take longer
+    "save_strategy": "no",  # what is saved and resumed is asked of runs that say so
+    # What is compared.
+    "logging_steps": 1,  # every loss
+    "optimizer": "adamw_torch",  # the arithmetic of the literal twin, operation by operation
+    "seed": 42,  # without one the host shuffles by chance; tests draw from it too
 }
 # Before 0.20 the host averages the means of micro-batches, later all of their tokens.
 HOST_AVERAGES_MEANS = tuple(map(int, metadata.version("axolotl").split(".")[:2])) < (0, 20)
@@ -52,7 +47,6 @@ LORA: dict[str, Any] = {
     "adapter": "lora",
     "lora_r": 4,
     "lora_alpha": 8,
-    "lora_dropout": 0.0,
     "lora_target_linear": True,
     **dict.fromkeys(("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel"), False),  # on by default, CUDA alone
 }

@@ -70,9 +70,7 @@ def test_the_next_config_that_a_run_leaves_runs_as_it_is(inputs: Path, tmp_path:
 
 def test_packed(inputs: Path, tmp_path: Path) -> None:
     path = write_weights(tmp_path / "mixture.json", {"clean": 1.0, "wrong": 0.0, "offtopic": 0.0})
-    run = apply(
-        inputs, path, output_dir=str(tmp_path / "out"), sample_packing=True, eval_sample_packing=False, max_steps=3
-    )
+    run = apply(inputs, path, output_dir=str(tmp_path / "out"), sample_packing=True, max_steps=3)
     assert len(run.trainer.train_dataset) == 3 * 96
     assert np.isfinite(run.losses).all()
 

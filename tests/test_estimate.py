@@ -636,6 +636,28 @@ def test_it_says_that_it_fits(config: Path, capsys: pytest.CaptureFixture[str]) 
         assert row in printed
 
 
+@pytest.mark.parametrize("plugins", [None, [], ["axolotl.integrations.liger.LigerPlugin"]], ids=str)
+def test_it_says_that_the_plugin_is_off(
+    config: Path, capsys: pytest.CaptureFixture[str], plugins: list[str] | None
+) -> None:
+    cli.main(["estimate", str(config), "--gpu-memory", "8"])
+    numbers = capsys.readouterr().out
+    assert "is off" not in numbers
+    config.write_text(yaml.safe_dump({**_raw(config.parent), "plugins": plugins}))
+    assert cli.main(["estimate", str(config), "--gpu-memory", "8"]) == 0
+    first, _, rest = capsys.readouterr().out.partition("\n\n")
+    assert "scalebio is off" in first
+    assert "add `plugins: [scalebio]`" in first
+    assert rest == numbers
+
+
+@pytest.mark.parametrize("name", ["scalebio", "scalebio_plugin.ScaleBiOPlugin", "scalebio_plugin:ScaleBiOPlugin"])
+def test_every_name_of_the_plugin_turns_it_on(config: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    config.write_text(yaml.safe_dump({**_raw(config.parent), "plugins": [name]}))
+    cli.main(["estimate", str(config), "--gpu-memory", "8"])
+    assert "is off" not in capsys.readouterr().out
+
+
 def test_it_says_that_it_does_not_fit(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["estimate", str(config), "--gpu-memory", "1"]) == 1
     assert "does NOT fit" in capsys.readouterr().out
@@ -705,10 +727,25 @@ def test_unknown_optimizers_and_paged_ones_are_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("block", [{}, {"lisa": {"active_layers": 2}}], ids=["full", "lisa"])
 def test_the_summary_is_a_few_lines(block: dict[str, Any]) -> None:
-    lines = summary_line(from_model(real("llama", {}), {"optimizer": "adamw_torch", "scalebio": block}))
+    found = from_model(real("llama", {}), {"optimizer": "adamw_torch", "scalebio": block})
+    lines = summary_line(found, on_gpu=True)
     assert 3 <= len(lines) <= 6
     assert lines[0].startswith("scalebio: ")
+    assert lines[0].endswith("; one process, 1 GPU)")
     assert any("CPU memory" in line for line in lines) == bool(block)
+
+
+@pytest.mark.parametrize("device", ["model", "cpu"])
+def test_the_summary_of_a_machine_without_gpu_says_so_and_shows_no_zeros(device: str) -> None:
+    block = {"inner": {"device": device}}
+    found = from_model(real("llama", {}), {"optimizer": "adamw_torch", "scalebio": block})
+    text = "\n".join(summary_line(found, on_gpu=False))
+    assert "one process on the CPU)" in text
+    assert "GPU" not in text
+    assert " 0.00" not in text
+    held = found.run.state.held
+    assert f"together {(held.gpu + held.cpu) / 2**20:.2f}, " in text
+    assert "MiB per process" in text
 
 
 # ---- the promises of the README

@@ -17,7 +17,7 @@ from .twin import Recording, pieces, source_of, sources_by_text
 
 STOCK = {"plugins": ["tests.host.ProbePlugin"]}
 OUT_OF_PLAY = {"mixture_init": "proportional", "mixture_learning_rate": 0, "penalty": float("inf")}
-PACKED = {"sample_packing": True, "pad_to_sequence_len": False, "sample_packing_eff_est": 0.9, "micro_batch_size": 2}
+PACKED = {"sample_packing": True, "micro_batch_size": 2}
 
 # Trains as `axolotl train` does in an environment where the package is not installed.
 WITHOUT_THE_PACKAGE = """

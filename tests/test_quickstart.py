@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import stat
+import subprocess
 import sys
 from pathlib import Path
 
@@ -110,6 +112,44 @@ def test_the_config_is_the_example(launched, tmp_path: Path) -> None:
     assert (tmp_path / "new" / "quickstart.yml").read_bytes() == example.read_bytes()
     with pytest.raises(FileNotFoundError, match="nothing.yml"):
         quickstart.example_config("nothing.yml")
+
+
+class TestScript:
+    """quickstart.sh, with a stand-in for the virtual environment and no interpreter to build another with."""
+
+    def run(self, venv: Path, python: str) -> subprocess.CompletedProcess[str]:
+        (venv / "bin").mkdir(parents=True)
+        for name, body in {"python": python, "scalebio": 'echo "ran $*"'}.items():
+            (venv / "bin" / name).write_text(f"#!/bin/sh\n{body}\n")
+            (venv / "bin" / name).chmod(0o755)
+        script = Path(__file__).parents[1] / "example_configs" / "quickstart.sh"
+        environment = os.environ | {"VENV": str(venv), "PYTHON": "no-python"}
+        command = ["bash", str(script), "--steps", "3"]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    @pytest.mark.host_contract
+    def test_a_venv_that_works_is_taken_as_it_is(self, tmp_path: Path) -> None:
+        """Whatever host it was set up for: here the one that the tests run on."""
+        (tmp_path / "venv").mkdir()
+        (tmp_path / "venv" / ".installed").write_text("Python 3.12.1 123 axolotl==0.21.0\n")
+        done = self.run(tmp_path / "venv", f'exec "{sys.executable}" "$@"')
+        assert (done.returncode, done.stdout) == (0, "ran quickstart --steps 3\n"), done.stderr
+
+    @pytest.mark.parametrize(
+        "missing",
+        [
+            "import importlib.metadata as m; m.version = lambda name: '0.18.0'",  # of the host, too
+            "import sys; sys.modules['scalebio_plugin'] = type(sys)('another'); "
+            "sys.modules['scalebio_plugin'].__file__ = '/another/checkout/scalebio_plugin/__init__.py'",
+            "raise ImportError",
+        ],
+        ids=["another version", "another checkout", "no package"],
+    )
+    def test_any_other_is_built(self, tmp_path: Path, missing: str) -> None:
+        program = f'( echo "{missing}"; cat ) | exec "{sys.executable}" "$@"'
+        done = self.run(tmp_path / "venv", program)
+        assert "no usable Python" in done.stderr
+        assert done.returncode == 1
 
 
 @pytest.mark.slow

@@ -386,6 +386,55 @@ def test_a_deepspeed_file_that_cannot_be_read_is_refused():
     assert "no_such.json" in only_problem(config({"deepspeed": "no_such.json"}))
 
 
+# ---- the order of the rows
+
+ONE_LENGTH = {"group_by_length": True}
+ONE_SOURCE = {"curriculum_sampling": True, "shuffle_merged_datasets": False}
+
+
+@pytest.mark.parametrize(
+    ("keys", "remedy"),
+    [
+        (ONE_LENGTH, "use sample_packing: true"),
+        ({**ONE_LENGTH, "sample_packing": False}, "use sample_packing: true"),
+        (ONE_SOURCE, "remove one of the two"),
+        ({**ONE_SOURCE, "shuffle_merged_datasets": None}, "remove one of the two"),
+        ({**ONE_SOURCE, "shuffle_before_merging_datasets": True}, "remove one of the two"),
+        ({**ONE_SOURCE, "sample_packing": True, "sample_packing_sequentially": True}, "remove one of the two"),
+    ],
+    ids=str,
+)
+def test_batches_that_are_not_drawn_from_all_sources_are_refused_while_learning(keys, remedy, tmp_path):
+    problem = only_problem(config(keys))
+    assert problem.startswith(next(iter(keys)))
+    assert remedy in problem
+    (tmp_path / "mixture.json").write_text("{}")
+    assert problems_of(config(keys, {"scalebio": {"apply": str(tmp_path / "mixture.json")}})) == []
+
+
+def test_validation_data_of_the_last_source_alone_are_refused():
+    keys = {"val_set_size": 0.1, "shuffle_merged_datasets": False}
+    assert only_problem(config(keys, {"scalebio": {}})).startswith("val_set_size: ")
+    assert problems_of(config(keys)) == []
+
+
+IN_ANY_ORDER = [
+    {"curriculum_sampling": True},
+    {"shuffle_merged_datasets": False},
+    {"shuffle_before_merging_datasets": True, "shuffle_merged_datasets": False},
+    {**ONE_LENGTH, "sample_packing": True},
+    {"sample_packing": True, "sample_packing_sequentially": True},
+    {"sample_packing": True, "sample_packing_group_size": 50},
+    {"sample_packing": True, "sample_packing_sequentially": True, "curriculum_sampling": True},
+    {"batch_flattening": "auto"},
+]
+
+
+@pytest.mark.parametrize("keys", IN_ANY_ORDER, ids=str)
+def test_other_orders_are_fine(keys):
+    assert problems_of(config(keys)) == []
+
+
 # ---- datasets and names
 
 

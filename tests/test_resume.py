@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from . import host
 
 LISA = {"lisa": {"active_layers": 1, "interval": 4}}
 SAVING = {"max_steps": 10, "save_strategy": "steps", "save_steps": 3, "save_total_limit": 2, "micro_batch_size": 3}
-PACKED = {"sample_packing": True, "eval_sample_packing": False, "micro_batch_size": 1, "num_epochs": 4}
+PACKED = {"sample_packing": True, "micro_batch_size": 1, "num_epochs": 4}
 CASES = {
     "full": {},
     "accumulated": {"gradient_accumulation_steps": 3},
@@ -74,6 +75,22 @@ def test_resume_from_an_older_checkpoint_forgets_what_came_later(inputs: Path, t
         inputs, output_dir=again, resume_from_checkpoint=f"{again}/checkpoint-3", **{**SAVING, "save_total_limit": 9}
     )
     assert_same_end(Path(whole), Path(again), 10)
+
+
+def test_a_resume_says_where_it_goes_on(inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    out = str(tmp_path / "out")
+    whole = host.train(inputs, output_dir=out, **SAVING)
+    logger = logging.getLogger("axolotl.scalebio")
+    logger.addHandler(caplog.handler)  # the host's loggers do not propagate
+    host.train(inputs, output_dir=out, resume_from_checkpoint=f"{out}/checkpoint-9", **SAVING)
+    logger.removeHandler(caplog.handler)
+    (line,) = [message for message in caplog.messages if "resumed" in message]
+    weights = dict(zip(("clean", "wrong", "offtopic"), whole.weights[8].tolist(), strict=True))
+    largest = sorted(weights, key=lambda name: -weights[name])
+    shown = ", ".join(f"{name} {weights[name]:.4f}" for name in largest)
+    assert line == (
+        f"scalebio: resumed from {out}/checkpoint-9 after optimiser step 9 of 10 (learning goes on); weights: {shown}"
+    )
 
 
 def test_old_checkpoints_go_with_their_state(inputs: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from . import host
 
 LISA = {"active_layers": 2, "interval": 7}
-PACKED = {"sample_packing": True, "pad_to_sequence_len": False, "sample_packing_eff_est": 0.9, "micro_batch_size": 1}
+PACKED = {"sample_packing": True, "micro_batch_size": 1}
 GPT2 = {"base_model": "gpt2"}
 DROPOUT = {"overrides_of_model_config": {"attention_dropout": 0.1}}
 

@@ -18,7 +18,8 @@ from .twin import Recording, Twin
 
 STEPS = 10
 SOURCES = ["clean", "wrong", "offtopic"]
-PACKED = {"sample_packing": True, "pad_to_sequence_len": False, "sample_packing_eff_est": 0.9, "micro_batch_size": 2}
+# Where no attention is named the host lets packed sequences attend to each other; the twin computes each alone.
+PACKED = {"sample_packing": True, "micro_batch_size": 2, "attn_implementation": "sdpa"}
 LISA = {"active_layers": 1, "interval": 3}
 TWO_VALIDATION_SETS = [
     {"path": "data/validation.jsonl", "type": "alpaca", "weight": 3.0},

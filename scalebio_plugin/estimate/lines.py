@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from .cost import while_learning, whole_run
 from .estimator import ALLOWANCE, Estimate, Run
-from .records import GIB
+from .records import GIB, Bytes, Engine
 
 # Row, and what of the state it sums; what is zero in every column is left out.
 _STATE = {
@@ -35,7 +35,7 @@ def lines_of(found: Estimate, gpu_memory: float) -> list[str]:
     return [
         f"model        {found.model}",
         f"parameters   {found.total:,} in all, {found.trained:,} train{_at_a_time(found)}: {found.method}",
-        f"engine       {found.engine}, {found.engine.world} GPU{'s' * (found.engine.world > 1)}; {found.batch}",
+        f"engine       {_processes(found.engine, on_gpu=True)}; {found.batch}",
         "",
         *(str(row) for row in _table(found)),
         "",
@@ -49,21 +49,32 @@ def fits(found: Estimate, gpu_memory: float) -> bool:
     return found.run.peak <= gpu_memory * GIB
 
 
-def summary_line(found: Estimate) -> list[str]:
-    """Three to six lines for the log at the start of a run."""
+def summary_line(found: Estimate, *, on_gpu: bool) -> list[str]:
+    """Four or five lines for the log at the start of a run. Without a GPU all of it is in the memory of the CPU."""
     state, alone = found.run.state, found.ordinary.state
+    unit, size = ("GiB", GIB) if state.held.gpu + state.held.cpu >= GIB else ("MiB", 2**20)
+
+    def of(*parts: Bytes) -> str:
+        whole = sum(parts, Bytes())
+        return f"{(whole.gpu if on_gpu else whole.gpu + whole.cpu) / size:.2f}"
+
     result = [
         f"scalebio: {found.trained:,} of {found.total:,} parameters train{_at_a_time(found)} "
-        f"({found.method}; {found.engine}, {found.engine.world} GPU{'s' * (found.engine.world > 1)})",
-        f"  GiB per GPU: weights {_gib(state.frozen.gpu + state.trained.gpu)}, gradients {_gib(state.gradients.gpu)}, "
-        f"optimizer states {_gib(state.optimizer.gpu)}",
-        f"  of the inner set: parameters {_gib(state.inner_values.gpu)}, "
-        f"optimizer states {_gib(state.inner_optimizer.gpu)}",
-        f"  together {_gib(state.held.gpu)}, without the inner set {_gib(alone.held.gpu)}; activations come on top",
+        f"({found.method}; {_processes(found.engine, on_gpu)})",
+        f"  {unit} per {'GPU' if on_gpu else 'process'}: weights {of(state.frozen, state.trained)}, "
+        f"gradients {of(state.gradients)}, optimizer states {of(state.optimizer)}",
+        f"  of the inner set: parameters {of(state.inner_values)}, optimizer states {of(state.inner_optimizer)}",
+        f"  together {of(state.held)}, without the inner set {of(alone.held)}; activations come on top",
     ]
-    if state.held.cpu:
-        result.append(f"  in CPU memory per GPU: {_gib(state.held.cpu)} GiB")
+    if on_gpu and state.held.cpu:
+        result.append(f"  in CPU memory per GPU: {state.held.cpu / size:.2f} {unit}")
     return result
+
+
+def _processes(engine: Engine, on_gpu: bool) -> str:
+    if on_gpu:
+        return f"{engine}, {engine.world} GPU{'s' * (engine.world > 1)}"
+    return f"{engine}, {engine.world} processes on the CPU" if engine.world > 1 else f"{engine} on the CPU"
 
 
 def _at_a_time(found: Estimate) -> str:

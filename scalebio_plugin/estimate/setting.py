@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from ..args import LisaArgs, ScaleBiOSettings
+from ..names import listed
 from ..refusals import problems_of
 from .cost import Schedule
 from .records import Engine, Kind
@@ -102,6 +103,11 @@ def read(path: Path, gpus: int) -> Setting:
     if not isinstance(cfg, dict):
         raise ValueError(f"{path} is no Axolotl config: it must be a block of keys")
     return setting_of(cfg, path.parent, gpus)
+
+
+def is_on(path: Path) -> bool:
+    """Whether a run of this config loads the plugin."""
+    return bool(listed(yaml.safe_load(path.read_text("utf-8"))))
 
 
 def refusals_of(path: Path) -> list[str]:

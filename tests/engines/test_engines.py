@@ -209,7 +209,7 @@ def test_two_ranks_are_one_process(
 # ---- resume
 
 SAVING = {"save_strategy": "steps", "save_steps": 3, "save_total_limit": 2, "max_steps": STEPS}
-PACKED = {"sample_packing": True, "eval_sample_packing": False, "micro_batch_size": 1, "num_epochs": 4}
+PACKED = {"sample_packing": True, "micro_batch_size": 1, "num_epochs": 4}
 RESUMED: dict[str, dict[str, Any]] = {
     "full, accumulated": {"gradient_accumulation_steps": 2},
     "lora, dropout": {**host.LORA, "lora_dropout": 0.1},

@@ -121,10 +121,11 @@ def run_case(arguments: dict[str, Any]) -> Outcome | None:
     dies_at = arguments.pop("dies_at", None)
     if dies_at is not None:
         die_while_saving(*dies_at)
+    order = drawn_in_the_same_order() if arguments.pop("same_order", False) else nullcontext()
     late = exchanged_late() if arguments.pop("exchanged_late", False) else nullcontext()
     found: list[Outcome] = []
     try:
-        with late:
+        with late, order:
             run = host.train(
                 Path(arguments.pop("directory")), at_end=lambda trainer: found.append(outcome_of(trainer)), **arguments
             )
@@ -150,6 +151,34 @@ def exchanged_late() -> Iterator[None]:
     finally:
         for module in (base, deepspeed, fsdp2):
             module.transfer_between = before
+
+
+class SameOrder(torch.utils.data.Sampler):
+    """One and the same random order in every epoch.
+
+    The host's packing counts its bins before accelerate exchanges their sampler for its own: one process packs anew
+    afterwards, several ranks keep those bins for a while, in another order.
+    """
+
+    def __init__(self, rows: Any):
+        self.rows = rows
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(torch.randperm(len(self.rows), generator=torch.Generator().manual_seed(0)).tolist())
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@contextmanager
+def drawn_in_the_same_order() -> Iterator[None]:
+    from axolotl.core.trainers import base
+
+    before, base.RandomSampler = base.RandomSampler, SameOrder
+    try:
+        yield
+    finally:
+        base.RandomSampler = before
 
 
 def forget_state() -> None:

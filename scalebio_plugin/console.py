@@ -1,0 +1,25 @@
+"""Lines of the log between progress bars."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+
+@contextmanager
+def own_line() -> Iterator[None]:
+    """What is printed inside begins a line, where a bar of the host's, which ends without one, may stand.
+
+    On a terminal the bar steps aside and comes back below. In a file, where a bar cannot be wiped out, its line ends.
+    """
+    bars = [bar for bar in list(tqdm._instances) if not bar.disable]
+    if any(bar.fp.isatty() for bar in bars):
+        with tqdm.external_write_mode():
+            yield
+        return
+    for bar in bars:
+        bar.fp.write("\n")
+        bar.fp.flush()
+    yield

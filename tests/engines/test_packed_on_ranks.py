@@ -1,0 +1,58 @@
+"""Packed runs of two ranks as people write them: the host's padding, two epochs, no `max_steps`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.engines.test_engines import LAYOUTS, STEPS, TOLERANCE, Layout, engine_inputs, farthest, launch
+from tests.engines.worker import Outcome, run_case
+
+__all__ = ["engine_inputs"]
+pytestmark = pytest.mark.slow
+
+PACKED: dict[str, Any] = {
+    "sample_packing": True,  # and with it pad_to_sequence_len: the host's default
+    "max_steps": None,
+    "num_epochs": 2,
+    "micro_batch_size": 2,
+    "scalebio": {"validation_batch_size": 8},  # the default depends on the rows of a pass on all ranks
+    "same_order": True,
+    "adam_epsilon": 1e-6,  # above the rounding of gradients: else Adam scales that up, where one is as good as 0
+}
+
+
+def arguments_of(inputs: Path, out: Path, layout: Layout | None) -> dict[str, Any]:
+    """The micro-batches that two ranks take at a time, one process takes one after the other."""
+    from tests import host
+
+    engine = {"gradient_accumulation_steps": 2}
+    if layout is not None:
+        engine = {**layout.keys, "plugins": [f"tests.engines.ranks.{layout.device}", *host.BASE["plugins"]]}
+    return {"directory": str(inputs), "output_dir": str(out), **PACKED, **engine}
+
+
+@pytest.fixture(scope="module")
+def alone(engine_inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    outcome = run_case(arguments_of(engine_inputs, tmp_path_factory.mktemp("alone"), None))
+    assert outcome is not None
+    return outcome
+
+
+@pytest.mark.parametrize("engine", LAYOUTS)
+def test_two_ranks_are_one_process(engine: str, engine_inputs: Path, alone: Outcome, tmp_path: Path) -> None:
+    launch({"packed": arguments_of(engine_inputs, tmp_path / "out", LAYOUTS[engine])}, tmp_path)
+    first, second = (Outcome(**torch.load(tmp_path / f"packed.{rank}.pt", weights_only=True)) for rank in (0, 1))
+    assert len(first.weights) == len(alone.weights) > STEPS
+    assert all(torch.equal(a, b) for a, b in zip(first.weights, second.weights, strict=True)), "ranks disagree on λ"
+    far = {
+        "λ": float((torch.stack(alone.weights) - torch.stack(first.weights)).abs().max()),
+        "w": farthest(alone.model, first.model),
+        "u": farthest(alone.inner, first.inner),
+    }
+    print(engine, len(first.weights), far)
+    assert float((alone.weights[-1] - alone.weights[0]).abs().max()) > 1e-3, "λ did not move"
+    assert all(value < TOLERANCE for value in far.values()), far
