@@ -7,7 +7,7 @@ from typing import Any
 
 GIB = 2**30
 Found = dict[str, dict[str, Any]]
-PAIRS = ("8B QLoRA", "8B LoRA", "8B LISA", "1B LoRA", "1B LISA", "1B QLoRA")
+PAIRS = ("8B QLoRA", "8B LoRA", "8B LISA", "1B LoRA", "1B LISA", "1B QLoRA", "1B LoRA with Liger")
 BESIDE = ("1B LISA, bilevel", "1B LISA, bilevel, on the GPU")
 
 

@@ -38,9 +38,39 @@ def _memory() -> dict[str, int]:
     }
 
 
+def _bits(value: torch.Tensor) -> int:
+    """A checksum: values that differ in a bit have another one."""
+    return int(value.float().contiguous().view(torch.int32).sum(dtype=torch.int64))
+
+
+def _sets(trainer: Any) -> dict[str, Any]:
+    """u against w: elements that are not equal, the largest difference, checksums, and the steps each has taken."""
+    learning = getattr(trainer, "scalebio", None)
+    inner = None if learning is None else learning.inner
+    if inner is None:
+        return {}
+    inner.settle()
+    apart, largest, model, other = 0, 0.0, 0, 0
+    for name, resting in inner.values.items():
+        value = inner.parameters[name].detach()
+        resting = resting.detach().to(value.device)
+        apart += int((value != resting).sum())
+        largest = max(largest, float((value - resting).abs().max()))
+        model, other = model + _bits(value), other + _bits(resting)
+    return {
+        "apart": apart,
+        "largest": largest,
+        "model_bits": model,
+        "inner_bits": other,
+        "model_steps": max((int(state["step"]) for state in inner.optimizer.state.values()), default=0),
+        "inner_steps": max((int(state["step"]) for state in inner.states.values()), default=0),
+    }
+
+
 class Measure(TrainerCallback):
     def __init__(self, model: torch.nn.Module) -> None:
         self.model = model
+        self.trainer: Any = None
         self.positions = 0
         self.steps: list[dict[str, float]] = []
         self.loading: dict[str, int] = {}
@@ -76,6 +106,7 @@ class Measure(TrainerCallback):
             "memory": self.peak,
             "memory_held": _memory(),
             "memory_loading": self.loading,
+            "sets": _sets(self.trainer),
             "resident": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         }
         Path("measured.json").write_text(json.dumps(found))
@@ -85,5 +116,11 @@ class Measure(TrainerCallback):
 
 
 class MeasurePlugin(BasePlugin):
+    measure: Measure
+
     def add_callbacks_pre_trainer(self, cfg: Any, model: Any) -> list[Any]:
-        return [Measure(model)]
+        self.measure = Measure(model)
+        return [self.measure]
+
+    def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
+        self.measure.trainer = trainer
