@@ -40,6 +40,7 @@ class ScaleBiOPlugin(BasePlugin):
         raw_config.refuse_two_names(cfg)
         raw_config.refuse_lost_arguments(cfg, sys.argv[1:])
         raw_config.take_over_lisa_keys(cfg)
+        raw_config.validate_validation_datasets(cfg)
 
     def get_input_args(self) -> str:
         return "scalebio_plugin.args.ScaleBiOArgs"

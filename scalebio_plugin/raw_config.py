@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from axolotl.utils.config import validate_config
+from axolotl.utils.dict import DictDefault
 from axolotl.utils.logging import get_logger
+from pydantic import ValidationError
 
 from .args import LisaArgs
 from .names import listed
@@ -63,3 +66,47 @@ def take_over_lisa_keys(cfg: dict[str, Any]) -> None:
         f"scalebio: took lisa_n_layers {layers} and lisa_step_interval {interval} over as scalebio.lisa; the layers "
         "are found by structure, and embeddings and head train too, as in the host"
     )
+
+
+def validate_validation_datasets(cfg: dict[str, Any]) -> None:
+    """`scalebio.validation_datasets` become what they would be in `datasets:`: migrated, defaulted or refused.
+
+    Their `weight` is ours; the host's, from 0.20 on, is the part of an entry to take.
+
+    Raises:
+        ValueError: The host refuses entries; all of them in one message, by their place.
+    """
+    block = cfg.get("scalebio")
+    entries = block.get("validation_datasets") if isinstance(block, Mapping) else None
+    if not isinstance(block, Mapping) or not isinstance(entries, list):
+        return  # what else is wrong with the block is said where it is parsed
+    validated, problems = [], []
+    for index, entry in enumerate(entries):
+        if not isinstance(entry, Mapping):
+            validated.append(entry)
+            continue
+        try:
+            weight = {key: value for key, value in entry.items() if key == "weight"}
+            validated.append({**_as_in_datasets(entry), **weight})
+        except ValueError as error:
+            problems += [f"  - scalebio.validation_datasets[{index}]{what}" for what in _said_by_host(error)]
+    if problems:
+        raise ValueError("scalebio: the host refuses entries of validation_datasets:\n" + "\n".join(problems))
+    cfg["scalebio"] = {**block, "validation_datasets": validated}
+
+
+def _as_in_datasets(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The entry as the host's validation leaves it in a config that lists it alone."""
+    plain = {key: value for key, value in entry.items() if key != "weight"}
+    around = {"base_model": "any", "micro_batch_size": 1, "gradient_accumulation_steps": 1, "learning_rate": 1e-5}
+    config = DictDefault({**around, "num_epochs": 1, "seed": 0, "datasets": [plain]})
+    return dict(validate_config(config).to_dict()["datasets"][0])
+
+
+def _said_by_host(error: ValueError) -> Iterator[str]:
+    if not isinstance(error, ValidationError):
+        yield f": {error}"
+        return
+    for one in error.errors():
+        key = ".".join(str(part) for part in one["loc"] if part != "datasets")
+        yield f"{f'.{key}' if key else ''}: {one['msg'].removeprefix('Value error, ')}"
