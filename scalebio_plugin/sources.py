@@ -24,6 +24,7 @@ from axolotl.utils.trainer import calculate_total_num_steps
 from datasets import Dataset
 
 from .args import ScaleBiOSettings
+from .loading import load_all, refuse_empty_parts
 from .names import source_names
 
 COLUMN = "scalebio_source"
@@ -96,8 +97,14 @@ def prepare(cfg: DictDefault, settings: ScaleBiOSettings, preprocess: bool) -> P
     """
     entries = list(cfg.datasets)
     names = source_names(entries, settings.names)
-    first, evaluation = _load_entry(cfg, entries[0], test_datasets=cfg.test_datasets)
-    parts = [first] + [_load_entry(cfg, entry)[0] for entry in entries[1:]]
+    loaded = load_all(
+        "datasets",
+        entries,
+        lambda entry: _load_entry(cfg, entry, cfg.test_datasets if entry is entries[0] else None),
+        with_first="test_datasets" if cfg.test_datasets else "",
+    )
+    parts, evaluation = [part for part, _ in loaded], loaded[0][1]
+    refuse_empty_parts("datasets", entries, parts, cfg.sequence_len, _prepared_path(cfg))
     merged = merge_datasets([_tagged(part, i) for i, part in enumerate(_aligned(parts))], cfg)
     if cfg.dataset_exact_deduplication:
         merged = merged.select(_first_of_equal_rows(merged.remove_columns(COLUMN)))
@@ -128,7 +135,10 @@ def _load_validation(cfg: DictDefault, settings: ScaleBiOSettings, evaluation: D
     else:
         plain = [DictDefault({key: value for key, value in entry.items() if key != "weight"}) for entry in entries]
         names = source_names(plain)
-        parts = [_tagged(_load_entry(cfg, entry)[0], i) for i, entry in enumerate(plain)]
+        key = "scalebio.validation_datasets"
+        loaded = load_all(key, plain, lambda entry: _load_entry(cfg, entry)[0])
+        refuse_empty_parts(key, plain, loaded, cfg.sequence_len, _prepared_path(cfg))
+        parts = [_tagged(part, i) for i, part in enumerate(loaded)]
     if not parts or not any(len(part) for part in parts):
         raise ValueError("scalebio: the validation data holds no example; give another validation set")
     rows = merge_datasets(_aligned(parts), DictDefault({"shuffle_merged_datasets": False}))
@@ -141,6 +151,10 @@ def _load_validation(cfg: DictDefault, settings: ScaleBiOSettings, evaluation: D
     return Validation(rows, table, weights, held_out=entries is not None)
 
 
+def _prepared_path(cfg: DictDefault) -> str:
+    return os.path.join(cfg.dataset_prepared_path or DEFAULT_DATASET_PREPARED_PATH, "scalebio")
+
+
 def _load_entry(
     cfg: DictDefault, entry: DictDefault, test_datasets: list[Any] | None = None
 ) -> tuple[Dataset, Dataset | None]:
@@ -148,7 +162,7 @@ def _load_entry(
     sub = DictDefault(copy.deepcopy(cfg.to_dict()))
     sub.datasets = [DictDefault(entry)]
     sub.test_datasets = test_datasets
-    sub.dataset_prepared_path = os.path.join(cfg.dataset_prepared_path or DEFAULT_DATASET_PREPARED_PATH, "scalebio")
+    sub.dataset_prepared_path = _prepared_path(cfg)
     sub.val_set_size, sub.max_steps = 0, None
     sub.dataset_exact_deduplication = False  # once, over all sources
     sub.dataset_shard_num = sub.dataset_shard_idx = None

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "scalebio_plugin"
 MODULES = sorted(path.relative_to(PACKAGE).with_suffix("").as_posix() for path in PACKAGE.rglob("*.py"))
 HOST = {"accelerate", "axolotl", "datasets", "deepspeed", "peft", "transformers", "trl"}
 MAY_IMPORT_THE_HOST = {
-    *("plugin", "raw_config", "wiring", "sources", "validation", "learning", "trainer", "callbacks", "rest"),
+    *("plugin", "raw_config", "wiring", "sources", "loading", "validation", "learning", "trainer", "callbacks", "rest"),
     "estimate/model",
 }
 HEAVY = HOST | {"torch", "numpy", "pandas", "matplotlib", "pydantic"}
