@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from glob import escape, glob
 from typing import Any, TypeVar
 
@@ -14,19 +14,22 @@ from datasets import Dataset
 T = TypeVar("T")
 
 
-def load_all(key: str, entries: Sequence[Mapping[str, Any]], load: Callable[[Mapping[str, Any]], T]) -> list[T]:
-    """`load` of every entry of the list `key`.
+@contextmanager
+def noted(place: str) -> Iterator[None]:
+    """An error that comes up inside gets a note of what was being loaded."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"scalebio: this came up while loading {place}")
+        raise
 
-    Raises:
-        Exception: What `load` raised, with a note of the entry it was called for.
-    """
+
+def load_all(key: str, entries: Sequence[Mapping[str, Any]], load: Callable[[Mapping[str, Any]], T]) -> list[T]:
+    """`load` of every entry of the list `key`; an error has a note of the entry."""
     loaded = []
     for index, entry in enumerate(entries):
-        try:
+        with noted(_place(key, index, entry)):
             loaded.append(load(entry))
-        except Exception as error:
-            error.add_note(f"scalebio: this came up while loading {_place(key, index, entry)}")
-            raise
     return loaded
 
 
@@ -36,7 +39,8 @@ def refuse_empty_parts(
     """An entry that leaves no row after tokenising, before `datasets` is asked to add a column to it.
 
     Args:
-        prepared: Folder of the prepared caches. An empty one is deleted: the host could not read it again.
+        prepared: Folder of the prepared caches. Empty ones are deleted: the host may fail to read them again, and would
+            do so after a change of excess_length_strategy, by which it does not tell caches apart.
 
     Raises:
         ValueError: There are some; they are named.
@@ -58,6 +62,10 @@ def _place(key: str, index: int, entry: Mapping[str, Any]) -> str:
 
 def _forget_empty_caches(prepared: str) -> None:
     for state in glob(os.path.join(escape(prepared), "*", "state.json")):
-        with open(state, encoding="utf-8") as file:
-            if not json.load(file).get("_data_files"):
-                shutil.rmtree(os.path.dirname(state), ignore_errors=True)
+        folder = os.path.dirname(state)
+        try:
+            rows = len(Dataset.load_from_disk(folder))
+        except IndexError:  # one without any file
+            rows = 0
+        if rows == 0:
+            shutil.rmtree(folder, ignore_errors=True)

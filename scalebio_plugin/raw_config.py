@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from axolotl.utils.config import validate_config
-from axolotl.utils.dict import DictDefault
 from axolotl.utils.logging import get_logger
+from axolotl.utils.schemas.config import AxolotlInputConfig
+from axolotl.utils.schemas.datasets import SFTDataset, SyntheticDataset
 from pydantic import ValidationError
 
 from .args import LisaArgs
@@ -80,7 +80,7 @@ def take_over_lisa_keys(cfg: dict[str, Any]) -> None:
 
 
 def validate_validation_datasets(cfg: dict[str, Any]) -> None:
-    """`scalebio.validation_datasets` as the host has entries of `datasets:`: migrated, with its defaults, or refused.
+    """`scalebio.validation_datasets` become what they would be in `datasets:`: migrated, defaulted or refused.
 
     Their `weight` is ours; the host's, from 0.20 on, is the part of an entry to take.
 
@@ -107,11 +107,12 @@ def validate_validation_datasets(cfg: dict[str, Any]) -> None:
 
 
 def _as_in_datasets(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """The entry as the host's validation leaves it in a config that lists it alone."""
+    """The entry as the host's own model of a config leaves it; `validate_config` would ask the plugins again."""
     plain = {key: value for key, value in entry.items() if key != "weight"}
+    parsed = (SyntheticDataset if plain.get("type") == "_synthetic" else SFTDataset)(**plain)
     around = {"base_model": "any", "micro_batch_size": 1, "gradient_accumulation_steps": 1, "learning_rate": 1e-5}
-    config = DictDefault({**around, "num_epochs": 1, "seed": 0, "datasets": [plain]})
-    return dict(validate_config(config).to_dict()["datasets"][0])
+    config = AxolotlInputConfig(**around, num_epochs=1, seed=0, datasets=[parsed])
+    return dict(config.model_dump(exclude_none=True)["datasets"][0])
 
 
 def _said_by_host(error: ValueError) -> Iterator[str]:

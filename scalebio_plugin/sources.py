@@ -25,7 +25,7 @@ from datasets import Dataset
 
 from .algorithm.bilevel import IGNORED, NO_SOURCE
 from .args import ScaleBiOSettings
-from .loading import load_all, refuse_empty_parts
+from .loading import load_all, noted, refuse_empty_parts
 from .names import source_names
 
 COLUMN = "scalebio_source"
@@ -199,7 +199,8 @@ def _load_evaluation(cfg: DictDefault, loaded: DictDefault) -> Dataset | None:
     """The host's `test_datasets`, handled as it handles them; it wants training rows too: an entry already `loaded`."""
     sub = _config_of(cfg, loaded)
     sub.test_datasets = cfg.test_datasets
-    return load_datasets(cfg=sub).eval_dataset
+    with noted("test_datasets"):
+        return load_datasets(cfg=sub).eval_dataset
 
 
 def _config_of(cfg: DictDefault, entry: DictDefault) -> DictDefault:

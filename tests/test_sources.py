@@ -194,59 +194,7 @@ def test_every_token_of_a_batch_knows_its_source(mixed: Path, packed: bool) -> N
         assert [word for word in WORDS.values() if word in text] == [list(WORDS.values())[source]]
 
 
-class TestValidationEntries:
-    """What the host makes of entries of `datasets:` happens to those of `validation_datasets`."""
-
-    RENAMED = {
-        "path": "renamed.jsonl",
-        "type": "chat_template",
-        "field_messages": "turns",
-        "message_field_role": "who",
-        "message_field_content": "what",
-        "weight": 2.0,  # ours
-    }
-
-    @pytest.mark.host_contract
-    def test_keys_that_the_host_migrates(self, mixed: Path) -> None:
-        turns = [{"who": "user", "what": "say"}, {"who": "assistant", "what": "alpha beta"}]
-        (mixed / "renamed.jsonl").write_text("\n".join([json.dumps({"turns": turns})] * 3))
-        plain = {"path": "alpaca.jsonl", "type": "alpaca"}
-        loaded = Loaded(mixed, scalebio={"validation_datasets": [self.RENAMED, plain]})
-        validation = loaded.prepared.validation
-        assert validation.table.sequences.tolist() == [3, 24]
-        assert validation.weights.tolist() == pytest.approx([2 / 3, 1 / 3])
-        first = next(row for row in validation.rows if row["scalebio_source"] == 0)
-        assert "alpha beta" in loaded.tokenizer.decode([label for label in first["labels"] if label != -100])
-
-    @pytest.mark.host_contract
-    def test_what_the_host_refuses_is_refused_by_its_place(self, mixed: Path) -> None:
-        wrong = {"path": "alpaca.jsonl", "type": "alpaca", "shards": "many"}
-        with pytest.raises(ValueError, match=r"scalebio\.validation_datasets\[1\]\S*shards"):
-            Loaded(mixed, scalebio={"validation_datasets": [{**wrong, "shards": 2}, wrong]})
-
-    @pytest.mark.parametrize("key", ["datasets", "scalebio.validation_datasets"])
-    def test_a_missing_file_is_named_with_its_key(self, mixed: Path, key: str) -> None:
-        missing = {"path": "nowhere/missing.jsonl", "type": "alpaca"}
-        overrides = {"datasets": [entries()[0], missing]} if key == "datasets" else {}
-        block = {} if key == "datasets" else {"validation_datasets": [missing]}
-        with pytest.raises(Exception, match="missing") as caught:
-            Loaded(mixed, scalebio=block, **overrides)
-        index = 1 if key == "datasets" else 0
-        assert f"{key}[{index}] (nowhere/missing.jsonl)" in "".join(caught.value.__notes__)
-
-
 class TestRefused:
-    @pytest.mark.parametrize("key", ["datasets", "scalebio.validation_datasets"])
-    def test_a_packed_source_of_rows_that_are_all_too_long(self, mixed: Path, key: str) -> None:
-        long = json.dumps({"instruction": "say " * 300, "input": "", "output": "x"})
-        (mixed / "all_long.jsonl").write_text("\n".join([long] * 4))
-        entry = {"path": "all_long.jsonl", "type": "alpaca"}
-        overrides = {"datasets": [entries()[0], entry]} if key == "datasets" else {}
-        block = {} if key == "datasets" else {"validation_datasets": [entry]}
-        for _ in range(2):  # nothing that the first attempt left behind changes the second
-            with pytest.raises(ValueError, match=r"all_long.*sequence_len 128"):
-                Loaded(mixed, sample_packing=True, scalebio=block, **overrides)
-
     def test_validation_data_without_a_target(self, mixed: Path) -> None:
         (mixed / "empty.jsonl").write_text(json.dumps({"instruction": "say", "input": "", "output": ""}))
         long = json.dumps({"instruction": "say " * 300, "input": "", "output": "x"})
