@@ -77,14 +77,17 @@ def test_resume_from_an_older_checkpoint_forgets_what_came_later(inputs: Path, t
     assert_same_end(Path(whole), Path(again), 10)
 
 
-def test_a_resume_says_where_it_goes_on(inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_resume_says_where_it_goes_on(inputs: Path, tmp_path: Path) -> None:
     out = str(tmp_path / "out")
     whole = host.train(inputs, output_dir=out, **SAVING)
+    messages: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())  # whether or not the host's loggers propagate
     logger = logging.getLogger("axolotl.scalebio")
-    logger.addHandler(caplog.handler)  # the host's loggers do not propagate
+    logger.addHandler(handler)
     host.train(inputs, output_dir=out, resume_from_checkpoint=f"{out}/checkpoint-9", **SAVING)
-    logger.removeHandler(caplog.handler)
-    (line,) = [message for message in caplog.messages if "resumed" in message]
+    logger.removeHandler(handler)
+    (line,) = [message for message in messages if "resumed" in message]
     weights = dict(zip(("clean", "wrong", "offtopic"), whole.weights[8].tolist(), strict=True))
     largest = sorted(weights, key=lambda name: -weights[name])
     shown = ", ".join(f"{name} {weights[name]:.4f}" for name in largest)

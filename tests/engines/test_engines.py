@@ -41,12 +41,12 @@ MODES: dict[str, dict[str, Any]] = {
     "full, exchanged late": {"exchanged_late": True, "gradient_accumulation_steps": 2},
     "full, then the rest": {"scalebio": {"learn": {"steps": 6}}},
     "full, odd validation batch": {"scalebio": {"validation_batch_size": 5}, "gradient_checkpointing": True},
-    # A pull at which the first gaps of one layer stand above the noise of float32. λ's rule divides a gap by its running
-    # size, so the noise of a gap (measured: 1e-7 to 5e-7; an ulp of a loss of 7 nats is 4.8e-7) moves λ by a part of
-    # mixture_learning_rate * noise / size. Measured on DDP against one process: at penalty 10 the first gap is 1.2e-4 to
-    # 1.5e-3, and λ was apart by up to 6.6e-6 (seven seeds; 1.1e-5 with two layers), w by up to 2.1e-5; at penalty 2 it
-    # is 1.5e-3 to 5e-3, λ was apart by up to 4.8e-7, w and u by up to 1e-6 (five seeds). The error comes with the first
-    # update that has a gap, and its largest did not grow from step 2 to 20.
+    # A pull at which the first gaps of one layer stand above the noise of float32. λ's rule divides a gap by its
+    # running size, so the noise of a gap (measured: 1e-7 to 5e-7; an ulp of a loss of 7 nats is 4.8e-7) moves λ by
+    # a part of mixture_learning_rate * noise / size. Measured on DDP against one process: at penalty 10 the first
+    # gap is 1.2e-4 to 1.5e-3, and λ was apart by up to 6.6e-6 (seven seeds; 1.1e-5 with two layers), w by up to
+    # 2.1e-5; at penalty 2 it is 1.5e-3 to 5e-3, λ was apart by up to 4.8e-7, w and u by up to 1e-6 (five seeds).
+    # The error comes with the first update that has a gap, and its largest did not grow from step 2 to 20.
     "lisa": {"scalebio": {**LISA, "penalty": 2.0}, "base_model": "four_layers"},
     "lisa, accumulated, embeddings": {
         "gradient_accumulation_steps": 3,
