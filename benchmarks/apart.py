@@ -1,6 +1,6 @@
 """What the plugin must not do, for comparison: LISA with other layers in u than in w, as two runs draw them.
 
-Used by benchmarks/denoising.py and tests/test_learning.py.
+Used by benchmarks/denoising.py and tests/runs/test_learning.py.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def layers_drawn_apart() -> Iterator[None]:
     u holds all parameters of the blocks from the first step on, and each set keeps the optimizer state of its own
     layers alone; nothing else is changed.
     """
-    from scalebio_plugin.trainer import ScaleBiOTrainer
+    from scalebio_plugin.training.trainer import ScaleBiOTrainer
 
     begin, learn_step = ScaleBiOTrainer.begin_step, ScaleBiOTrainer._inner_step
 

@@ -103,7 +103,7 @@ def __getattr__(name: str) -> Any:
 def make_inputs(folder: Path, hidden: int, layers: int, vocabulary: int) -> None:
     from transformers import LlamaConfig
 
-    from scalebio_plugin import planted
+    from scalebio_plugin.quickstart import planted
 
     config = LlamaConfig(
         vocab_size=vocabulary,

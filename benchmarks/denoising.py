@@ -26,8 +26,8 @@ import numpy as np
 import yaml
 
 from benchmarks.apart import layers_drawn_apart
-from scalebio_plugin import planted
-from scalebio_plugin.report import read_history, read_mixture, series
+from scalebio_plugin.quickstart import planted
+from scalebio_plugin.report.summary import read_history, read_mixture, series
 
 Row = dict[str, str]
 

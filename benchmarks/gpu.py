@@ -233,7 +233,7 @@ def machine() -> dict[str, Any]:
 
 
 def measure(session: Session, only: list[str]) -> None:
-    from scalebio_plugin import planted
+    from scalebio_plugin.quickstart import planted
 
     planted.write_data(session.work / "data", rows=1152, held_out=192)
     for shape in SHAPES:

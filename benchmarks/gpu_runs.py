@@ -160,7 +160,7 @@ def config_at(folder: Path, shape: str, dry: bool) -> Any:
     """Write the model's config and its tokenizer, which has fewer tokens than the model."""
     from transformers import LlamaConfig
 
-    from scalebio_plugin.planted import build_tokenizer
+    from scalebio_plugin.quickstart.planted import build_tokenizer
 
     tokenizer = build_tokenizer()
     tokenizer.model_max_length = 8192

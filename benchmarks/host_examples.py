@@ -151,7 +151,7 @@ def make_inputs(folder: Path, config: dict[str, Any]) -> None:
     """A tiny Llama whose tokenizer knows the tokens that the example names, and rows for every entry."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from scalebio_plugin import planted
+    from scalebio_plugin.quickstart import planted
 
     planted.build_model(folder / "model", hidden=64, layers=max(2, config.get("lisa_n_layers") or 0), heads=2)
     tokens = [*(config.get("special_tokens") or {}).values(), *_ends_of_turn(config)]
@@ -257,7 +257,7 @@ def _end_of(message: str) -> str:
 
 def try_out(name: str, config: dict[str, Any], log: Path) -> dict[str, Any]:
     """One line of the results."""
-    from scalebio_plugin.refusals import problems_of
+    from scalebio_plugin.config.refusals import problems_of
 
     raw = taken_up(config)
     refusals = problems_of(raw)
@@ -283,7 +283,7 @@ def try_out(name: str, config: dict[str, Any], log: Path) -> dict[str, Any]:
 
 def warm_up() -> None:
     """What every child would do again: imports, the packing that is compiled, garbage that only looks like some."""
-    for module in ("axolotl.train", "axolotl.cli.config", "axolotl.core.builders", "scalebio_plugin.trainer"):
+    for module in ("axolotl.train", "axolotl.cli.config", "axolotl.core.builders", "scalebio_plugin.training.trainer"):
         importlib.import_module(module)
     import numpy
     from axolotl.utils.samplers.multipack import pack_parallel

@@ -35,8 +35,8 @@ import torch
 import yaml
 from torch.nn.functional import cross_entropy
 
-from scalebio_plugin.report import SCHEMA, read_history, weights_table, write_mixture
-from scalebio_plugin.report import summarise as summarise_history
+from scalebio_plugin.report.summary import SCHEMA, read_history, weights_table, write_mixture
+from scalebio_plugin.report.summary import summarise as summarise_history
 
 SOURCES = {
     "gpt4": "GPT4-LLM-Cleaned.jsonl",

@@ -1,46 +1,31 @@
 """ScaleBiO for Axolotl: learn how much each dataset should count, by first-order bilevel optimisation.
 
-The index of the package:
+The index of the package, from the floor up:
 
-The mathematics, and the places where it can be extended:
-
-- `algorithm`: on plain tensors, usable in any training loop; needs torch alone.
+- `algorithm`: the mathematics, on plain tensors, usable in any training loop; needs torch alone.
+- `config`: from what the user wrote to frozen settings, and what cannot be done right, found before a model is loaded.
+- `report`: what a run leaves: history, numbers, tables, the picture, the page, the config of the next run.
 - `hooks`: the training step drawn once, with the hooks in place (pluggy).
-
-What a config says:
-
-- `args`: the ``scalebio:`` block.
-- `names`: readable, unique names of the sources.
-- `refusals`: what cannot be done right, found before a model is loaded.
-
-Inside the host:
-
-- `boot`: what makes ``plugins: [scalebio]`` a name the host knows.
-- `plugin`: what the host calls; short methods that delegate to `raw_config` and `wiring`.
-- `sources`, `validation`, `rest`: batches that know their source, of the validation data, after learning.
-- `trainer`, `learning`, `callbacks`, `layers`: the one overridden training step, what it holds, what happens around it.
-
-A run, and what it leaves behind:
-
-- `run`: the mixture as a run learns it.
-- `state`: everything that a checkpoint needs, as a value.
-- `report`, `picture`, `page`, `next_config`: from the history of a run to numbers, tables, the picture, the page for a
-  colleague and the config of the next run.
-- `cli`: the ``scalebio`` command; `quickstart` and `planted` are a run whose right answer is known.
+- `engines`: how two parameter sets live on one module, in one process, under DDP, FSDP2 and DeepSpeed.
+- `estimate`: bytes and compute of a run, before anything is loaded.
+- `data`: from `datasets:` to batches of tokens that know their source.
+- `training`: the one overridden training step and what surrounds it.
+- `plugin`: what the host calls; `boot`: what makes ``plugins: [scalebio]`` a name that it knows.
+- `cli`: the ``scalebio`` command; `quickstart`: a run whose right answer is known.
 
 Importing the package imports none of them; the three names that the host takes from here are loaded when asked for.
 """
 
 TYPE_CHECKING = False  # importing `typing` would be paid at every start of an interpreter (see `boot`)
 if TYPE_CHECKING:
-    from .args import ScaleBiOArgs
+    from .config.block import ScaleBiOArgs
     from .plugin import ScaleBiOPlugin
-    from .trainer import ScaleBiOTrainer
+    from .training.trainer import ScaleBiOTrainer
 
 __version__ = "0.1.0"
 __all__ = ["ScaleBiOArgs", "ScaleBiOPlugin", "ScaleBiOTrainer"]
 
-_MODULES = {"ScaleBiOArgs": "args", "ScaleBiOPlugin": "plugin", "ScaleBiOTrainer": "trainer"}
+_MODULES = {"ScaleBiOArgs": "config.block", "ScaleBiOPlugin": "plugin", "ScaleBiOTrainer": "training.trainer"}
 
 
 def __getattr__(name: str) -> object:

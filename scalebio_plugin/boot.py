@@ -76,7 +76,7 @@ def _is_unread(cfg: Any, validated: Any) -> bool:
 
 def _show_block_in_schema(schemas: ModuleType) -> None:
     if sys.argv[1:2] == ["config-schema"]:
-        from .schema import with_block
+        from .config.schema import with_block
 
         schemas.AxolotlInputConfig = with_block(schemas.AxolotlInputConfig)  # type: ignore[attr-defined]
 

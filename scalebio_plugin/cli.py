@@ -84,7 +84,7 @@ def _positive(text: str) -> int:
 
 
 def _quickstart(directory: Path, steps: int | None) -> int:
-    from .quickstart import run
+    from .quickstart.command import run
 
     return run(directory, steps=steps)
 
@@ -108,15 +108,15 @@ def _estimate(config: Path, gpus: int, gpu_memory: float, model_config: Path | N
 
 
 def _show(path: Path) -> int:
-    from .report import read_mixture, summaries_of, weights_table
+    from .report.summary import read_mixture, summaries_of, weights_table
 
     print(weights_table(summaries_of(read_mixture(_mixture_at(path)))))
     return 0
 
 
 def _report(path: Path) -> int:
-    from .page import write_report
-    from .report import read_history, read_mixture
+    from .report.page import write_report
+    from .report.summary import read_history, read_mixture
 
     mixture = _mixture_at(path)
     print(write_report(mixture.parent, read_mixture(mixture), read_history(mixture.with_name("history.jsonl"))))

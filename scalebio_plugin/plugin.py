@@ -15,12 +15,13 @@ from axolotl.utils.logging import get_logger
 from torch import nn
 from transformers import Trainer, TrainerCallback, set_seed
 
-from . import raw_config, wiring
-from .args import ScaleBiOSettings
-from .report import read_mixture
-from .run import refuse_other_sources
-from .sources import COLUMN, Prepared, drawn_per_lap, meta_of, prepare, resample
-from .wiring import settings_of
+from .config import raw as raw_config
+from .config.block import ScaleBiOSettings
+from .data.sources import COLUMN, Prepared, drawn_per_lap, meta_of, prepare, resample
+from .report.summary import read_mixture
+from .training import connect as wiring
+from .training.connect import settings_of
+from .training.mixture_run import refuse_other_sources
 
 LOG = get_logger("axolotl.scalebio")
 
@@ -43,7 +44,7 @@ class ScaleBiOPlugin(BasePlugin):
         raw_config.validate_validation_datasets(cfg)
 
     def get_input_args(self) -> str:
-        return "scalebio_plugin.args.ScaleBiOArgs"
+        return "scalebio_plugin.config.block.ScaleBiOArgs"
 
     def load_datasets(self, cfg: DictDefault, preprocess: bool = False) -> TrainDatasetMeta:
         settings = settings_of(cfg)
@@ -72,7 +73,7 @@ class ScaleBiOPlugin(BasePlugin):
     def get_trainer_cls(self, cfg: DictDefault) -> type[Trainer] | None:
         if settings_of(cfg).apply is not None:
             return None
-        from .trainer import ScaleBiOTrainer
+        from .training.trainer import ScaleBiOTrainer
 
         return ScaleBiOTrainer
 
@@ -91,7 +92,7 @@ class ScaleBiOPlugin(BasePlugin):
     def add_callbacks_post_trainer(self, cfg: DictDefault, trainer: Trainer) -> list[TrainerCallback]:
         if not self.learning:
             return []
-        from .callbacks import ScaleBiOCallback
+        from .training.callbacks import ScaleBiOCallback
 
         return [ScaleBiOCallback(trainer)]
 

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 import yaml
 
-from scalebio_plugin import quickstart
+from scalebio_plugin.quickstart import planted
 
 atexit.register(gc.unfreeze)  # see `train`
 
 # What every config must say, and departures from the host's defaults: each with its reason. A test that departs from
-# another one says why; tests/ordinary.py has configs that depart from as few as can be.
+# another one says why; tests/runs/ordinary.py has configs that depart from as few as can be.
 BASE: dict[str, Any] = {
     "base_model": "model",
     "plugins": ["scalebio", "tests.host.ProbePlugin"],
@@ -54,15 +54,15 @@ LORA: dict[str, Any] = {
 
 def make_inputs(directory: Path, *, rows: int = 96, layers: int = 2, hidden: int = 32, **model: Any) -> Path:
     """Model and planted data, as the quickstart makes them, small."""
-    quickstart.build_model(directory / "model", hidden=hidden, layers=layers, heads=2, **model)
-    quickstart.write_data(directory / "data", rows=rows, held_out=32)
+    planted.build_model(directory / "model", hidden=hidden, layers=layers, heads=2, **model)
+    planted.write_data(directory / "data", rows=rows, held_out=32)
     return directory
 
 
 def add_model(directory: Path, name: str, **model: Any) -> dict[str, str]:
     """Another model in `directory`, and the keys that choose it: its runs share the prepared data of the others."""
     if not (directory / name).exists():
-        quickstart.build_model(directory / name, **{"hidden": 32, "heads": 2, **model})
+        planted.build_model(directory / name, **{"hidden": 32, "heads": 2, **model})
     return {"base_model": name, "tokenizer_config": "model"}
 
 

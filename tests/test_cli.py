@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from scalebio_plugin import __version__, cli, quickstart
-from scalebio_plugin.report import append_history, mixture_document, summarise, write_mixture
-
-from .histories import drifting_history, facts
+from scalebio_plugin import __version__, cli
+from scalebio_plugin.quickstart import command as quickstart
+from scalebio_plugin.report.summary import append_history, mixture_document, summarise, write_mixture
+from tests.report.histories import drifting_history, facts
 
 SOURCE: dict[str, Any] = {"weight_average": 0.5, "inner_loss": 2.0, "tokens": 10, "examples": 2}
 MIXTURE = {

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from . import host
+from tests import host
 
 pytestmark = pytest.mark.host_contract
 
@@ -93,7 +93,7 @@ def test_apply_follows_the_lora_run() -> None:
 
 
 def test_the_quickstart_says_the_defaults() -> None:
-    from scalebio_plugin.args import ScaleBiOSettings
+    from scalebio_plugin.config.block import ScaleBiOSettings
 
     block = _raw("quickstart")["scalebio"]
     default = ScaleBiOSettings().model_dump()

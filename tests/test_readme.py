@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from scalebio_plugin.args import ScaleBiOSettings
+from scalebio_plugin.config.block import ScaleBiOSettings
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 

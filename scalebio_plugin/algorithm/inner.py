@@ -11,19 +11,38 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .lisa import LayerPlan, find_blocks
-from .transfer import Mark, Transfer
 
 # Entries of an optimizer's groups that belong to the run, not to a parameter set: fixed, or moved by the schedule
 # (one cycle moves the momentum too).
 _SHARED = {"params", "param_names", "weight_decay", "lr", "initial_lr", "max_lr", "min_lr"}
 _SHARED |= {"betas", "momentum", "base_momentum", "max_momentum"}
+
+
+class Mark(Protocol):
+    """A point in what a device does."""
+
+    def wait(self) -> None:
+        """Let what the caller computes from here on come after it."""
+
+
+class Transfer(Protocol):
+    """Exchanges contents with the CPU memory in which u rests, beside compute; see `engines.transfer`."""
+
+    def reaches(self, value: Tensor) -> bool:
+        """Whether it can exchange this one."""
+
+    def swap(self, near: Tensor, far: Tensor) -> Mark:
+        """Begin to exchange; from the mark on `near` holds what `far` held."""
+
+    def finish(self) -> None:
+        """Return when the CPU can read what was exchanged."""
 
 
 class InnerParameters:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from ..algorithm.inner import InnerParameters
-from ..algorithm.transfer import transfer_between
+from .transfer import transfer_between
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from ..algorithm.transfer import transfer_between
 from .base import Engine, InnerSet
+from .transfer import transfer_between
 from .zero import ZeroInner, held
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from ..algorithm.inner import InnerParameters
-from ..algorithm.transfer import Transfer, transfer_between
+from ..algorithm.inner import InnerParameters, Transfer
 from .base import Engine, InnerSet
+from .transfer import transfer_between
 
 
 class ShardedInner(InnerParameters):

@@ -23,8 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..algorithm.inner import copied_state, own_entries
-from ..algorithm.transfer import Mark, Transfer
+from ..algorithm.inner import Mark, Transfer, copied_state, own_entries
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine

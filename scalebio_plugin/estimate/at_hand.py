@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from ..algorithm.lisa import find_blocks
-from ..args import ScaleBiOSettings
+from ..config.block import ScaleBiOSettings
 from .estimator import Estimate, Run, largest_draw, method_of
 from .memory import state_bytes
 from .model import block_of, names_of_embeddings

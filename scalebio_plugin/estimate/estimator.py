@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..algorithm.lisa import find_blocks
-from ..args import ScaleBiOSettings
+from ..config.block import ScaleBiOSettings
 from . import model as models
 from .cost import Schedule
 from .memory import state_bytes

@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
-from ..args import LisaArgs, ScaleBiOSettings
-from ..names import listed
-from ..refusals import problems_of
+from ..config.block import LisaArgs, ScaleBiOSettings
+from ..config.names import listed
+from ..config.refusals import problems_of
 from .cost import Schedule
 from .records import Engine, Kind
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from axolotl.integrations.base import BasePlugin
 
-from . import gloo
+from tests.engines import gloo
 
 
 def world() -> int:

@@ -16,7 +16,7 @@ import torch
 from tests import host
 from tests.engines.test_engines import FSDP2, LAYOUTS, Layout, launch
 from tests.engines.worker import Outcome
-from tests.test_optimizers import KEYS
+from tests.runs.test_optimizers import KEYS
 
 STEPS, A_LAUNCH = 4, 4  # DeepSpeed gives back none of the address space that a run took
 NO_PULL = {"penalty": float("inf")}

@@ -141,7 +141,7 @@ def run_case(arguments: dict[str, Any]) -> Outcome | None:
 def exchanged_late() -> Iterator[None]:
     """u is exchanged as with a GPU, by copies that run only once somebody waits for them."""
     from scalebio_plugin.engines import base, deepspeed, fsdp2
-    from tests.algorithm.simulated import simulated_transfer
+    from tests.engines.simulated import simulated_transfer
 
     before = base.transfer_between
     for module in (base, deepspeed, fsdp2):
@@ -194,7 +194,7 @@ def forget_state() -> None:
 
 def die_while_saving(rank: int, step: int) -> None:
     """Rank `rank` is gone when it comes to writing its part of u in checkpoint `step`; the others are not hurried."""
-    from scalebio_plugin import state
+    from scalebio_plugin.training import checkpoint as state
 
     save_inner = state.save_inner
 

@@ -25,8 +25,8 @@ from deepspeed.runtime.zero import stage_1_and_2
 from torch import Tensor, nn
 
 from scalebio_plugin.engines.zero import ZeroInner, held
-from tests.algorithm.simulated import simulated_transfer
 from tests.engines import gloo
+from tests.engines.simulated import simulated_transfer
 
 STEPS, ROWS, WIDTH, CHUNKS = 6, 4, 6, 2
 CLIP, PULL = 0.5, 0.3

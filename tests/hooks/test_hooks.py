@@ -240,8 +240,8 @@ def test_an_unknown_attribute_is_an_error_that_names_it(extension):
 
 
 def test_a_rule_nobody_answers_for_is_an_error_that_names_it():
-    from scalebio_plugin.args import ScaleBiOSettings
-    from scalebio_plugin.wiring import build_manager_of  # imports the host
+    from scalebio_plugin.config.block import ScaleBiOSettings
+    from scalebio_plugin.training.connect import build_manager_of  # imports the host
 
     with pytest.raises(ValueError, match=r"mixture_update.*'sgd'.*exponentiated_gradient and adam.*extensions"):
         build_manager_of(ScaleBiOSettings(mixture_update="sgd"))
@@ -249,8 +249,8 @@ def test_a_rule_nobody_answers_for_is_an_error_that_names_it():
 
 @pytest.mark.parametrize("rule", ["adam", "exponentiated_gradient", "frozen"])
 def test_a_rule_somebody_answers_for_is_accepted(extension, rule):
-    from scalebio_plugin.args import ScaleBiOSettings
-    from scalebio_plugin.wiring import build_manager_of
+    from scalebio_plugin.config.block import ScaleBiOSettings
+    from scalebio_plugin.training.connect import build_manager_of
 
     extension.Frozen = Frozen
     settings = ScaleBiOSettings(mixture_update=rule, extensions=["my_mixture:Frozen"])

@@ -1,0 +1,9 @@
+"""From what the user wrote to frozen settings. Pydantic alone.
+
+block      the `scalebio:` block
+names      of the plugin, and readable, unique ones of the sources
+raw        the config before the host validates it
+refusals   what cannot be done right, found before a model is loaded
+deepspeed  the same for the JSON of DeepSpeed
+schema     the block in `axolotl config-schema`
+"""

@@ -1,0 +1,303 @@
+"""What ScaleBiO cannot do right, found in the raw config before a model is loaded.
+
+Every rule is one line: rule, value, remedy. `problems_of` returns all of them, so that a user mends a config once.
+Standard library only: it runs inside the host's validation, for every command that reads the config.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from importlib import metadata
+from typing import Any
+
+from .deepspeed import problems_of_deepspeed
+from .names import source_names
+
+# Keys that train something else than a causal language model on text, or change what the training step computes.
+_KEYS = {
+    "rl": "learns from preferences or rewards, not from a training loss per source",
+    "reward_model": "is not next-token training",
+    "process_reward_model": "is not next-token training",
+    "streaming": "has no fixed set of examples to count per source; use a prepared dataset",
+    "pretraining_dataset": "has no fixed set of examples to count per source; use `datasets:` with type completion",
+    "processor_type": "means multimodal training, whose batches carry no source; use text datasets",
+    "is_multimodal": "means multimodal training, whose batches carry no source; use text datasets",
+    "skip_prepare_dataset": "leaves the rows untokenised, so that sources cannot be counted",
+    "trainer_cls": "replaces the trainer that the bilevel step extends",
+    "relora": "merges and resets the adapter during the run, which the inner parameters would not follow",
+    "relora_steps": "merges and resets the adapter during the run, which the inner parameters would not follow",
+    "orpo_alpha": "changes the training loss",
+    "use_eaft": "changes the training loss",
+    "use_dft": "changes the training loss",
+    "balance_labels": "changes the training loss and refuses a wrapped collator",
+    "label_smoothing_factor": "changes the training loss",
+    "auto_find_batch_size": "restarts the training loop in mid-run",
+    "qat": "swaps the model's layers during the run",
+    "fp8": "keeps scaling state in the layers, which both parameter sets would share",
+    "bfloat16": "is training in pure half precision, which loses most updates to rounding; use bf16: true",
+    "float16": "is training in pure half precision, which loses most updates to rounding; use fp16: true or bf16: true",
+    "liger_fused_linear_cross_entropy": "computes the loss inside the model, without the losses of the single tokens; "
+    "the other liger_* kernels are fine",
+    "cut_cross_entropy": "computes the loss inside the model, without the losses of the single tokens",
+    "chunked_cross_entropy": "computes the loss inside the model, without the losses of the single tokens",
+    "unsloth_cross_entropy_loss": "computes the loss inside the model, without the losses of the single tokens",
+    "context_parallel_size": "splits sequences over ranks",
+    "sequence_parallel_degree": "splits sequences over ranks",
+    "tensor_parallel_size": "splits layers over ranks",
+    "expert_parallel_size": "splits layers over ranks",
+}
+_ONE_IS_FINE = {"context_parallel_size", "sequence_parallel_degree", "tensor_parallel_size", "expert_parallel_size"}
+# By a part of the optimizer's name. All others exchange: tests/runs/test_optimizers.py.
+_OPTIMIZERS = {
+    "lomo": "steps during the backward pass, so that u and w cannot step apart",
+    "layerwise": "steps during the backward pass, so that u and w cannot step apart",
+    "offload": "steps copies of the parameters that it keeps elsewhere",
+    "polora": "keeps its state outside the parameters it steps",
+    "grokadamw": "keeps its state in a form that no checkpoint restores",
+    "q_galore": "has not been tried with two parameter sets",
+    "flash_": "keeps its state in objects that a checkpoint of the inner parameters cannot hold",
+}
+_COUNTS_FOR_ALL = "counts its steps for all layers together, those that LISA draws anew included"
+_OPTIMIZERS_WITH_LISA = {
+    "schedule_free": _COUNTS_FOR_ALL,
+    "optimi_adamw": _COUNTS_FOR_ALL,
+    "stable_adamw": _COUNTS_FOR_ALL,
+    "dion": _COUNTS_FOR_ALL,
+    "adopt_adamw": _COUNTS_FOR_ALL,
+    "muon": "needs what it notes of every parameter at the start, which goes with the state of frozen layers",
+    "apollo": "needs what it notes of every parameter at the start, which goes with the state of frozen layers",
+    "paged_": "never gives back the memory of frozen layers",
+}
+_NO_SHARDS = "steps whole tensors, not the shards of FSDP2"
+_NO_FLAT = "cannot step the flat tensors of ZeRO"
+_UNTRIED = "has not been tried with two parameter sets on sharded parameters"
+_NOT_TRIED = {"galore": _UNTRIED, "apollo": _UNTRIED, "came_": _UNTRIED, "optimi_": _UNTRIED}
+# By engine; what is not here: tests/engines/test_optimizers_on_ranks.py.
+_OPTIMIZERS_WITH_ENGINE: dict[str, dict[str, str]] = {
+    "ddp": {"dion": "wants sharded parameters where there are several processes"},
+    "fsdp": {
+        **dict.fromkeys(("paged_", "lion_8bit", "lion_32bit", "rmsprop_bnb", "ademamix", "adafactor"), _NO_SHARDS),
+        "dion": "fails as it makes its state for parameters of FSDP2",
+        **_NOT_TRIED,
+    },
+    "deepspeed": {**dict.fromkeys(("adagrad", "ao_adamw_fp8", "sinkgd", "dion"), _NO_FLAT), **_NOT_TRIED},
+}
+# What becomes of a run that saves its optimizer under FSDP2; each was seen in the host without the plugin too.
+_LOST_WITH_FSDP2 = {
+    **dict.fromkeys(("torch_8bit", "torch_4bit", "ao_adamw"), "dies at the first checkpoint"),
+    **dict.fromkeys(("schedule_free", "sinkgd"), "cannot go on from a checkpoint"),
+    "adagrad": "goes on from a checkpoint with another state than it saved",
+}
+_PLUGINS = ("kd.", "diffusion", "mixlora", "hatchery", "cut_cross_entropy", "grokfast", "spectrum_offload")
+
+
+def problems_of(config: Mapping[str, Any]) -> list[str]:
+    """All reasons why this raw config (before the host's validation) cannot be run, each with its remedy."""
+    block = config.get("scalebio") or {}
+    if not isinstance(block, Mapping):
+        return [f"scalebio: must be a block of keys, got {block!r}; see the reference table in the README"]
+    checks = [_datasets(config), _unsupported(config), _names(config, block)]
+    if block.get("apply"):
+        checks.append(_apply(block))
+    else:
+        checks += [
+            _engine(config),
+            _order(config),
+            problems_of_deepspeed(config),
+            _validation_data(config, block),
+            _numbers(block),
+            _layer_sampling(config, block),
+        ]
+    return [problem for check in checks for problem in check]
+
+
+def _datasets(config: Mapping[str, Any]) -> Iterator[str]:
+    entries = config.get("datasets") or []
+    if len(entries) < 2:
+        yield (
+            f"datasets: must list at least two sources to weigh against each other, got {len(entries)}; add one, "
+            "or remove scalebio from plugins:"
+        )
+
+
+def _unsupported(config: Mapping[str, Any]) -> Iterator[str]:
+    for key, reason in _KEYS.items():
+        value = config.get(key)
+        if not value or (key in _ONE_IS_FINE and value == 1):
+            continue
+        yield f"{key}: {value!r} {reason}; remove {key} or scalebio"
+    optimizer = str(config.get("optimizer") or "")
+    lisa = (config.get("scalebio") or {}).get("lisa") is not None
+    for part, reason in _OPTIMIZERS.items():
+        if part in optimizer:
+            yield f"optimizer: {optimizer} {reason}; use adamw_torch or another one"
+    for part, reason in _OPTIMIZERS_WITH_LISA.items():
+        if part in optimizer and lisa:
+            yield f"optimizer: {optimizer} {reason}; use adamw_torch, or remove scalebio.lisa"
+    for plugin in config.get("plugins") or []:
+        if any(part in str(plugin).split("integrations.")[-1] for part in _PLUGINS):
+            yield f"plugins: {plugin} replaces the training step or the loss; remove it or scalebio"
+    for key in ("layer_offloading", "activation_offloading"):
+        if config.get(key) and lisa:
+            yield f"{key}: {config[key]!r} moves layers that LISA freezes; remove {key} or scalebio.lisa"
+
+
+def _engine(config: Mapping[str, Any]) -> Iterator[str]:
+    several = int(os.environ.get("WORLD_SIZE") or 1) > 1
+    sharded = "deepspeed" if config.get("deepspeed") else "fsdp" if config.get("fsdp_config") else None
+    optimizer = str(config.get("optimizer") or "")
+    for part, reason in _OPTIMIZERS_WITH_ENGINE[sharded or "ddp"].items():
+        if part in optimizer and (sharded or several):
+            yield f"optimizer: {optimizer} {reason}; use adamw_torch or another one"
+    saves = config.get("save_strategy") != "no" and not config.get("save_only_model")
+    for part, fate in _LOST_WITH_FSDP2.items():
+        if part in optimizer and sharded == "fsdp" and saves:
+            yield (
+                f"optimizer: {optimizer}: under FSDP2 a run with it {fate}, with or without the plugin; use "
+                "adamw_torch, or save_only_model: true"
+            )
+    if config.get("torch_compile") and (several or sharded or config.get("fsdp")):
+        yield "torch_compile: hides the engine of several processes, which u's passes steer; remove torch_compile"
+    if not config.get("fsdp_config") and not config.get("fsdp"):
+        return
+    block = config.get("fsdp_config") or {}
+    version = config.get("fsdp_version") or block.get("fsdp_version") or block.get("version") or _default_fsdp_version()
+    if str(version) != "2" or config.get("fsdp"):
+        yield "fsdp: version 1 flattens parameters, which the two sets cannot exchange; use fsdp_version: 2"
+    if config.get("fp16"):
+        yield "fp16: with FSDP2 an overflow on one rank alone would part the two sets; use bf16: true"
+    if config.get("deepspeed"):
+        yield "deepspeed and fsdp_config are both set; remove one"
+
+
+def _order(config: Mapping[str, Any]) -> Iterator[str]:
+    """Equation (1) of `algorithm.bilevel` needs batches whose rows are drawn at random from all sources."""
+    if config.get("group_by_length") and not config.get("sample_packing"):
+        yield (
+            "group_by_length: fills batches with rows of one length, so that the sources of short rows count for more "
+            "than their weights; remove it, or use sample_packing: true"
+        )
+    shuffled = config.get("shuffle_merged_datasets", True)
+    own = (config.get("scalebio") or {}).get("validation_datasets")
+    if config.get("val_set_size") and own is None and not shuffled:
+        yield (
+            "val_set_size: with shuffle_merged_datasets: false it splits off the last rows of the last source, for "
+            "which alone the mixture would be tuned; add scalebio.validation_datasets, or shuffle"
+        )
+    if config.get("curriculum_sampling") and not shuffled:
+        yield (
+            "curriculum_sampling: with shuffle_merged_datasets: false a step sees one source alone, and not what the "
+            "mixture makes of all; remove one of the two"
+        )
+
+
+def _default_fsdp_version() -> int:
+    """Of a host that has only version 2 left (from 0.20 on), and of one that has both."""
+    return 1 if metadata.version("axolotl").startswith("0.19.") else 2
+
+
+def _names(config: Mapping[str, Any], block: Mapping[str, Any]) -> Iterator[str]:
+    try:
+        names = source_names(config.get("datasets") or [], block.get("names"))
+    except ValueError as error:
+        yield str(error)
+        return
+    groups = block.get("groups") or {}
+    members = [member for group in groups.values() for member in group]
+    used: dict[str, list[str]] = {
+        "scalebio.groups": members,
+        "scalebio.bounds": [name for name in block.get("bounds") or {} if name not in groups],
+    }
+    if isinstance(block.get("mixture_init"), Mapping):
+        used["scalebio.mixture_init"] = list(block["mixture_init"])
+    for where, mentioned in used.items():
+        unknown = [name for name in mentioned if name not in names]
+        if unknown:
+            yield f"{where} names unknown sources {unknown}; the sources are {names}"
+    clashing = [group for group in groups if group in names]
+    if clashing:
+        yield f"scalebio.groups: {clashing} are names of sources; rename the groups"
+    shared = sorted({member for member in members if members.count(member) > 1})
+    if shared:
+        yield f"scalebio.groups: {shared} stand in several groups; a source belongs to one at most"
+    yield from _simplex(block, names, groups)
+
+
+def _simplex(block: Mapping[str, Any], names: list[str], groups: Mapping[str, list[str]]) -> Iterator[str]:
+    """Rules on `mixture_init` and `bounds` that need all of the names."""
+    init = block.get("mixture_init")
+    if isinstance(init, Mapping):
+        missing = [name for name in names if name not in init]
+        if missing:
+            yield f"scalebio.mixture_init must give every source a weight, {missing} have none; add them"
+        elif abs(sum(init.values()) - 1.0) > 1e-6:
+            yield f"scalebio.mixture_init must sum to 1, got {sum(init.values()):.6g}; rescale the weights"
+        elif any(init[name] <= 0.0 and (block.get("bounds") or {}).get(name, (0.0, 1.0))[1] > 0.0 for name in names):
+            yield "scalebio.mixture_init: a weight of 0 can never grow; use a small one, or bounds to hold it at 0"
+    bounds = {name: tuple(pair) for name, pair in (block.get("bounds") or {}).items() if len(pair) == 2}
+    for name, (low, high) in bounds.items():
+        if low > high:
+            yield f"scalebio.bounds.{name}: min {low} is above max {high}; exchange them"
+
+    def sums(of: Iterable[str]) -> tuple[float, float]:
+        pairs = [bounds.get(name, (0.0, 1.0)) for name in of]
+        return sum(low for low, _ in pairs), sum(high for _, high in pairs)
+
+    lows, highs = sums(name for name in names if not any(name in members for members in groups.values()))
+    for group, members in groups.items():
+        low, high = sums(members)
+        least, most = bounds.get(group, (0.0, 1.0))
+        if low > most or high < least:
+            yield f"scalebio.bounds.{group} {(least, most)} cannot be met by its members' bounds; widen one of them"
+            return
+        lows, highs = lows + max(low, least), highs + min(high, most)
+    if names and (lows > 1.0 + 1e-9 or highs < 1.0 - 1e-9):
+        yield f"scalebio.bounds allow sums from {lows:.4g} to {highs:.4g}, never 1; widen them"
+
+
+def _validation_data(config: Mapping[str, Any], block: Mapping[str, Any]) -> Iterator[str]:
+    own = block.get("validation_datasets")
+    if own is not None and len(own) == 0:
+        yield "scalebio.validation_datasets is empty; list at least one dataset, or remove the key"
+    if own is None and not config.get("test_datasets") and not config.get("val_set_size"):
+        yield (
+            "no validation data to tune the mixture for: add scalebio.validation_datasets (entries as in datasets:), "
+            "or test_datasets, or val_set_size"
+        )
+    for entry in own or []:
+        if not isinstance(entry, Mapping) or not entry.get("path"):
+            yield f"scalebio.validation_datasets: {entry!r} has no path; write it as an entry of datasets:"
+        elif not _positive(entry.get("weight", 1.0)):
+            yield f"scalebio.validation_datasets: weight must be above 0, got {entry['weight']!r}"
+
+
+def _positive(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value) and value > 0
+
+
+def _numbers(block: Mapping[str, Any]) -> Iterator[str]:
+    penalty = block.get("penalty", 10.0)
+    if block.get("estimator") == "symmetric" and isinstance(penalty, (int, float)) and penalty < 3.0:
+        yield (
+            "scalebio.penalty must be at least 3 with estimator symmetric, so that L2 − L1/α stays bounded, got "
+            f"{penalty}; raise it"
+        )
+
+
+def _layer_sampling(config: Mapping[str, Any], block: Mapping[str, Any]) -> Iterator[str]:
+    lisa = block.get("lisa") is not None
+    host_keys = [key for key in ("lisa_n_layers", "lisa_step_interval") if config.get(key)]
+    if lisa and host_keys:
+        yield f"{', '.join(host_keys)} and scalebio.lisa both ask for LISA; keep scalebio.lisa"
+    if lisa and config.get("unfrozen_parameters"):
+        yield "scalebio.lisa and unfrozen_parameters both choose what trains; keep one"
+
+
+def _apply(block: Mapping[str, Any]) -> Iterator[str]:
+    idle = sorted(set(block) - {"apply", "max_repeats", "names", "extensions"})
+    if idle:
+        yield f"scalebio.apply runs without learning, {idle} would do nothing; remove them"
+    if not os.path.isfile(str(block["apply"])):
+        yield f"scalebio.apply: no file {block['apply']}; give the path of a mixture.json"

@@ -1,0 +1,180 @@
+"""The validation batches: L1's data, a stream that is a function of (seed, step) and so needs no saving.
+
+Both kinds of stream deal shuffled laps over the validation rows. Padded, a batch is so many sequences; packed, as many
+as fit into so many bins, which look like those of the host's training rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from ..algorithm.bilevel import IGNORED
+
+
+class ValidationStream:
+    """One sequence a row.
+
+    L1 is a token mean; with weights v_j on several validation datasets, a token of dataset j counts v_j / share_j
+    (equation (1) of `algorithm.bilevel` again).
+
+    Args:
+        rows: Tagged rows, with the columns that the collator wants.
+        collate: Rows of a pass -> batch; a packed row is a list of sequences.
+        coefficient_V: (V,), v_j / share_j for each validation dataset.
+        batch_size: Sequences per optimiser step.
+        chunk_size: Rows per forward pass.
+    """
+
+    def __init__(
+        self,
+        rows: Dataset,
+        collate: Callable[[list[Any]], dict[str, Any]],
+        coefficient_V: Tensor,
+        batch_size: int,
+        chunk_size: int,
+        seed: int,
+    ):
+        self.rows = rows
+        self.collate = collate
+        self.coefficient_V = coefficient_V
+        self.batch_size = batch_size
+        self.chunk_size = chunk_size
+        self.seed = seed
+        self._lap = lru_cache(maxsize=2)(self._shuffled)
+
+    def indices(self, step: int) -> np.ndarray:  # (sequences of the batch,)
+        """Sequences of the batch of optimiser step `step` (from 0)."""
+        return np.array(list(islice(self._from(step * self.batch_size), self.batch_size)))
+
+    def packed_rows(self, step: int) -> list[list[int]]:
+        """The rows of the batch of a step, each as its sequences."""
+        return [[int(index)] for index in self.indices(step)]
+
+    def batches(self, step: int, *, rank: int = 0, ranks: int = 1) -> Iterator[dict[str, Any]]:
+        """A rank's part of the batch of a step, collated, in chunks of `chunk_size` rows: equally many on all.
+
+        Where the rows don't go round, a rank's last one is a copy without targets.
+        """
+        rows = self.packed_rows(step)
+        features = [self._feature(row) for row in rows[rank::ranks]]
+        if len(features) < -(-len(rows) // ranks):
+            features.append(self._feature(rows[0], targets=False))
+        for start in range(0, len(features), self.chunk_size):
+            yield self.collate(features[start : start + self.chunk_size])
+
+    def _feature(self, row: list[int], *, targets: bool = True) -> Any:
+        """What the collator takes for a row."""
+        return self._sequence(row[0], targets)
+
+    def _sequence(self, index: int, targets: bool) -> dict[str, Any]:
+        sequence: dict[str, Any] = self.rows[index]
+        return sequence if targets else {**sequence, "labels": [IGNORED] * len(sequence["labels"])}
+
+    def _from(self, position: int) -> Iterator[int]:
+        """Sequences from a position of the stream on, lap after lap, without end."""
+        lap, start = divmod(position, len(self.rows))
+        while True:
+            yield from self._lap(lap)[start:].tolist()
+            lap, start = lap + 1, 0
+
+    def _shuffled(self, lap: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, lap]).permutation(len(self.rows))
+
+
+@dataclass(frozen=True)
+class Packing:
+    """The bins of a packed run, as the host makes them for its training rows.
+
+    Attributes:
+        capacity: Tokens of a bin.
+        members: Sequences of a bin, at most.
+        bins: Of a step; None: as many as `sequences` take.
+        sequences: Of a step; None: as many as `bins` take.
+    """
+
+    capacity: int
+    members: int
+    bins: int | None = None
+    sequences: int | None = None
+
+
+class PackedValidationStream(ValidationStream):
+    """A bin a row: sequences in the order of the laps, each in the first bin of the step that has room for it.
+
+    A step ends at the first sequence that none of its bins has room for, so that bins are about equally full and every
+    lap shows each sequence once.
+
+    Args:
+        lengths: (rows,), tokens of each sequence.
+    """
+
+    def __init__(
+        self,
+        rows: Dataset,
+        lengths: np.ndarray,
+        packing: Packing,
+        collate: Callable[[list[Any]], dict[str, Any]],
+        coefficient_V: Tensor,
+        chunk_size: int,
+        seed: int,
+    ):
+        super().__init__(rows, collate, coefficient_V, packing.sequences or 0, chunk_size, seed)
+        self.lengths = lengths
+        self.packing = packing
+        self._at = (0, 0)  # a step, and the position at which it begins
+
+    def indices(self, step: int) -> np.ndarray:
+        return np.array([index for row in self.packed_rows(step) for index in row])
+
+    def packed_rows(self, step: int) -> list[list[int]]:
+        if self.packing.sequences is not None:
+            return self._packed(step * self.packing.sequences)
+        if step < self._at[0]:
+            self._at = (0, 0)
+        while self._at[0] < step:
+            number, position = self._at
+            self._at = (number + 1, position + sum(map(len, self._packed(position))))
+        return self._packed(self._at[1])
+
+    def _packed(self, position: int) -> list[list[int]]:
+        ahead = self._from(position)
+        finite = ahead if self.packing.sequences is None else islice(ahead, self.packing.sequences)
+        return first_fit(finite, self.lengths, self.packing)
+
+    def _feature(self, row: list[int], *, targets: bool = True) -> Any:
+        return [self._sequence(index, targets) for index in row]
+
+
+def first_fit(sequences: Iterable[int], lengths: np.ndarray, packing: Packing) -> list[list[int]]:
+    """Each sequence into the first bin with room; ends where `packing.bins` are open and none has.
+
+    A sequence that is longer than a bin has one of its own.
+    """
+    bins: list[list[int]] = []
+    room: list[int] = []
+    for index in sequences:
+        length = int(lengths[index])
+        fits = (at for at, left in enumerate(room) if length <= left and len(bins[at]) < packing.members)
+        at = next(fits, len(bins))
+        if at == len(bins):
+            if at == packing.bins:
+                break
+            bins.append([])
+            room.append(packing.capacity)
+        bins[at].append(index)
+        room[at] -= length
+    return bins
+
+
+def coefficients(weights: np.ndarray, shares: np.ndarray) -> Tensor:  # (V,), float64
+    """v_j / share_j, exactly 1 where they agree."""
+    return torch.tensor(np.where(weights == shares, 1.0, weights / shares), dtype=torch.float64)

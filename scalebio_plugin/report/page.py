@@ -1,0 +1,122 @@
+"""`report.html`: a learned mixture on one page that a colleague can open, with nothing beside it."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from .picture import draw_mixture
+from .summary import HistoryRecord, SourceSummary, StrPath, layers_line, replace_file, summaries_of
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 62rem; margin: 2rem auto;
+       padding: 0 1rem }
+h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2rem }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+th, td { padding: .3rem .8rem .3rem 0; text-align: right; vertical-align: top; border-bottom: 1px solid #e5e5e5 }
+th:first-child, td:first-child, td.text, th.text { text-align: left; overflow-wrap: anywhere }
+td.bar { width: 9rem; padding-right: 1rem } td.bar div { height: .8rem; margin-top: .35rem; background: #3f90da }
+.grey { color: #777 } img { max-width: 100%; width: 44rem }
+"""
+_HOW_TO_READ = """
+<p>The <b>weights</b> p are those of the training loss &Sigma; p<sub>i</sub> L<sub>i</sub>, where L<sub>i</sub> is a
+source's mean loss: they are not fractions of rows. <b>Rows</b> says which fraction of the sequences of an ordinary run
+that mixture comes to.</p>
+<p>The <b>gap</b> is what pulling the model towards the validation data costs a source beyond the mixture's average
+(mean of the last half of the updates, with its standard error, s.e.). Above 0 a source loses weight, below 0 it gains.
+Where it is less than two standard errors from 0, the data do not tell the source from the average mixture, and its
+weight may be chance.</p>
+"""
+
+
+def write_report(folder: StrPath, document: Mapping[str, Any], history: Sequence[HistoryRecord]) -> Path:
+    """Draw `mixture.png`, write `report.html`, which takes the picture in, and return the path of the page.
+
+    Args:
+        folder: Where both go.
+        document: The content of `mixture.json`.
+        history: Of the run; what is younger than the document is left out.
+    """
+    picture, page = Path(folder) / "mixture.png", Path(folder) / "report.html"
+    until_then = [record for record in history if record["step"] <= document["steps"]]
+    draw_mixture(until_then, picture, list(document["weights"]))
+    replace_file(page, _page(document, picture.read_bytes()).encode())
+    return page
+
+
+def _page(document: Mapping[str, Any], picture: bytes) -> str:
+    image = base64.b64encode(picture).decode()
+    title = f"Learned mixture of {len(document['weights'])} sources"
+    parts = [
+        f"<h1>{title}</h1>",
+        f"<p>{_in_a_sentence(document)}</p>",
+        _weights(document),
+        f'<img alt="Weights, training losses and validation loss over the run" src="data:image/png;base64,{image}">',
+        "<h2>How to read this</h2>" + _HOW_TO_READ,
+        "<h2>How it was learned</h2>" + _facts(document),
+    ]
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
+    body = "\n".join(parts)
+    head = f"<head>{head}\n<style>{_STYLE}</style></head>"
+    return f'<!doctype html>\n<html lang="en">\n{head}\n<body>\n{body}\n</body>\n</html>\n'
+
+
+def _in_a_sentence(document: Mapping[str, Any]) -> str:
+    summaries = summaries_of(document)
+    told = [name for name, summary in summaries.items() if summary.is_told_from_average]
+    of = f"{document['updates']} updates of the weights in {document['steps']} optimiser steps, penalty"
+    sure = f"{len(told)} of {len(summaries)} sources differ from the average mixture by more than two standard errors"
+    return escape(f"{of} {document['penalty']:g}. {sure}.")
+
+
+def _weights(document: Mapping[str, Any]) -> str:
+    sources = document["sources"]
+    summaries = summaries_of(document)
+    # What `apply` samples by: p over the mean target tokens of a sequence.
+    rows_of = {name: summaries[name].weight * source["examples"] / source["tokens"] for name, source in sources.items()}
+    most, all_rows = max(document["weights"].values()), sum(rows_of.values())
+    head = ("source", "", "weight", "rows", "gap", "s.e.", "", "loss", "target tokens", "sequences")
+    lines = [
+        [
+            _cell(escape(name), "text"),
+            _cell(f'<div style="width: {summary.weight / most:.1%}"></div>', "bar"),
+            _cell(f"{summary.weight:.4f}"),
+            _cell(f"{rows_of[name] / all_rows:.1%}"),
+            _cell(f"{summary.gap:+.2g}"),
+            _cell("–" if summary.gap_se is None else f"{summary.gap_se:.1g}"),
+            _cell(_verdict(summary), "text grey"),
+            _cell("–" if summary.loss is None else f"{summary.loss:.3f}"),
+            _cell(f"{sources[name]['tokens']:,}"),
+            _cell(f"{sources[name]['examples']:,}"),
+        ]
+        for name, summary in summaries.items()
+    ]
+    return _table(lines, head)
+
+
+def _verdict(summary: SourceSummary) -> str:
+    if not summary.is_told_from_average:
+        return "as the average" if summary.gap_se is not None else "too few updates"
+    return "loses" if summary.gap > 0 else "gains"
+
+
+def _facts(document: Mapping[str, Any]) -> str:
+    shown = ("estimator", "loss_unit", "mixture_update", "penalty", "steps", "updates", "seed")
+    facts = {name: document[name] for name in shown}
+    facts |= {f"version of {name}": version for name, version in document["versions"].items()}
+    facts |= {f"fingerprint of the {name}": digest for name, digest in document["fingerprint"].items()}
+    layers = document["layer_steps"]
+    moved = "" if layers is None else f"<p>{escape(layers_line(layers))}.</p>\n"
+    return moved + _table([[_cell(escape(name)), _cell(escape(str(fact)), "text")] for name, fact in facts.items()])
+
+
+def _table(lines: Iterable[Iterable[str]], head: Iterable[str] = ()) -> str:
+    rows = ["".join(f"<th>{name}</th>" for name in head), *("".join(cells) for cells in lines)]
+    return "<table>\n" + "\n".join(f"<tr>{row}</tr>" for row in rows if row) + "\n</table>"
+
+
+def _cell(content: str, kind: str = "") -> str:
+    return f'<td class="{kind}">{content}</td>' if kind else f"<td>{content}</td>"

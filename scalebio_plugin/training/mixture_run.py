@@ -1,0 +1,237 @@
+"""The mixture as a run learns it: λ, what it has seen, and in which phase the run is. No trainer in here.
+
+Legend: S sources. All of it is float64 on the CPU, and the same on every rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import pluggy
+import torch
+from torch import Tensor
+
+from ..algorithm.bilevel import GapBaseline, estimate_gap, mixture_gradient
+from ..algorithm.mixture import Bounds, logits_of, weights_of
+from ..config.block import ScaleBiOSettings
+from ..hooks.spec import Observation
+from ..report.summary import HistoryRecord
+
+
+class Phase(Enum):
+    """WARMUP: w alone on the mixture. LEARN: the bilevel step. REST: λ is final, an ordinary run on the mixture."""
+
+    WARMUP = "warmup"
+    LEARN = "learn"
+    REST = "rest"
+
+
+@dataclass(frozen=True)
+class StepLosses:
+    """Losses of one optimiser step, summed over its global accumulated batch.
+
+    Attributes:
+        model_S, inner_S: (S,), Σ unit · loss at w and at u.
+        units_S: (S,), n_i.
+        train_loss: L2(λ, w) of the step. val_loss: L1(w).
+    """
+
+    model_S: Tensor
+    inner_S: Tensor
+    units_S: Tensor
+    train_loss: float
+    val_loss: float
+
+
+class MixtureRun:
+    """λ and its history-free state; the trainer feeds it losses, it answers with coefficients.
+
+    Args:
+        settings: The `scalebio:` block.
+        names: Of the sources.
+        share_S: Part of each source in the units of the training set.
+        manager: With the hooks that move λ.
+        max_steps: Optimiser steps of the run.
+    """
+
+    def __init__(
+        self,
+        settings: ScaleBiOSettings,
+        names: Sequence[str],
+        share_S: Tensor,
+        manager: pluggy.PluginManager,
+        max_steps: int,
+    ):
+        self.settings = settings
+        self.names = list(names)
+        self.share_S = share_S.to(torch.float64)
+        self.manager = manager
+        self.learn_until = settings.warmup_steps + settings.learn.until(max_steps - settings.warmup_steps)
+        self.bounds = bounds_of(settings, self.names)
+        self.logits_S = logits_of(self._bounded(initial_weights(settings, self.names, self.share_S)))
+        self.proportional = settings.mixture_init == "proportional" and self.bounds is None
+        self.rule_state: dict[str, Any] | None = None
+        self.baseline = GapBaseline.zeros(len(self.names))
+        self.pending_gap_S = torch.zeros(len(self.names), dtype=torch.float64)
+        self.pending_steps = 0
+        self.updates = 0
+
+    @property
+    def weights_S(self) -> Tensor:
+        return weights_of(self.logits_S)
+
+    def coefficient_S(self) -> Tensor:  # (S,), float64
+        """p_i / share_i, exactly 1 where the weights still are the token shares they started from."""
+        if self.proportional and self.updates == 0:
+            return torch.ones_like(self.share_S)
+        return self.weights_S / self.share_S
+
+    def phase(self, step: int) -> Phase:
+        """Phase of the optimiser step that starts after `step` finished ones."""
+        if step < self.settings.warmup_steps:
+            return Phase.WARMUP
+        return Phase.LEARN if step < self.learn_until else Phase.REST
+
+    def observe(self, losses: StepLosses, step: int, learning_rate: float) -> HistoryRecord | None:
+        """Take in one step's losses; every `update_interval` steps move λ and return the line for the history.
+
+        Args:
+            step: Optimiser step, from 1.
+            learning_rate: Of w and u in this step, for the record.
+        """
+        halved = 0.5 if self.settings.estimator == "symmetric" else 1.0
+        difference = (losses.model_S - losses.inner_S) * halved
+        gap, self.baseline = estimate_gap(difference, losses.units_S, self.share_S, self.baseline)
+        self.pending_gap_S = self.pending_gap_S + gap
+        self.pending_steps += 1
+        if self.pending_steps < self.settings.update_interval:
+            return None
+        mean_gap = self.pending_gap_S / self.pending_steps
+        self.pending_gap_S, self.pending_steps = torch.zeros_like(mean_gap), 0
+        self._move(mean_gap, step)
+        return self._record(losses, mean_gap, step, learning_rate)
+
+    def _move(self, gap_S: Tensor, step: int) -> None:
+        rate = self.settings.mixture_learning_rate
+        if rate == 0.0:
+            return
+        weights = self.weights_S
+        observation = Observation(
+            logits_S=self.logits_S,
+            weights_S=weights,
+            gap_S=gap_S,
+            gradient_S=mixture_gradient(gap_S, weights, self.settings.penalty),
+            learning_rate=rate,
+            step=step,
+        )
+        self.logits_S, self.rule_state = self._updated(observation)
+        if self.bounds is not None:
+            self.logits_S = logits_of(self._bounded(self.weights_S))
+        self.updates += 1
+
+    def _updated(self, observation: Observation) -> tuple[Tensor, dict[str, Any]]:
+        rule = self.settings.mixture_update
+        answer = self.manager.hook.scalebio_update_mixture(rule=rule, observation=observation, state=self.rule_state)
+        if answer is None:
+            raise ValueError(unknown_rule(rule))
+        return answer
+
+    def _bounded(self, weights_S: Tensor) -> Tensor:
+        return weights_S if self.bounds is None else self.bounds.bounded(weights_S)
+
+    def _record(self, losses: StepLosses, gap_S: Tensor, step: int, learning_rate: float) -> HistoryRecord:
+        def means(sums_S: Tensor) -> dict[str, float | None]:
+            pairs = zip(sums_S.tolist(), losses.units_S.tolist(), strict=True)
+            return self._named([total / units if units > 0 else None for total, units in pairs])
+
+        return {
+            "step": step,
+            "weights": self._named(self.weights_S.tolist()),
+            "loss": means(losses.model_S),
+            "inner_loss": means(losses.inner_S),
+            "gap": self._named(gap_S.tolist()),
+            "units": self._named([round(units) for units in losses.units_S.tolist()]),
+            "train_loss": losses.train_loss,
+            "val_loss": losses.val_loss,
+            "learning_rate": learning_rate,
+        }
+
+    def _named(self, values: Sequence[Any]) -> dict[str, Any]:
+        return dict(zip(self.names, values, strict=True))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values and tensors: all that decides how λ goes on."""
+        return {
+            "names": self.names,
+            "logits": self.logits_S,
+            "rule": self.settings.mixture_update,
+            "rule_state": self.rule_state,
+            "baseline": vars(self.baseline),
+            "pending_gap": self.pending_gap_S,
+            "pending_steps": self.pending_steps,
+            "updates": self.updates,
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            ValueError: Its sources or its update rule are others than this run's.
+        """
+        refuse_other_sources(saved["names"], self.names, "the checkpoint")
+        if saved["rule"] != self.settings.mixture_update:
+            raise ValueError(
+                f"the checkpoint was learned with mixture_update {saved['rule']!r}, this run has "
+                f"{self.settings.mixture_update!r}; set it back, or start a new output_dir"
+            )
+        self.logits_S, self.rule_state = saved["logits"], saved["rule_state"]
+        self.baseline = GapBaseline(**saved["baseline"])
+        self.pending_gap_S, self.pending_steps = saved["pending_gap"], saved["pending_steps"]
+        self.updates = saved["updates"]
+
+
+def refuse_other_sources(saved: Sequence[str], names: Sequence[str], where: str) -> None:
+    """Raise a ValueError that names the sources by which two mixtures differ; their order may differ only by name."""
+    if list(saved) == list(names):
+        return
+    missing, new = sorted(set(saved) - set(names)), sorted(set(names) - set(saved))
+    if not missing and not new:
+        raise ValueError(
+            f"scalebio: {where} lists the sources as {list(saved)}, this run as {list(names)}; "
+            "put the entries of datasets: back in that order"
+        )
+    raise ValueError(
+        f"scalebio: the sources of {where} are not those of this run: it has {missing or 'none'} that are missing "
+        f"here, and lacks {new or 'none'}; use the datasets: it was learned on, or give scalebio.names"
+    )
+
+
+def unknown_rule(rule: str) -> str:
+    return (
+        f"scalebio.mixture_update: no rule {rule!r}; the built-in ones are exponentiated_gradient and adam, others "
+        "come from scalebio.extensions"
+    )
+
+
+def initial_weights(settings: ScaleBiOSettings, names: Sequence[str], share_S: Tensor) -> Tensor:  # (S,)
+    if isinstance(settings.mixture_init, Mapping):
+        return torch.tensor([settings.mixture_init[name] for name in names], dtype=torch.float64)
+    if settings.mixture_init == "proportional":
+        return share_S.to(torch.float64)
+    return torch.full((len(names),), 1.0 / len(names), dtype=torch.float64)
+
+
+def bounds_of(settings: ScaleBiOSettings, names: Sequence[str]) -> Bounds | None:
+    if not settings.bounds:
+        return None
+    pairs = [settings.bounds.get(name, (0.0, 1.0)) for name in names]
+    groups = [
+        ([names.index(member) for member in members], *settings.bounds[group])
+        for group, members in settings.groups.items()
+        if group in settings.bounds
+    ]
+    low, high = (torch.tensor(column, dtype=torch.float64) for column in zip(*pairs, strict=True))
+    return Bounds(low, high, groups)

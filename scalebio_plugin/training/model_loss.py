@@ -1,0 +1,48 @@
+"""What a model adds to its loss by itself, wherever it is given labels, which our passes keep from it.
+
+A mixture of experts adds a router loss, a regulariser of training that spreads the tokens over the experts. u's and w's
+training passes carry it, on the host's scale; it belongs to no source, so it is in no recorded loss and in no gap, and
+L1, the plain validation loss, does not have it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..algorithm.bilevel import IGNORED, token_losses
+
+
+def router_loss(outputs: Mapping[str, Any], config: Any) -> Tensor | None:
+    """The model's router loss times its coefficient; None where it has none, or `output_router_logits` is off."""
+    auxiliary = outputs.get("aux_loss")
+    text = config.get_text_config()
+    coefficient = getattr(text, "router_aux_loss_coef", getattr(text, "aux_loss_coef", None))
+    return None if auxiliary is None or coefficient is None else coefficient * auxiliary
+
+
+def refuse_unseen_additions(own: Tensor, outputs: Mapping[str, Any], labels: Tensor, model: Any) -> None:
+    """Compare the model's `own` loss of a batch with what our passes make of its outputs.
+
+    Args:
+        own: The mean over the batch, as the model gives it to the host. outputs: Of the same forward pass.
+
+    Raises:
+        ValueError: They differ by more than rounding, so that a run would train without a part of the host's loss.
+    """
+    if outputs.get("logits") is None:
+        return
+    targets = labels[:, 1:]
+    router = router_loss(outputs, model.config)
+    mean = token_losses(outputs["logits"], targets).sum() / (targets != IGNORED).sum()
+    seen = float(mean) + (0.0 if router is None else float(router))
+    rounding = max(1e-4, 4 * torch.finfo(own.dtype).eps) * max(1.0, abs(seen))
+    if abs(float(own) - seen) > rounding:  # a batch without targets gives NaN, which is never above
+        raise ValueError(
+            f"scalebio: {type(model).__name__} adds {float(own) - seen:.4g} to its loss that the plugin does not see "
+            f"({float(own):.6g} for the first batch, whose tokens and routers make {seen:.6g}), so the mixture would "
+            "be learned without it; turn it off in the model's config (overrides_of_model_config), or remove scalebio"
+        )

@@ -1,0 +1,241 @@
+"""From weights to the rows of an ordinary run: fractions of sequences, whole numbers, and the drawn rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from scalebio_plugin.data.sources import COLUMN, SourceCollator, SourceTable, _allot, resample
+
+
+def table_of(tokens: list[int], sequences: list[int]) -> SourceTable:
+    names = [f"s{i}" for i in range(len(tokens))]
+    return SourceTable(names, np.array(tokens), np.array(sequences), digest="")
+
+
+# ---- fractions
+
+
+@pytest.mark.parametrize(
+    ("tokens", "sequences", "weights"),
+    [
+        ([1000, 100], [10, 10], [0.5, 0.5]),
+        ([300, 4000, 50], [30, 10, 25], [0.2, 0.5, 0.3]),
+        ([7, 7, 7], [1, 7, 3], [0.1, 0.1, 0.8]),
+        ([500, 500], [50, 50], [0.0, 1.0]),
+    ],
+)
+def test_rows_drawn_by_the_fractions_hold_tokens_by_the_weights(tokens, sequences, weights):
+    """So that a token mean over them is Σ weights_i L2_i."""
+    fractions = table_of(tokens, sequences).sampling(np.array(weights))
+    assert fractions.sum() == pytest.approx(1.0)
+    held = fractions * np.array(tokens) / np.array(sequences)
+    assert (held / held.sum()).tolist() == pytest.approx(weights)
+
+
+def test_with_equal_lengths_the_fractions_are_the_weights():
+    weights = np.array([0.2, 0.3, 0.5])
+    assert table_of([100, 50, 10], [10, 5, 1]).sampling(weights).tolist() == pytest.approx(weights.tolist())
+
+
+def test_at_the_token_shares_every_sequence_counts_the_same():
+    table = table_of([1000, 100, 30], [10, 20, 30])
+    assert table.sampling(table.shares("token")).tolist() == pytest.approx([10 / 60, 20 / 60, 30 / 60])
+
+
+@pytest.mark.parametrize(("unit", "expected"), [("token", [0.75, 0.25]), ("sequence", [0.2, 0.8])])
+def test_shares_are_parts_of_the_units(unit, expected):
+    assert table_of([300, 100], [10, 40]).shares(unit).tolist() == pytest.approx(expected)
+
+
+# ---- whole numbers
+
+
+ALLOTMENTS = [
+    pytest.param([0.5, 0.5], 10, [100, 100], id="even"),
+    pytest.param([1 / 3, 1 / 3, 1 / 3], 10, [100, 100, 100], id="not divisible"),
+    pytest.param([0.7, 0.2, 0.1], 7, [100, 100, 100], id="fractions"),
+    pytest.param([0.7, 0.2, 0.1], 100, [20, 100, 100], id="one is full"),
+    pytest.param([0.7, 0.2, 0.1], 100, [20, 30, 100], id="two are full"),
+    pytest.param([0.7, 0.2, 0.1], 100, [20, 30, 10], id="all are full"),
+    pytest.param([0.0, 0.4, 0.6], 50, [100, 100, 100], id="one has nothing"),
+    pytest.param([0.0, 1.0], 50, [100, 20], id="the only one is full"),
+    pytest.param([0.999999, 0.000001], 10, [5, 100], id="nearly nothing takes the rest"),
+    pytest.param([0.25] * 4, 2, [10] * 4, id="fewer rows than sources"),
+    pytest.param([0.5, 0.5], 0, [10, 10], id="no rows"),
+    pytest.param([0.5, 0.5], 10, [0, 10], id="a source without rows"),
+]
+
+
+def exact(fractions: list[float], rows: int, most: list[int]) -> list[float]:
+    """Water filling: min(most, level · fraction), with the level at which the sum is `rows`."""
+    low, high = 0.0, 1e12
+    for _ in range(200):
+        level = (low + high) / 2
+        filled = sum(min(m, level * f) for m, f in zip(most, fractions, strict=True))
+        low, high = (level, high) if filled < rows else (low, level)
+    return [min(m, high * f) for m, f in zip(most, fractions, strict=True)]
+
+
+@pytest.mark.parametrize(("fractions", "rows", "most"), ALLOTMENTS)
+def test_numbers_are_whole_within_one_of_exact_and_as_many_as_there_can_be(fractions, rows, most):
+    found = _allot(np.array(fractions), rows, np.array(most))
+    wanted = exact(fractions, rows, most)
+    assert found.sum() == min(rows, sum(m for m, f in zip(most, fractions, strict=True) if f > 0))
+    assert (found >= 0).all()
+    assert (found <= np.array(most)).all()
+    assert (np.abs(found - np.array(wanted)) < 1 + 1e-6).all()
+    assert (found[np.array(fractions) == 0] == 0).all()
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_numbers_of_random_cases(seed):
+    random = np.random.default_rng(seed)
+    sources = int(random.integers(1, 12))
+    fractions = random.dirichlet(np.full(sources, 0.4))
+    most, rows = random.integers(0, 200, sources), int(random.integers(0, 600))
+    test_numbers_are_whole_within_one_of_exact_and_as_many_as_there_can_be(fractions.tolist(), rows, most.tolist())
+
+
+# ---- rows
+
+
+def source_of(*counts: int, seed: int = 0) -> np.ndarray:
+    """Source of each row, shuffled."""
+    return np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
+
+
+def seen(rows: np.ndarray, source: np.ndarray) -> list[np.ndarray]:
+    """For each source, how often each of its rows was drawn."""
+    often = np.bincount(rows, minlength=len(source))
+    return [often[source == i] for i in range(int(source.max()) + 1)]
+
+
+@pytest.mark.parametrize("fractions", [[0.5, 0.3, 0.2], [0.1, 0.1, 0.8], [0.0, 0.5, 0.5], [0.98, 0.01, 0.01]], ids=str)
+@pytest.mark.parametrize("rows", [50, 160, 333])
+def test_a_source_gives_its_rows_equally_often(fractions, rows):
+    source = source_of(100, 50, 10)
+    for often in seen(resample(source, np.array(fractions), rows, 40.0, 1), source):
+        assert often.max() - often.min() <= 1
+
+
+@pytest.mark.parametrize("fractions", [[0.5, 0.3, 0.2], [0.0, 0.5, 0.5], [0.7, 0.2, 0.1]], ids=str)
+def test_sources_are_drawn_by_their_fractions(fractions):
+    source = source_of(100, 50, 10)
+    drawn = resample(source, np.array(fractions), 1000, 100.0, 1)
+    counts = np.bincount(source[drawn], minlength=3)
+    assert len(drawn) == 1000
+    assert (np.abs(counts - 1000 * np.array(fractions)) <= 1).all()
+
+
+@pytest.mark.parametrize("max_repeats", [1, 2, 3, 4])
+def test_no_row_is_drawn_more_often_than_max_repeats(max_repeats):
+    source = source_of(100, 50, 10)
+    drawn = resample(source, np.array([0.1, 0.1, 0.8]), 160, max_repeats, 1)
+    assert np.bincount(drawn).max() <= max_repeats
+
+
+@pytest.mark.parametrize("max_repeats", [1, 2, 3])
+def test_what_a_full_source_cannot_give_the_others_do(max_repeats):
+    source = source_of(100, 100, 10)
+    counts = np.bincount(source[resample(source, np.array([0.2, 0.1, 0.7]), 100, max_repeats, 1)], minlength=3)
+    assert counts.sum() == 100
+    assert counts[2] == 10 * max_repeats
+    assert counts[0] / counts[1] == pytest.approx(2.0, rel=0.05)
+
+
+def test_fewer_rows_come_back_only_if_every_source_with_a_weight_is_full():
+    source = source_of(30, 20, 10)
+    drawn = resample(source, np.array([0.0, 0.5, 0.5]), 100, 2.0, 1)
+    assert np.bincount(source[drawn], minlength=3).tolist() == [0, 40, 20]
+
+
+def test_at_the_row_shares_with_one_repeat_it_is_the_training_set_once():
+    source = source_of(70, 20, 10)
+    drawn = resample(source, np.array([0.7, 0.2, 0.1]), 100, 1.0, 1)
+    assert sorted(drawn.tolist()) == list(range(100))
+
+
+def test_a_draw_is_a_function_of_its_seed():
+    source, fractions = source_of(100, 50, 10), np.array([0.2, 0.3, 0.5])
+    one = resample(source, fractions, 160, 4.0, 7)
+    assert resample(source, fractions, 160, 4.0, 7).tolist() == one.tolist()
+    assert resample(source, fractions, 160, 4.0, 8).tolist() != one.tolist()
+
+
+def test_sources_come_mixed():
+    """No stretch of the run belongs to one source."""
+    source = np.sort(source_of(500, 500))
+    drawn = source[resample(source, np.array([0.5, 0.5]), 1000, 4.0, 1)]
+    halves = drawn[:500].mean(), drawn[500:].mean()
+    assert halves == pytest.approx((0.5, 0.5), abs=0.1)
+
+
+def test_mean_loss_over_the_drawn_tokens_is_the_weighted_loss():
+    """End to end: weights -> fractions -> rows -> token mean."""
+    random = np.random.default_rng(0)
+    source = source_of(400, 300, 200)
+    lengths = np.array([40, 10, 90])[source]
+    loss = np.array([1.0, 3.0, 7.0])[source]
+    tokens = np.bincount(source, lengths).astype(int)
+    table = table_of(tokens.tolist(), np.bincount(source).tolist())
+    weights = np.array([0.5, 0.2, 0.3])
+    drawn = resample(source, table.sampling(weights), 20_000, 200.0, int(random.integers(100)))
+    mean = (loss[drawn] * lengths[drawn]).sum() / lengths[drawn].sum()
+    assert mean == pytest.approx(float(weights @ [1.0, 3.0, 7.0]), rel=1e-3)
+
+
+# ---- the tags in a batch
+
+
+def host_collator(side: str):
+    """Pads on a side, and joins the sequences of a packed row first; knows nothing of sources."""
+
+    def collate(features: list[Any]) -> dict[str, torch.Tensor]:
+        rows = features if isinstance(features[0], list) else [[feature] for feature in features]
+        assert all(COLUMN not in item for row in rows for item in row)
+        lines = [[token for item in row for token in item["input_ids"]] for row in rows]
+        longest = max(map(len, lines)) + 1
+        padding = [[0] * (longest - len(line)) for line in lines]
+        joined = [line + pad if side == "right" else pad + line for line, pad in zip(lines, padding, strict=True)]
+        return {"input_ids": torch.tensor(joined)}
+
+    return collate
+
+
+def item(source: int, *tokens: int) -> dict[str, Any]:
+    return {"input_ids": list(tokens), COLUMN: source}
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_every_token_of_a_padded_batch_has_its_source_and_padding_has_none(side):
+    features = [item(2, 5, 5, 5), item(0, 6), item(1, 7, 7)]
+    batch = SourceCollator(host_collator(side), side)(features)
+    sources = {5: 2, 6: 0, 7: 1, 0: -1}
+    assert batch[SourceCollator.SOURCE].tolist() == [[sources[t] for t in row] for row in batch["input_ids"].tolist()]
+    numbers = {5: 0, 6: 1, 7: 2, 0: -1}
+    assert batch[SourceCollator.SEQUENCE].tolist() == [[numbers[t] for t in row] for row in batch["input_ids"].tolist()]
+
+
+def test_packed_sequences_are_numbered_through_the_batch():
+    features = [[item(0, 1, 1), item(0, 2, 2, 2)], [item(1, 3)], [item(2, 4, 4), item(0, 5), item(1, 6, 6)]]
+    batch = SourceCollator(host_collator("right"), "right")(features)
+    tokens = batch["input_ids"]
+    assert (batch[SourceCollator.SEQUENCE][tokens > 0] == tokens[tokens > 0] - 1).all()
+    assert (batch[SourceCollator.SEQUENCE][tokens == 0] == -1).all()
+    expected = torch.tensor([-1, 0, 0, 1, 2, 0, 1])[tokens]
+    assert torch.equal(batch[SourceCollator.SOURCE], expected)
+
+
+def test_the_features_are_left_as_they_are():
+    features = [item(1, 5, 5)]
+    SourceCollator(host_collator("right"), "right")(features)
+    assert features == [item(1, 5, 5)]
+
+
+def test_rows_without_a_tag_pass_through():
+    batch = SourceCollator(host_collator("right"), "right")([{"input_ids": [1, 2]}])
+    assert list(batch) == ["input_ids"]

@@ -1,0 +1,255 @@
+"""Exchanges that run beside compute end as those that run at once, whenever their copies run."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from scalebio_plugin.algorithm.inner import InnerParameters
+from scalebio_plugin.engines.transfer import CudaDevice, Transfer
+from tests.engines import simulated
+from tests.engines.simulated import WHEN, SimulatedDevice
+from tests.engines.streams import pretend_cuda
+
+PULL = 0.3
+STREAMS = "on CUDA's streams"  # the device that GPUs have, on streams that are simulated
+WHENEVER = pytest.mark.parametrize("when", [*WHEN, STREAMS])
+
+
+@pytest.fixture(autouse=True)
+def _cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_cuda(monkeypatch, torch.device("cpu"))
+
+
+def simulated_transfer(when: str, *, seed: int = 0, chunk: int = 64, buffers: int = 3) -> Transfer:
+    if when != STREAMS:
+        return simulated.simulated_transfer(when, seed=seed, chunk=chunk, buffers=buffers)
+    room = [torch.empty(chunk, dtype=torch.uint8) for _ in range(buffers)]
+    return Transfer(CudaDevice(torch.device("cpu")), room)
+
+
+@WHENEVER
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(), (0,), (3,), (16,), (7, 33)])
+@pytest.mark.parametrize("buffers", [1, 3])
+def test_two_tensors_exchange_their_contents(when, dtype, shape, buffers):
+    for seed in range(5):
+        transfer = simulated_transfer(when, seed=seed, buffers=buffers)
+        near, far = torch.randn(shape).to(dtype), torch.randn(shape).to(dtype)
+        near_before, far_before = near.clone(), far.clone()
+        for _ in range(2):
+            transfer.swap(near, far).wait()
+            assert torch.equal(near, far_before)
+            transfer.swap(near, far).wait()
+            assert torch.equal(near, near_before)
+        transfer.finish()
+        assert torch.equal(far, far_before)
+
+
+@WHENEVER
+def test_many_exchanges_run_at_a_time(when):
+    """More chunks than buffers, waited for in another order."""
+    for seed in range(20):
+        transfer = simulated_transfer(when, seed=seed)
+        pairs = [(torch.randn(size), torch.randn(size)) for size in (5, 40, 100, 1)]
+        before = [(near.clone(), far.clone()) for near, far in pairs]
+        marks = [transfer.swap(near, far) for near, far in pairs]
+        for index in (2, 0, 3, 1):
+            marks[index].wait()
+            assert torch.equal(pairs[index][0], before[index][1])
+        transfer.finish()
+        assert all(torch.equal(far, near) for (_, far), (near, _) in zip(pairs, before, strict=True))
+
+
+@WHENEVER
+def test_after_the_finish_the_cpu_reads_both_without_waiting(when):
+    transfer = simulated_transfer(when)
+    near, far = torch.randn(40), torch.randn(40)
+    near_before, far_before = near.clone(), far.clone()
+    transfer.swap(near, far)
+    transfer.finish()
+    assert torch.equal(near, far_before)
+    assert torch.equal(far, near_before)
+
+
+def test_a_transposed_tensor_is_exchanged_as_it_lies_in_memory():
+    near = torch.randn(5, 9).T
+    far = torch.empty_like(near).copy_(torch.randn(9, 5))
+    near_before, far_before = near.clone(), far.clone()
+    transfer = simulated_transfer("late")
+    transfer.swap(near, far).wait()
+    transfer.finish()
+    assert torch.equal(near, far_before)
+    assert torch.equal(far, near_before)
+
+
+# ---- the inner parameters
+
+
+class Blocks(nn.Module):
+    """An embedding, three blocks, a norm and a head."""
+
+    def __init__(self, width: int = 8):
+        super().__init__()
+        self.embedding = nn.Embedding(13, width)
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(width, width), nn.Tanh()) for _ in range(3))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, 13, bias=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        hidden = self.embedding(tokens)
+        for layer in self.layers:
+            hidden = hidden + layer(hidden)
+        return self.head(self.norm(hidden))
+
+
+class Flat(nn.Module):
+    """No blocks to be found."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(13, 8)
+        self.head = nn.Linear(8, 13)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.embedding(tokens))
+
+
+def loss_of(model: nn.Module, seed: int) -> Tensor:
+    tokens = torch.randint(13, (4, 6), generator=torch.Generator().manual_seed(seed))
+    return functional.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+
+
+class Trained:
+    """u and w in one module, as the trainer does it: u's step first."""
+
+    def __init__(self, make: type[nn.Module], when: str | None, seed: int = 0):
+        torch.manual_seed(0)
+        self.model = make()
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.01)
+        transfer = None if when is None else simulated_transfer(when, seed=seed)
+        self.inner = InnerParameters(dict(self.model.named_parameters()), self.optimizer, transfer=transfer)
+        self.inner.follow(self.inner.parameters)
+
+    def step(self, number: int) -> None:
+        with self.inner.in_place(for_passes=True):
+            loss_of(self.model, number).backward()
+            self.inner.step()
+        (loss_of(self.model, number) + PULL * loss_of(self.model, 1000 + number)).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def everything(self) -> dict[str, Any]:
+        return {"w": {key: value.clone() for key, value in self.model.state_dict().items()}, **self.inner.state_dict()}
+
+
+def assert_same(one: Any, other: Any) -> None:
+    if isinstance(one, Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_same(one[key], other[key])
+    elif isinstance(one, (list, tuple)):
+        for a, b in zip(one, other, strict=True):
+            assert_same(a, b)
+    else:
+        assert one == other
+
+
+@WHENEVER
+@pytest.mark.parametrize("make", [Blocks, Flat])
+@pytest.mark.parametrize("hooked", [True, False])
+def test_both_sets_train_the_same_bits(when, make, hooked):
+    """Not hooked: the exchange is waited for at once."""
+    plain = Trained(make, None)
+    for number in range(4):
+        plain.step(number)
+    for seed in range(3):
+        beside = Trained(make, when, seed)
+        if hooked:
+            beside.inner.wait_in(beside.model)
+        for number in range(4):
+            beside.step(number)
+        assert_same(beside.everything(), plain.everything())
+
+
+def test_a_pass_begins_before_all_has_arrived_and_each_block_waits_for_its_own():
+    beside = Trained(Blocks, "late")
+    beside.inner.wait_in(beside.model)
+    seen = []
+    for layer in beside.model.layers:
+        layer.register_forward_hook(lambda *_: seen.append(set(beside.inner.arriving)))
+    with beside.inner.in_place(for_passes=True):
+        assert len(beside.inner.arriving) == 10
+        loss_of(beside.model, 0)
+        assert not beside.inner.arriving
+    rest = [
+        {f"layers.{layer}.0.{kind}" for layer in layers for kind in ("weight", "bias")} for layers in ((1, 2), (2,))
+    ]
+    assert seen == [*rest, set()]
+
+
+def test_the_simulation_shows_a_pass_that_does_not_wait():
+    plain, beside = Trained(Blocks, None), Trained(Blocks, "late")
+    for trained in (plain, beside):
+        trained.step(0)
+    beside.inner.passes_wait = True  # which nobody saw to
+    for trained in (plain, beside):
+        trained.step(1)
+    pairs = zip(plain.model.parameters(), beside.model.parameters(), strict=True)
+    assert any(not torch.equal(one, other) for one, other in pairs)
+
+
+@WHENEVER
+def test_w_has_arrived_after_an_error(when):
+    beside = Trained(Blocks, when)
+    beside.inner.wait_in(beside.model)
+    beside.step(0)
+    before = beside.everything()
+    with pytest.raises(KeyError), beside.inner.in_place(for_passes=True):
+        raise KeyError
+    assert not beside.inner.arriving
+    assert_same(beside.everything(), before)
+
+
+@WHENEVER
+def test_restored_it_goes_on_with_the_same_bits(when):
+    whole, again = Trained(Blocks, when), Trained(Blocks, when)
+    for trained in (whole, again):
+        trained.inner.wait_in(trained.model)
+    for number in range(2):
+        whole.step(number)
+    saved, optimizer = whole.everything(), copy.deepcopy(whole.optimizer.state_dict())
+    again.model.load_state_dict(saved.pop("w"))
+    again.optimizer.load_state_dict(optimizer)
+    again.inner.load_state_dict(saved)
+    for trained in (whole, again):
+        trained.step(2)
+    assert_same(again.everything(), whole.everything())
+
+
+def test_hooks_do_not_keep_u_alive():
+    beside = Trained(Blocks, "late")
+    beside.inner.wait_in(beside.model)
+    beside.step(0)
+    reference = weakref.ref(beside.inner)
+    del beside.inner
+    gc.collect()
+    assert reference() is None
+    loss_of(beside.model, 1)
+
+
+def test_the_simulated_lane_keeps_its_order():
+    lane = SimulatedDevice("at random").lane()
+    a, b, c = torch.ones(1), torch.zeros(1), torch.zeros(1)
+    lane.copy(b, a, [])
+    lane.copy(c, b, []).wait()
+    assert c == 1

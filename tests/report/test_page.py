@@ -1,0 +1,111 @@
+"""The page of a learned mixture: whole in one file, and nothing of a source's name is taken for markup."""
+
+from __future__ import annotations
+
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scalebio_plugin.report.page import write_report
+from scalebio_plugin.report.summary import SourceSummary, mixture_document
+from tests.report.histories import facts, record
+
+ODD = "<script>alert('a & b')</script>"
+VOID = {"meta", "img"}
+
+
+class Page(HTMLParser):
+    """Its tables as rows of cells, its addresses, and whether every element is closed where it should be."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: set[str] = set()
+        self.rows: list[list[str]] = []
+        self.addresses: list[str] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href")]
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if "td" in self.open:
+            self.rows[-1][-1] += data
+
+
+def document(**sources: dict[str, Any]) -> dict[str, Any]:
+    """Of sources with (weight, gap, its standard error, target tokens, sequences)."""
+    summaries = {
+        name: SourceSummary(weight, weight, None if error is None else 1.25, 1.0, gap, error)
+        for name, (weight, gap, error, _, _) in sources.items()
+    }
+    known = facts(
+        {name: source[3] for name, source in sources.items()},
+        {name: source[4] for name, source in sources.items()},
+        steps=200,
+        updates=100,
+        seed=7,
+        versions={"axolotl": "0.19.0"},
+        fingerprint={"data": "cafe"},
+        layer_steps=[20, 0],
+    )
+    return mixture_document(summaries, known)
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Page:
+    sources = {
+        ODD: (0.2, 0.02, 0.004, 1000, 100),
+        "long answers": (0.6, -0.01, 0.001, 4000, 100),
+        "as good as any": (0.15, 0.001, 0.002, 1000, 100),
+        "rare": (0.05, 0.001, None, 1000, 100),
+    }
+    history = [record(step, {name: source[0] for name, source in sources.items()}) for step in range(1, 21)]
+    return Page(write_report(tmp_path, document(**sources), history).read_text(encoding="utf-8"))
+
+
+def test_every_source_is_a_line_with_its_numbers(page: Page) -> None:
+    lines = {row[0]: row[1:] for row in page.rows if len(row) == 10 and row[0]}
+    assert list(lines) == ["long answers", ODD, "as good as any", "rare"]  # largest first
+    assert lines["long answers"] == ["", "0.6000", "27.3%", "-0.01", "0.001", "gains", "1.250", "4,000", "100"]
+    assert lines[ODD][1:6] == ["0.2000", "36.4%", "+0.02", "0.004", "loses"]
+    assert lines["as good as any"][5] == "as the average"
+    assert lines["rare"][4:7] == ["–", "too few updates", "–"]
+
+
+def test_the_rows_of_an_ordinary_run_are_those_that_apply_draws(page: Page) -> None:
+    """Weights over mean target tokens: 0.6 / 40 and 0.2 / 10, 0.15 / 10, 0.05 / 10."""
+    shown = [float(row[3].rstrip("%")) / 100 for row in page.rows if len(row) == 10 and row[0]]
+    per_row = [0.6 / 40, 0.2 / 10, 0.15 / 10, 0.05 / 10]
+    assert shown == pytest.approx([value / sum(per_row) for value in per_row], abs=1e-3)
+
+
+def test_it_says_how_many_sources_are_told_apart_and_how_it_was_learned(page: Page) -> None:
+    assert "100 updates of the weights in 200 optimiser steps, penalty 10. 2 of 4 sources differ" in page.text
+    assert "LISA moved 1 of 2 blocks, each for 20 optimiser steps; never drawn: 1." in page.text
+    assert ["version of axolotl", "0.19.0"] in page.rows
+    assert ["fingerprint of the data", "cafe"] in page.rows
+    assert ["seed", "7"] in page.rows
+
+
+def test_nothing_is_fetched_and_no_name_is_markup(page: Page) -> None:
+    assert "script" not in page.tags
+    assert ODD in page.text
+    (picture,) = page.addresses
+    assert picture.startswith("data:image/png;base64,iVBORw0KGgo")

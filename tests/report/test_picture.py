@@ -1,0 +1,68 @@
+"""Facts about the picture that a run leaves behind."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from scalebio_plugin.report.picture import PALETTE, draw_mixture
+from scalebio_plugin.report.picture import _running_mean as running_mean
+from scalebio_plugin.report.picture import _spread as spread
+from tests.report.histories import drifting_history, record
+
+
+def colours_in(path):
+    """The palette colours that the picture holds, exactly as drawn."""
+    pixels = {tuple(rgb) for rgb in np.round(imread(path)[..., :3] * 255).astype(int).reshape(-1, 3)}
+    return {hexa for hexa in PALETTE if tuple(bytes.fromhex(hexa[1:])) in pixels}
+
+
+class TestPicture:
+    @pytest.mark.parametrize(("sources", "coloured"), [(1, 1), (2, 2), (10, 10), (11, 8), (40, 8)])
+    def test_up_to_ten_sources_are_in_colour_and_of_more_the_top_eight(self, tmp_path, sources, coloured):
+        draw_mixture(drifting_history(sources, 30)[0], tmp_path / "mixture.png", drifting_history(sources, 1)[1])
+        assert colours_in(tmp_path / "mixture.png") == set(PALETTE[:coloured])
+        assert [path.name for path in tmp_path.iterdir()] == ["mixture.png"]
+
+    def test_one_update_is_visible(self, tmp_path):
+        history, names = drifting_history(2, 1)
+        history[0]["loss"] = dict.fromkeys(names)
+        draw_mixture(history, tmp_path / "mixture.png", names)
+        assert colours_in(tmp_path / "mixture.png") == set(PALETTE[:2])
+
+    def test_no_update_gives_empty_axes_with_a_note(self, tmp_path):
+        draw_mixture([], tmp_path / "mixture.png", ["a", "b"])
+        picture = imread(tmp_path / "mixture.png")
+        assert picture.shape[0] > 1000
+        assert picture[..., :3].std() > 0.01
+        assert colours_in(tmp_path / "mixture.png") == set()
+
+    def test_awkward_names_and_a_diverged_run(self, tmp_path):
+        nan = float("nan")
+        history = [
+            record(step, {"$a_b$c$": 0.5, "x" * 200: 0.5}, loss={"$a_b$c$": nan, "x" * 200: nan}) | {"val_loss": nan}
+            for step in (1, 2, 3)
+        ]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            draw_mixture(history, tmp_path / "mixture.png", list(history[0]["weights"]))
+        assert imread(tmp_path / "mixture.png").shape[1] < 2500
+
+    def test_running_mean_is_centred_and_skips_what_is_missing(self):
+        values = np.array([[1.0, np.nan], [2.0, np.nan], [6.0, np.nan], [np.nan, 5.0]])
+        expected = np.array([[1.5, np.nan], [3.0, np.nan], [4.0, 5.0], [6.0, 5.0]])
+        np.testing.assert_allclose(running_mean(values, 3), expected)
+
+    @pytest.mark.parametrize("heights", [[], [0.5], [0.5, 0.5, 0.5], [0.0, 0.0, 0.01, 1.0, 0.99], [0.9, 0.1, 0.5]])
+    def test_labels_keep_their_order_their_distance_and_the_frame(self, heights):
+        free = spread(np.array(heights), 0.1)
+        order = np.argsort(heights, kind="stable")
+        assert np.all(np.diff(free[order]) >= 0.1 - 1e-12)
+        assert np.all((free >= 0) & (free <= 1 + 1e-12))
+
+    def test_labels_that_do_not_collide_stay_and_those_that_do_part_evenly(self):
+        np.testing.assert_allclose(spread(np.array([0.9, 0.1, 0.5]), 0.1), [0.9, 0.1, 0.5])
+        np.testing.assert_allclose(spread(np.array([0.5, 0.9, 0.5]), 0.1), [0.45, 0.9, 0.55])

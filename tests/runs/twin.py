@@ -1,0 +1,397 @@
+"""A slow literal twin of the training step: two whole models, loops over tokens, the formulas as the papers write them.
+
+It shares no code with the package but the draw of LISA's layers. A run of the host with
+`tests.runs.twin.RecorderPlugin` in its `plugins:` is recorded: the model before the first step, and of every step the
+batches, the learning rates and the state of the random generator. `Twin` then trains w and u anew from the recording.
+
+Nothing that the package adds to a batch is used: where a sequence ends is read from the position ids, and its source is
+the file that its text stands in. Unless dropout is on, every sequence is run by itself, without padding or packing.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scalebio_plugin.algorithm.lisa import draw_layers
+
+IGNORED = -100
+Batch = dict[str, Tensor]
+Row = tuple[list[int], list[int]]
+
+
+@dataclass
+class RecordedStep:
+    """What one optimiser step of the host saw. `rates` by group of the optimizer; `validation` is empty in a warmup."""
+
+    batches: list[Batch]
+    validation: list[Batch] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+    random: Tensor | None = None
+
+
+@dataclass
+class Recording:
+    """A run of the host.
+
+    Attributes:
+        model: Copy from before the first step.
+        groups: Of the optimizer: its hyperparameters, and the names of its parameters.
+        rows, validation_rows: (input_ids, labels) of the training set and of the validation data.
+    """
+
+    model: nn.Module
+    groups: list[dict[str, Any]]
+    max_grad_norm: float
+    rows: list[Row]
+    validation_rows: list[Row]
+    tokenizer: Any
+    settings: Any
+    seed: int
+    steps: list[RecordedStep] = field(default_factory=list)
+
+    last: Recording | None = None  # of the class: where the plugin leaves it
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """One sequence at one parameter set: the losses of its targets, and its source."""
+
+    losses: list[Tensor]
+    source: int
+
+
+def sources_by_text(files: list[Path]) -> dict[str, int]:
+    """Text from the input on -> number of the file that it stands in."""
+    texts: dict[str, int] = {}
+    for number, file in enumerate(files):
+        for row in map(json.loads, file.read_text().splitlines()):
+            text = f"{row['input']}\n\n### Response:\n{row['output']}"
+            assert texts.setdefault(text, number) == number, f"{text!r} stands in two files"
+    return texts
+
+
+def source_of(tokens: list[int], tokenizer: Any, files: dict[str, int]) -> int:
+    """Number of the file that a sequence stands in."""
+    return files[tokenizer.decode(tokens, skip_special_tokens=True).partition("### Input:\n")[2].strip()]
+
+
+class Twin:
+    """Trains w and u from a recording.
+
+    Attributes:
+        w, u: The two models; u is None until learning starts.
+        logits: λ.
+        gap, losses, inner_losses, units, train_loss, val_loss: Of the last step.
+    """
+
+    def __init__(self, recording: Recording, sources: list[Path], validation: dict[Path, float | None], *, whole: bool):
+        """
+        Args:
+            sources: The files of `datasets:`.
+            validation: The files of `validation_datasets:` with their weights; None: every token counts the same.
+            whole: Run batches as the host did and not sequence by sequence, for runs with dropout.
+        """
+        self.recording, self.settings, self.whole = recording, recording.settings, whole
+        self.files, self.validation_files = sources_by_text(sources), sources_by_text(list(validation))
+        self.w = copy.deepcopy(recording.model).train()
+        self.w_optimizer = self.adamw(self.w)
+        self.u: nn.Module | None = None
+        self.u_optimizer: torch.optim.AdamW | None = None
+        self.step_number = 0
+
+        self.share = self.shares(recording.rows, self.files, self.settings.loss_unit)
+        self.validation_share = self.shares(recording.validation_rows, self.validation_files, "token")
+        weights = list(validation.values())
+        self.validation_weight = self.validation_share if None in weights else [w / sum(weights) for w in weights]
+
+        self.logits = [math.log(p) for p in self.initial_weights()]
+        sources_S = len(sources)
+        self.expected_gap, self.expected_units = [0.0] * sources_S, [0.0] * sources_S
+        self.pending: list[list[float]] = []
+        self.mean_square, self.first, self.second, self.updates = 0.0, [0.0] * sources_S, [0.0] * sources_S, 0
+
+    def adamw(self, model: nn.Module) -> torch.optim.AdamW:
+        named = dict(model.named_parameters())
+        groups = [{**group, "params": [named[name] for name in group["params"]]} for group in self.recording.groups]
+        return torch.optim.AdamW(groups)
+
+    def shares(self, rows: list[Row], files: dict[str, int], loss_unit: str) -> list[float]:
+        """Part of each file in all targets, or in all sequences that have one."""
+        counts = [0] * (1 + max(files.values()))
+        for tokens, labels in rows:
+            targets = sum(label != IGNORED for label in labels[1:])
+            counts[self.source_of(tokens, files)] += targets if loss_unit == "token" else targets > 0
+        return [count / sum(counts) for count in counts]
+
+    def initial_weights(self) -> list[float]:
+        return self.share if self.settings.mixture_init == "proportional" else [1 / len(self.share)] * len(self.share)
+
+    # ---- data
+
+    def source_of(self, tokens: list[int], files: dict[str, int]) -> int:
+        return source_of(tokens, self.recording.tokenizer, files)
+
+    def sequences(self, model: nn.Module, batches: list[Batch], files: dict[str, int]) -> list[Sequence]:
+        """Every sequence of the batches that has a target, at `model`'s parameters."""
+        found = []
+        for batch in batches:
+            labels, tokens = batch["labels"].tolist(), batch["input_ids"].tolist()
+            given = {key: value for key, value in batch.items() if key != "labels"}
+            rows = model(**given).logits.unbind() if self.whole else None
+            for row, first, end in pieces(batch):
+                targets = [t for t in range(first + 1, end) if labels[row][t] != IGNORED]
+                if not targets:
+                    continue
+                if rows is None:
+                    alone = batch["input_ids"][row : row + 1, first : targets[-1] + 1]
+                    predictions = model(input_ids=alone).logits[0].unbind()
+                else:
+                    predictions = rows[row].unbind()[first:end]
+                losses = [cross_entropy(predictions[t - 1 - first], labels[row][t]) for t in targets]
+                found.append(Sequence(losses, self.source_of(tokens[row][first:end], files)))
+        return found
+
+    # ---- losses
+
+    def unit(self, sequence: Sequence) -> float:
+        return 1.0 if self.settings.loss_unit == "token" else 1.0 / len(sequence.losses)
+
+    def train_objective(self, model: nn.Module, step: RecordedStep) -> tuple[Tensor, list[float], list[float]]:
+        """L2(λ, θ) by equation (1); Σ unit · loss and Σ unit of every source."""
+        sequences = self.sequences(model, step.batches, self.files)
+        weights = softmax(self.logits)
+        sums, units = [0.0] * len(weights), [0.0] * len(weights)
+        for sequence in sequences:
+            for loss in sequence.losses:
+                sums[sequence.source] += self.unit(sequence) * float(loss.detach())
+                units[sequence.source] += self.unit(sequence)
+        n = sum(units)
+        objective = 0.0
+        for sequence in sequences:
+            i = sequence.source
+            for loss in sequence.losses:
+                objective = objective + weights[i] / self.share[i] * self.unit(sequence) * loss / n
+        return objective, sums, units
+
+    def validation_loss(self, model: nn.Module, step: RecordedStep) -> Tensor:
+        """L1: the mean over tokens, those of dataset j counting v_j / share_j."""
+        sequences = self.sequences(model, step.validation, self.validation_files)
+        n = sum(len(sequence.losses) for sequence in sequences)
+        total = 0.0
+        for sequence in sequences:
+            j = sequence.source
+            factor = self.validation_weight[j] / self.validation_share[j]
+            for loss in sequence.losses:
+                total = total + factor * loss / n
+        return total
+
+    # ---- the step
+
+    def step(self, step: RecordedStep) -> None:
+        learning = self.step_number >= self.settings.warmup_steps
+        if learning and self.u is None:
+            self.u = copy.deepcopy(self.w)
+            self.u_optimizer = self.adamw(self.u)
+            self.u_optimizer.load_state_dict(copy.deepcopy(self.w_optimizer.state_dict()))
+        if self.settings.lisa is not None and self.step_number % self.settings.lisa.interval == 0:
+            self.draw_layers()
+
+        alpha = self.settings.penalty
+        torch.set_rng_state(step.random)
+        objective, self.losses, self.units = self.train_objective(self.w, step)
+        self.train_loss = float(objective.detach())
+        if learning:
+            pulled_from = torch.get_rng_state()
+            val_loss = self.validation_loss(self.w, step)
+            self.val_loss = float(val_loss.detach())
+            objective = objective + val_loss / alpha
+        self.descend(self.w, self.w_optimizer, objective, step)
+
+        if learning:
+            torch.set_rng_state(step.random)
+            objective, self.inner_losses, _ = self.train_objective(self.u, step)
+            if self.settings.estimator == "symmetric":
+                torch.set_rng_state(pulled_from)
+                objective = objective - self.validation_loss(self.u, step) / alpha
+            self.descend(self.u, self.u_optimizer, objective, step)
+            self.observe()
+        self.step_number += 1
+
+    def descend(self, model: nn.Module, optimizer: torch.optim.AdamW, objective: Tensor, step: RecordedStep) -> None:
+        for group, rate in zip(optimizer.param_groups, step.rates, strict=True):
+            group["lr"] = rate
+        optimizer.zero_grad()
+        objective.backward()
+        if self.recording.max_grad_norm > 0:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), self.recording.max_grad_norm)
+        optimizer.step()
+
+    def draw_layers(self) -> None:
+        """Freeze all blocks but those drawn, in both models, and drop the optimizer state of what is frozen."""
+        lisa, trained = self.settings.lisa, {name for group in self.recording.groups for name in group["params"]}
+        layers = 1 + max(int(block) for block in map(block_of, trained) if block is not None)
+        drawn = draw_layers(layers, lisa.active_layers, self.recording.seed, self.step_number // lisa.interval)
+        for model, optimizer in ((self.w, self.w_optimizer), (self.u, self.u_optimizer)):
+            for name, parameter in model.named_parameters() if model is not None else ():
+                if name not in trained:
+                    continue
+                block = block_of(name)
+                active = lisa.train_embeddings if block is None else int(block) in drawn
+                parameter.requires_grad_(active)
+                if not active:
+                    parameter.grad = None
+                    optimizer.state.pop(parameter, None)
+
+    # ---- λ
+
+    @property
+    def weights(self) -> list[float]:
+        return softmax(self.logits)
+
+    def observe(self) -> None:
+        """The gap by the difference estimator; every `update_interval` steps a step of λ along its mean."""
+        halved = 0.5 if self.settings.estimator == "symmetric" else 1.0
+        n, gap = sum(self.units), []
+        for i, share in enumerate(self.share):
+            difference = halved * (self.losses[i] - self.inner_losses[i])
+            expected = self.expected_gap[i] / self.expected_units[i] if self.expected_units[i] else 0.0
+            gap.append(expected + (difference - expected * self.units[i]) / (share * n))
+            self.expected_gap[i] = 0.9 * self.expected_gap[i] + difference
+            self.expected_units[i] = 0.9 * self.expected_units[i] + self.units[i]
+        self.pending.append(gap)
+        if len(self.pending) == self.settings.update_interval:
+            self.gap = [sum(column) / len(self.pending) for column in zip(*self.pending, strict=True)]
+            self.pending = []
+            {"adam": self.adam, "exponentiated_gradient": self.exponentiate}[self.settings.mixture_update]()
+
+    def centred(self) -> list[float]:
+        weights = softmax(self.logits)
+        mean = sum(p * g for p, g in zip(weights, self.gap, strict=True))
+        return [g - mean for g in self.gap]
+
+    def adam(self) -> None:
+        """Kingma and Ba, algorithm 1, on λ, with the gradient α p ⊙ (g − p·g)."""
+        self.updates += 1
+        weights, rate = softmax(self.logits), self.settings.mixture_learning_rate
+        for i, centred in enumerate(self.centred()):
+            gradient = self.settings.penalty * weights[i] * centred
+            self.first[i] = 0.9 * self.first[i] + 0.1 * gradient
+            self.second[i] = 0.999 * self.second[i] + 0.001 * gradient**2
+            first = self.first[i] / (1 - 0.9**self.updates)
+            second = self.second[i] / (1 - 0.999**self.updates)
+            self.logits[i] -= rate * first / (math.sqrt(second) + 1e-8)
+
+    def exponentiate(self) -> None:
+        """p_i ← p_i exp(−η ĝ_i) / Z, ĝ the centred gap over its running root mean square."""
+        self.updates += 1
+        centred = self.centred()
+        self.mean_square = 0.99 * self.mean_square + 0.01 * sum(c**2 for c in centred) / len(centred)
+        rms = math.sqrt(self.mean_square / (1 - 0.99**self.updates))
+        if rms > 0.0:
+            weights = softmax(self.logits)
+            factors = [math.exp(-self.settings.mixture_learning_rate * c / rms) for c in centred]
+            z = sum(p * factor for p, factor in zip(weights, factors, strict=True))
+            self.logits = [math.log(p * factor / z) for p, factor in zip(weights, factors, strict=True)]
+
+
+def pieces(batch: Batch) -> Iterator[tuple[int, int, int]]:
+    """(row, first, end) of all that may be a sequence: a row, or what lies between two positions 0 of a packed one."""
+    rows, length = batch["input_ids"].shape
+    for row in range(rows):
+        positions = batch["position_ids"][row].tolist() if "position_ids" in batch else list(range(length))
+        starts = [t for t in range(length) if positions[t] == 0]
+        for first, end in zip(starts, [*starts[1:], length], strict=True):
+            yield row, first, end
+
+
+def rows_of(dataset: Any) -> list[Row]:
+    return list(zip(dataset["input_ids"], dataset["labels"], strict=True))
+
+
+def cross_entropy(logits: Tensor, label: int) -> Tensor:
+    return torch.logsumexp(logits, 0) - logits[label]
+
+
+def softmax(logits: list[float]) -> list[float]:
+    powers = [math.exp(logit) for logit in logits]
+    return [power / sum(powers) for power in powers]
+
+
+def block_of(name: str) -> str | None:
+    """Number of the transformer block that a parameter stands in."""
+    found = re.search(r"\.(?:layers|h)\.(\d+)\.", name)
+    return found and found.group(1)
+
+
+def _make_recorder_plugin() -> type:
+    from axolotl.integrations.base import BasePlugin
+    from transformers import TrainerCallback
+
+    class Recorder(TrainerCallback):
+        def __init__(self, trainer: Any, cfg: Any):
+            self.trainer, self.cfg = trainer, cfg
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            trainer, optimizer = self.trainer, self.trainer.raw_optimizer()
+            assert type(optimizer) is torch.optim.AdamW
+            names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
+            validation = trainer.scalebio.validation
+            self.recording = Recording.last = Recording(
+                model=copy.deepcopy(trainer.model),
+                groups=[
+                    {**group, "params": [names[id(p)] for p in group["params"]]} for group in optimizer.param_groups
+                ],
+                max_grad_norm=args.max_grad_norm,
+                rows=rows_of(trainer.train_dataset),
+                validation_rows=rows_of(validation.rows),
+                tokenizer=trainer.processing_class,
+                settings=trainer.scalebio.run.settings,
+                seed=self.cfg.seed,
+            )
+            self.record_batches(trainer, validation)
+
+        def record_batches(self, trainer: Any, validation: Any) -> None:
+            get_batch_samples, validation_batches = trainer.get_batch_samples, validation.batches
+            steps = self.recording.steps
+
+            def get_and_record(*args: Any) -> Any:
+                batches, items = get_batch_samples(*args)
+                steps.append(RecordedStep([dict(batch) for batch in batches]))
+                return batches, items
+
+            def record_and_give(step: int, **ranks: int) -> Iterator[Batch]:
+                chunks = list(validation_batches(step, **ranks))
+                untagged = [{k: v for k, v in chunk.items() if not k.startswith("scalebio")} for chunk in chunks]
+                steps[step].validation = untagged
+                return iter(chunks)
+
+            trainer.get_batch_samples, validation.batches = get_and_record, record_and_give
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            step = self.recording.steps[-1]
+            step.rates = [group["lr"] for group in self.trainer.raw_optimizer().param_groups]
+            step.random = torch.get_rng_state()
+
+    class RecorderPlugin(BasePlugin):
+        def add_callbacks_post_trainer(self, cfg: Any, trainer: Any) -> list:
+            return [Recorder(trainer, cfg)]
+
+    return RecorderPlugin
+
+
+def __getattr__(name: str) -> Any:
+    """`RecorderPlugin`, made when the host asks for it: importing this module imports no host."""
+    if name == "RecorderPlugin":
+        globals()[name] = _make_recorder_plugin()
+        return globals()[name]
+    raise AttributeError(name)

@@ -1,0 +1,362 @@
+"""The mixture during a run: its phases, when it moves, what it starts from, and that it goes on from a checkpoint."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from scalebio_plugin.algorithm import mixture
+from scalebio_plugin.config.block import ScaleBiOSettings
+from scalebio_plugin.hooks.defaults import BUILT_IN
+from scalebio_plugin.hooks.manager import build_manager
+from scalebio_plugin.hooks.spec import hookimpl
+from scalebio_plugin.training.mixture_run import (
+    MixtureRun,
+    Phase,
+    StepLosses,
+    bounds_of,
+    initial_weights,
+    refuse_other_sources,
+)
+
+NAMES = ["a", "b", "c"]
+SHARE = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)
+UNITS = torch.tensor([60.0, 30.0, 10.0], dtype=torch.float64)  # a batch in exactly the shares: the gap is the gap
+RULES = pytest.mark.parametrize("rule", ["adam", "exponentiated_gradient"])
+
+
+def run_of(max_steps: int = 100, extensions: tuple[object, ...] = (), **block: Any) -> MixtureRun:
+    manager = build_manager((), BUILT_IN)
+    for extension in extensions:
+        manager.register(extension)
+    return MixtureRun(ScaleBiOSettings(**block), NAMES, SHARE, manager, max_steps)
+
+
+def losses_of(gap: Tensor | list[float], units: Tensor = UNITS) -> StepLosses:
+    """A step whose sources differ by `gap` between w and u."""
+    inner = torch.tensor([2.0, 3.0, 4.0], dtype=torch.float64)
+    return StepLosses((inner + torch.as_tensor(gap, dtype=torch.float64)) * units, inner * units, units, 2.5, 1.5)
+
+
+def gaps(steps: int, seed: int = 0) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return list(torch.randn(steps, 3, generator=generator, dtype=torch.float64))
+
+
+def observe(run: MixtureRun, gap: Tensor | list[float], step: int, units: Tensor = UNITS) -> dict[str, Any] | None:
+    return run.observe(losses_of(gap, units), step, learning_rate=1e-4)
+
+
+class Recorder:
+    """Answers for every rule, remembers what it saw and moves nothing."""
+
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+
+    @hookimpl
+    def scalebio_update_mixture(self, rule, observation, state):
+        self.seen.append(observation)
+        return observation.logits_S, {"calls": len(self.seen)}
+
+
+# ---- phases
+
+
+@pytest.mark.parametrize(
+    ("block", "max_steps", "phases"),
+    [
+        ({}, 6, "LLLLLL"),
+        ({"warmup_steps": 2}, 6, "WWLLLL"),
+        ({"learn": {"fraction": 0.5}}, 6, "LLLRRR"),
+        ({"learn": {"steps": 2}}, 6, "LLRRRR"),
+        ({"learn": {"steps": 20}}, 6, "LLLLLL"),
+        ({"warmup_steps": 1, "learn": {"steps": 2}}, 6, "WLLRRR"),
+        ({"warmup_steps": 2, "learn": {"fraction": 0.5}}, 6, "WWLLRR"),
+        ({"learn": {"fraction": 0.01}}, 6, "LRRRRR"),
+        ({"warmup_steps": 5}, 6, "WWWWWL"),
+    ],
+    ids=str,
+)
+def test_phases_follow_each_other(block, max_steps, phases):
+    run = run_of(max_steps, **block)
+    letters = {Phase.WARMUP: "W", Phase.LEARN: "L", Phase.REST: "R"}
+    assert "".join(letters[run.phase(step)] for step in range(max_steps)) == phases
+
+
+# ---- the start
+
+
+@pytest.mark.parametrize(
+    ("init", "expected"),
+    [
+        ("uniform", [1 / 3, 1 / 3, 1 / 3]),
+        ("proportional", [0.6, 0.3, 0.1]),
+        ({"a": 0.2, "c": 0.5, "b": 0.3}, [0.2, 0.3, 0.5]),
+    ],
+    ids=str,
+)
+def test_the_weights_start_as_asked(init, expected):
+    run = run_of(mixture_init=init)
+    assert run.weights_S.tolist() == pytest.approx(expected, rel=1e-12)
+    assert run.coefficient_S().tolist() == pytest.approx([p / s for p, s in zip(expected, SHARE.tolist(), strict=True)])
+    assert initial_weights(run.settings, NAMES, SHARE).tolist() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("learning_rate", [0.0, 0.03])
+def test_the_shares_have_coefficients_of_exactly_one(learning_rate):
+    run = run_of(mixture_init="proportional", mixture_learning_rate=learning_rate)
+    assert torch.equal(run.coefficient_S(), torch.ones(3, dtype=torch.float64))
+
+
+def test_without_a_learning_rate_the_coefficients_stay_exactly_one_and_the_gap_is_still_recorded():
+    run = run_of(mixture_init="proportional", mixture_learning_rate=0.0)
+    for step, gap in enumerate(gaps(20), start=1):
+        record = observe(run, gap, step)
+        assert record["step"] == step
+        assert list(record["gap"]) == NAMES
+        assert torch.equal(run.coefficient_S(), torch.ones(3, dtype=torch.float64))
+    assert run.updates == 0
+
+
+def test_once_moved_the_coefficients_are_those_of_the_weights():
+    run = run_of(mixture_init="proportional")
+    observe(run, [0.1, -0.2, 0.3], 1)
+    torch.testing.assert_close(run.coefficient_S(), run.weights_S / SHARE, rtol=1e-12, atol=0)
+    assert not torch.equal(run.coefficient_S(), torch.ones(3, dtype=torch.float64))
+
+
+START = {
+    "uniform": "uniform",
+    "proportional": "proportional",
+    "given": {"a": 0.8, "b": 0.1, "c": 0.1},
+    "given, one of zero": {"a": 0.5, "b": 0.5, "c": 0.0},
+}
+
+
+@pytest.mark.parametrize("init", START.values(), ids=START.keys())
+@pytest.mark.parametrize("learning_rate", [0.0, 0.03])
+@pytest.mark.parametrize(
+    ("bounds", "groups"),
+    [({"a": (0.0, 0.3), "b": (0.0, 0.3)}, {}), ({"g": (0.0, 0.4)}, {"g": ["a", "b"]}), ({"c": (0.5, 0.6)}, {})],
+    ids=["caps", "a group's cap", "a floor"],
+)
+def test_the_run_starts_within_the_bounds_and_trains_on_those_weights(init, learning_rate, bounds, groups):
+    run = run_of(mixture_init=init, bounds=bounds, groups=groups, mixture_learning_rate=learning_rate)
+    for weights in (run.weights_S, run.coefficient_S() * SHARE):
+        totals = dict(zip(NAMES, weights.tolist(), strict=True))
+        totals |= {group: sum(totals[member] for member in members) for group, members in groups.items()}
+        assert sum(weights.tolist()) == pytest.approx(1.0, abs=1e-12)
+        for name, (low, high) in bounds.items():
+            assert low - 1e-9 <= totals[name] <= high + 1e-9
+
+
+# ---- moving
+
+
+@RULES
+def test_a_run_moves_the_logits_by_the_rule(rule):
+    run = run_of(mixture_update=rule, mixture_learning_rate=0.1, penalty=30.0)
+    logits, state = torch.zeros(3, dtype=torch.float64), None
+    for step, gap in enumerate(gaps(10), start=1):
+        observe(run, gap, step)
+        weights = mixture.weights_of(logits)
+        if rule == "adam":
+            gradient = 30.0 * weights * (gap - (weights * gap).sum())
+            logits, state = mixture.adam(gradient, state or mixture.AdamState.zeros(3), logits, 0.1)
+        else:
+            state = state or mixture.ExponentiatedState.zeros(3)
+            logits, state = mixture.exponentiated_gradient(gap, weights, state, logits, 0.1)
+        torch.testing.assert_close(run.logits_S, logits, rtol=1e-9, atol=1e-9)
+    assert run.updates == 10
+
+
+@RULES
+def test_sets_that_agree_move_nothing(rule):
+    """With the validation data out of play the gap is exactly 0, and so λ stays to the bit."""
+    run = run_of(mixture_update=rule, penalty=float("inf"), mixture_init={"a": 0.2, "b": 0.3, "c": 0.5})
+    before = run.logits_S.clone()
+    for step in range(1, 6):
+        assert observe(run, [0.0, 0.0, 0.0], step)["gap"] == {"a": 0.0, "b": 0.0, "c": 0.0}
+    assert torch.equal(run.logits_S, before)
+
+
+def test_an_update_interval_averages_the_gaps_and_only_then_moves():
+    recorder = Recorder()
+    run = run_of(extensions=(recorder,), update_interval=4)
+    steps = gaps(12)
+    for step, gap in enumerate(steps, start=1):
+        record = observe(run, gap, step)
+        assert (record is None) == (step % 4 != 0)
+        assert len(recorder.seen) == step // 4
+        if record:
+            mean = torch.stack(steps[step - 4 : step]).mean(0)
+            assert list(record["gap"].values()) == pytest.approx(mean.tolist(), abs=1e-12)
+            torch.testing.assert_close(recorder.seen[-1].gap_S, mean, rtol=0, atol=1e-12)
+            assert recorder.seen[-1].step == step
+    assert run.updates == 3
+
+
+def test_an_update_interval_keeps_the_logits_between():
+    run = run_of(update_interval=3)
+    before = run.logits_S
+    for step, gap in enumerate(gaps(2), start=1):
+        observe(run, gap, step)
+        assert torch.equal(run.logits_S, before)
+    observe(run, [0.3, 0.0, -0.3], 3)
+    assert not torch.equal(run.logits_S, before)
+
+
+def test_the_symmetric_gap_is_halved():
+    forward, symmetric = run_of(), run_of(estimator="symmetric")
+    gap = torch.tensor([0.4, -0.2, 0.1], dtype=torch.float64)
+    one, other = observe(forward, gap, 1), observe(symmetric, gap, 1)
+    assert [2 * value for value in other["gap"].values()] == pytest.approx(list(one["gap"].values()), rel=1e-9)
+
+
+def test_a_rule_sees_the_gradient_of_the_gap_it_sees():
+    recorder = Recorder()
+    run = run_of(extensions=(recorder,), penalty=20.0, mixture_init={"a": 0.2, "b": 0.3, "c": 0.5})
+    observe(run, [0.5, -0.1, 0.2], 1)
+    seen = recorder.seen[0]
+    expected = 20.0 * seen.weights_S * (seen.gap_S - (seen.weights_S * seen.gap_S).sum())
+    torch.testing.assert_close(seen.gradient_S, expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(seen.weights_S, mixture.weights_of(seen.logits_S), rtol=0, atol=0)
+    assert seen.learning_rate == 0.03
+
+
+def test_an_absent_source_does_not_count_as_gap_zero():
+    """All sources have the same gap of 0.5, the last is missing every other time: it neither gains nor loses."""
+    run = run_of(mixture_update="adam", mixture_learning_rate=0.1)
+    without = torch.tensor([66.0, 34.0, 0.0], dtype=torch.float64)
+    observe(run, [0.5] * 3, 1)
+    before = run.weights_S
+    for step in range(2, 20):
+        record = observe(run, [0.5] * 3, step, without if step % 2 else UNITS)
+        assert record["gap"]["c"] == pytest.approx(0.5, abs=1e-9)
+    torch.testing.assert_close(run.weights_S, before, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "groups"),
+    [
+        ({"a": (0.1, 0.4)}, {}),
+        ({"g": (0.3, 0.5)}, {"g": ["a", "b"]}),
+        ({"a": (0.0, 0.2), "g": (0.3, 0.5)}, {"g": ["a", "b"]}),
+    ],
+    ids=["a box", "a group", "both"],
+)
+@RULES
+def test_bounds_hold_after_every_update(rule, bounds, groups):
+    run = run_of(mixture_update=rule, mixture_learning_rate=0.5, bounds=bounds, groups=groups)
+    for step in range(1, 11):
+        record = observe(run, [-0.3, 0.1, 0.2] if step < 5 else [0.6, -0.1, -0.2], step)
+        totals = dict(record["weights"])
+        totals |= {group: sum(totals[member] for member in members) for group, members in groups.items()}
+        assert sum(record["weights"].values()) == pytest.approx(1.0, abs=1e-12)
+        for name, (low, high) in bounds.items():
+            assert low - 1e-9 <= totals[name] <= high + 1e-9
+
+
+def test_bounds_of_the_settings_are_in_the_order_of_the_sources():
+    settings = ScaleBiOSettings(bounds={"c": (0.2, 0.3), "g": (0.1, 0.6)}, groups={"g": ["b", "a"], "free": ["c"]})
+    bounds = bounds_of(settings, NAMES)
+    assert bounds.low_S.tolist() == [0.0, 0.0, 0.2]
+    assert bounds.high_S.tolist() == [1.0, 1.0, 0.3]
+    assert [(sorted(members), low, high) for members, low, high in bounds.groups] == [([0, 1], 0.1, 0.6)]
+    assert bounds_of(ScaleBiOSettings(), NAMES) is None
+
+
+def test_a_rule_nobody_answers_for_is_named():
+    with pytest.raises(ValueError, match=r"mixture_update: no rule 'sgd'.*exponentiated_gradient and adam"):
+        observe(run_of(mixture_update="sgd"), [0.1, 0.2, 0.3], 1)
+
+
+# ---- the line for the history
+
+
+def test_a_record_is_plain_and_says_what_happened():
+    run = run_of()
+    record = observe(run, [0.5, 0.25, 0.0], 7, torch.tensor([60.0, 40.0, 0.0], dtype=torch.float64))
+    assert json.loads(json.dumps(record, allow_nan=False)) == record
+    assert record["step"] == 7
+    assert record["loss"] == {"a": pytest.approx(2.5), "b": pytest.approx(3.25), "c": None}
+    assert record["inner_loss"] == {"a": pytest.approx(2.0), "b": pytest.approx(3.0), "c": None}
+    assert record["units"] == {"a": 60, "b": 40, "c": 0}
+    assert (record["train_loss"], record["val_loss"], record["learning_rate"]) == (2.5, 1.5, 1e-4)
+    assert list(record["weights"].values()) == run.weights_S.tolist()  # those after the update
+
+
+# ---- checkpoints
+
+
+@RULES
+@pytest.mark.parametrize("interval", [1, 3])
+@pytest.mark.parametrize("init", ["uniform", "proportional"])
+@pytest.mark.parametrize("bounds", [{}, {"a": (0.2, 0.5)}], ids=["free", "bounded"])
+@pytest.mark.parametrize("stop", [0, 1, 5])
+def test_a_restored_run_goes_on_with_the_same_bits(rule, interval, init, bounds, stop, tmp_path):
+    block = {"mixture_update": rule, "update_interval": interval, "mixture_init": init, "bounds": bounds}
+    units = [UNITS, torch.tensor([70.0, 30.0, 0.0], dtype=torch.float64)]
+    steps = gaps(12)
+    whole = run_of(**block)
+    for step, gap in enumerate(steps[:stop], start=1):
+        observe(whole, gap, step, units[step % 2])
+    torch.save(whole.state_dict(), tmp_path / "state.pt")
+    resumed = run_of(**block)
+    resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    for step, gap in enumerate(steps[stop:], start=stop + 1):
+        assert observe(resumed, gap, step, units[step % 2]) == observe(whole, gap, step, units[step % 2])
+        assert torch.equal(resumed.logits_S, whole.logits_S)
+        assert torch.equal(resumed.coefficient_S(), whole.coefficient_S())
+    assert resumed.updates == whole.updates
+
+
+@RULES
+def test_what_was_saved_does_not_change_later(rule):
+    run = run_of(mixture_update=rule)
+    observe(run, [0.1, 0.2, 0.3], 1)
+    saved = run.state_dict()
+    before = copy.deepcopy(saved)
+    for step, gap in enumerate(gaps(5), start=2):
+        observe(run, gap, step)
+    assert saved.keys() == before.keys()
+    assert torch.equal(saved["logits"], before["logits"])
+    assert str(saved) == str(before)
+
+
+def test_a_checkpoint_of_another_rule_is_refused():
+    saved = run_of(mixture_update="adam").state_dict()
+    with pytest.raises(ValueError, match=r"'adam'.*'exponentiated_gradient'; set it back, or start a new output_dir"):
+        run_of().load_state_dict(saved)
+
+
+@pytest.mark.parametrize(
+    ("saved", "message"),
+    [
+        (["a", "b", "d"], r"\['d'\] that are missing here, and lacks \['c'\]"),
+        (["a", "b"], r"none that are missing here, and lacks \['c'\]"),
+        (["a", "b", "c", "d"], r"\['d'\] that are missing here, and lacks none"),
+        (["b", "a", "c"], r"\['b', 'a', 'c'\], this run as \['a', 'b', 'c'\]; put the entries of datasets: back"),
+    ],
+)
+def test_other_sources_are_refused_by_name(saved, message):
+    state = {**run_of().state_dict(), "names": saved}
+    with pytest.raises(ValueError, match="the checkpoint.*" + message):
+        run_of().load_state_dict(state)
+
+
+def test_a_refused_checkpoint_changes_nothing():
+    run = run_of()
+    before = copy.deepcopy(run.state_dict())
+    with pytest.raises(ValueError, match="lacks"):
+        run.load_state_dict({**run_of().state_dict(), "names": ["a"]})
+    assert str(run.state_dict()) == str(before)
+
+
+def test_the_same_sources_are_no_error():
+    refuse_other_sources(("a", "b"), ["a", "b"], "mixture.json")

@@ -1,0 +1,139 @@
+"""A run that was killed and resumed ends with the same bytes as one never stopped."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests import host
+
+LISA = {"lisa": {"active_layers": 1, "interval": 4}}
+SAVING = {"max_steps": 10, "save_strategy": "steps", "save_steps": 3, "save_total_limit": 2, "micro_batch_size": 3}
+PACKED = {"sample_packing": True, "micro_batch_size": 1, "num_epochs": 4}
+CASES = {
+    "full": {},
+    "accumulated": {"gradient_accumulation_steps": 3},
+    "lora": {**host.LORA, "lora_dropout": 0.1},
+    "lisa in mid-interval": {"scalebio": LISA},
+    "packed": PACKED,
+    "bf16": {"bf16": True},
+    "after learning": {"scalebio": {"learn": {"steps": 5}}},
+    "after learning, packed": {**PACKED, "scalebio": {"learn": {"steps": 4}}},
+    "warmup": {"scalebio": {"warmup_steps": 4}},
+    "update_interval": {"scalebio": {"update_interval": 4, "mixture_update": "adam"}},
+    "epochs": {"max_steps": None, "num_epochs": 2, "micro_batch_size": 12, "gradient_accumulation_steps": 5},
+}
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return {key: value for file in sorted(folder.glob("*.safetensors")) for key, value in load_file(file).items()}
+
+
+def same(a: object, b: object) -> bool:
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and list(a) == list(b) and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return a == b
+
+
+def assert_same_end(a: Path, b: Path, last: int) -> None:
+    assert (a / "scalebio/history.jsonl").read_bytes() == (b / "scalebio/history.jsonl").read_bytes()
+    assert same(tensors(a), tensors(b))
+    for name in ("scalebio_mixture.pt", "scalebio_inner.pt", "optimizer.pt", "scheduler.pt"):
+        states = [torch.load(folder / f"checkpoint-{last}" / name, weights_only=True) for folder in (a, b)]
+        assert same(*states), name
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_resumed_run_ends_with_the_same_bytes(inputs: Path, tmp_path: Path, case: str) -> None:
+    settings = {**SAVING, **CASES[case]}
+    whole = host.train(inputs, output_dir=str(tmp_path / "whole"), **settings)
+    last = whole.trainer.state.global_step
+    assert last > 6
+    with pytest.raises(KeyboardInterrupt):
+        host.train(inputs, output_dir=str(tmp_path / "killed"), stop_after=8, **settings)
+    assert (tmp_path / "killed/checkpoint-6").exists()
+    again = host.train(inputs, output_dir=str(tmp_path / "killed"), auto_resume_from_checkpoints=True, **settings)
+    assert len(again.weights) == last - 6, "it did not go on from checkpoint-6"
+    assert_same_end(tmp_path / "whole", tmp_path / "killed", last)
+
+
+def test_resume_from_an_older_checkpoint_forgets_what_came_later(inputs: Path, tmp_path: Path) -> None:
+    whole, again = str(tmp_path / "whole"), str(tmp_path / "again")
+    host.train(inputs, output_dir=whole, **SAVING)
+    host.train(inputs, output_dir=again, **{**SAVING, "save_total_limit": 9})
+    host.train(
+        inputs, output_dir=again, resume_from_checkpoint=f"{again}/checkpoint-3", **{**SAVING, "save_total_limit": 9}
+    )
+    assert_same_end(Path(whole), Path(again), 10)
+
+
+def test_a_resume_says_where_it_goes_on(inputs: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    whole = host.train(inputs, output_dir=out, **SAVING)
+    messages: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())  # whether or not the host's loggers propagate
+    logger = logging.getLogger("axolotl.scalebio")
+    logger.addHandler(handler)
+    host.train(inputs, output_dir=out, resume_from_checkpoint=f"{out}/checkpoint-9", **SAVING)
+    logger.removeHandler(handler)
+    (line,) = [message for message in messages if "resumed" in message]
+    weights = dict(zip(("clean", "wrong", "offtopic"), whole.weights[8].tolist(), strict=True))
+    largest = sorted(weights, key=lambda name: -weights[name])
+    shown = ", ".join(f"{name} {weights[name]:.4f}" for name in largest)
+    assert line == (
+        f"scalebio: resumed from {out}/checkpoint-9 after optimiser step 9 of 10 (learning goes on); weights: {shown}"
+    )
+
+
+def test_old_checkpoints_go_with_their_state(inputs: Path, tmp_path: Path) -> None:
+    host.train(inputs, output_dir=str(tmp_path / "out"), **SAVING)
+    assert sorted(path.name for path in (tmp_path / "out").glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-9"]
+
+
+class TestRefused:
+    @pytest.fixture(scope="class")
+    def finished(self, inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        folder = tmp_path_factory.mktemp("finished")
+        host.train(inputs, output_dir=str(folder / "out"), **SAVING)
+        return folder
+
+    def resume(self, inputs: Path, finished: Path, tmp_path: Path, **changes: object) -> host.Run:
+        shutil.copytree(finished / "out", tmp_path / "out", dirs_exist_ok=True)
+        checkpoint = str(tmp_path / "out/checkpoint-9")
+        return host.train(
+            inputs, output_dir=str(tmp_path / "out"), resume_from_checkpoint=checkpoint, **{**SAVING, **changes}
+        )
+
+    def test_other_sources_by_name(self, inputs: Path, finished: Path, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=r"sources of the checkpoint.*'offtopic'"):
+            self.resume(inputs, finished, tmp_path, datasets=host.BASE["datasets"][:2])
+
+    def test_sources_in_another_order(self, inputs: Path, finished: Path, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="back in that order"):
+            self.resume(inputs, finished, tmp_path, datasets=host.BASE["datasets"][::-1])
+
+    def test_checkpoint_without_our_state(self, inputs: Path, finished: Path, tmp_path: Path) -> None:
+        host.train(inputs, output_dir=str(tmp_path / "plain"), plugins=["tests.host.ProbePlugin"], **SAVING)
+        checkpoint = str(tmp_path / "plain/checkpoint-9")
+        with pytest.raises(ValueError, match=r"checkpoint-9 holds no state of the mixture"):
+            host.train(inputs, output_dir=str(tmp_path / "plain"), resume_from_checkpoint=checkpoint, **SAVING)
+
+    def test_checkpoint_with_the_model_alone(self, inputs: Path, tmp_path: Path) -> None:
+        settings = {**SAVING, "save_only_model": True, "output_dir": str(tmp_path / "out")}
+        host.train(inputs, **settings)
+        checkpoint = tmp_path / "out/checkpoint-9"
+        assert (checkpoint / "scalebio_mixture.pt").exists()
+        assert not (checkpoint / "scalebio_inner.pt").exists()
+        with pytest.raises(ValueError, match="inner parameters"):
+            host.train(inputs, resume_from_checkpoint=str(checkpoint), **settings)

@@ -1,0 +1,156 @@
+"""What a learning run does besides the mathematics: metrics, files, refusals in mid-run, evaluation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from scalebio_plugin.hooks.spec import hookimpl
+from scalebio_plugin.report import summary as report
+from tests import host
+
+
+@pytest.fixture(scope="module")
+def finished(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> host.Run:
+    folder = tmp_path_factory.mktemp("finished")
+    return host.train(inputs, output_dir=str(folder / "out"), use_tensorboard=True, logging_steps=2)
+
+
+@pytest.mark.host_contract
+def test_metrics_go_through_the_hosts_log(finished: host.Run) -> None:
+    logged = [entry for entry in finished.trainer.state.log_history if "loss" in entry]
+    assert [entry["step"] for entry in logged] == [2, 4, 6]
+    for entry in logged:
+        assert sum(entry[f"scalebio/weight/{name}"] for name in ("clean", "wrong", "offtopic")) == pytest.approx(1)
+        assert {"scalebio/gap/clean", "scalebio/val_loss"} <= set(entry)
+
+
+def test_tensorboard_shows_them(finished: host.Run) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (events,) = Path(finished.cfg.output_dir).glob("runs/**/events*")
+    accumulator = EventAccumulator(str(events.parent))
+    accumulator.Reload()
+    tags = accumulator.Tags()["scalars"]
+    assert "train/scalebio/weight/clean" in tags
+    assert "train/scalebio/val_loss" in tags
+
+
+@pytest.mark.host_contract
+def test_what_a_run_leaves(finished: host.Run) -> None:
+    history = report.read_history(finished.folder / "history.jsonl")
+    assert [record["step"] for record in history] == [1, 2, 3, 4, 5, 6]
+    document = report.read_mixture(finished.folder / "mixture.json")
+    assert document["weights"] == pytest.approx(history[-1]["weights"])
+    assert document["sources"]["clean"]["examples"] == 96
+    assert document["sources"]["clean"]["tokens"] > 96
+    assert document["seed"] == 42
+    assert {"axolotl", "torch", "scalebio"} <= set(document["versions"])
+    assert set(document["fingerprint"]) == {"config", "data", "validation"}
+    assert (finished.folder / "mixture.png").read_bytes()[:4] == b"\x89PNG"
+    assert all(
+        f"{weight:.4f}" in (finished.folder / "report.html").read_text() for weight in document["weights"].values()
+    )
+
+
+class FailsAtTheEnd:
+    @hookimpl
+    def scalebio_run_ended(self, document: dict) -> None:
+        raise KeyError("of an extension")
+
+
+def test_what_fails_after_the_last_step_does_not_lose_the_model(inputs: Path, tmp_path: Path, monkeypatch) -> None:
+    """A disk that is full of pictures, an extension with a bug: the host saves the model only afterwards."""
+
+    def fail(*_: object) -> None:
+        raise OSError("no room")
+
+    monkeypatch.setattr("scalebio_plugin.report.page.draw_mixture", fail)
+    extension = f"{__name__}:FailsAtTheEnd"
+    run = host.train(inputs, output_dir=str(tmp_path / "out"), max_steps=2, scalebio={"extensions": [extension]})
+    assert (tmp_path / "out/model.safetensors").exists()
+    assert report.read_mixture(run.folder / "mixture.json")
+    assert (run.folder / "next.yml").exists()
+    assert not (run.folder / "report.html").exists()
+
+
+def test_the_model_left_is_w(inputs: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    run = host.train(inputs, output_dir=str(tmp_path / "out"), parameters=True)
+    loaded = dict(AutoModelForCausalLM.from_pretrained(tmp_path / "out").named_parameters())
+    assert all(torch.equal(loaded[name], value) for name, value in run.model[-1].items())
+    assert any(not torch.equal(run.inner[-1][name], value) for name, value in run.model[-1].items())
+
+
+def test_an_adapter_run_leaves_an_adapter(inputs: Path, tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    run = host.train(inputs, output_dir=str(tmp_path / "out"), parameters=True, **host.LORA)
+    assert all("lora" in name for name in run.inner[-1])
+    base = AutoModelForCausalLM.from_pretrained(inputs / "model")
+    loaded = dict(PeftModel.from_pretrained(base, tmp_path / "out").named_parameters())
+    for name, value in run.model[-1].items():
+        assert torch.equal(loaded[name.removeprefix("module.")], value)
+
+
+def test_a_second_run_in_the_same_folder_starts_a_new_history(inputs: Path, tmp_path: Path) -> None:
+    for _ in range(2):
+        run = host.train(inputs, output_dir=str(tmp_path / "out"), max_steps=3)
+    assert len(report.read_history(run.folder / "history.jsonl")) == 3
+
+
+def test_same_seed_same_bytes(inputs: Path, tmp_path: Path) -> None:
+    runs = [host.train(inputs, output_dir=str(tmp_path / name)) for name in ("a", "b")]
+    first, second = ((run.folder / "history.jsonl").read_bytes() for run in runs)
+    assert first == second
+
+
+def test_evaluation_during_learning_is_the_hosts(inputs: Path, tmp_path: Path) -> None:
+    run = host.train(
+        inputs,
+        output_dir=str(tmp_path / "out"),
+        test_datasets=[{"path": "data/test.jsonl", "type": "alpaca", "split": "train"}],
+        eval_steps=3,
+    )
+    evaluated = [entry["eval_loss"] for entry in run.trainer.state.log_history if "eval_loss" in entry]
+    assert len(evaluated) >= 2
+    assert evaluated[-1] < evaluated[0]
+
+
+OFFTOPIC = [{"path": "data/offtopic.jsonl", "type": "alpaca"}]
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({}, r"training loss of \['offtopic'\] at the model"),
+        ({"scalebio": {"warmup_steps": 8}, "max_steps": 9}, r"training loss of \['offtopic'\] at the model"),
+        ({"datasets": host.BASE["datasets"][:2], "scalebio": {"validation_datasets": OFFTOPIC}}, "validation loss"),
+    ],
+    ids=["train", "warmup", "validation"],
+)
+def test_nan_stops_the_run_before_the_step_and_names_the_source(
+    inputs: Path, tmp_path: Path, changes: dict[str, Any], named: str
+) -> None:
+    """From step 5 on the embedding of a word that only the off-topic rows hold is NaN."""
+    with pytest.raises(FloatingPointError, match=rf"{named}.*optimiser step 5"):
+        host.train(
+            inputs,
+            output_dir=str(tmp_path / "out"),
+            nan_from=(4, "both"),
+            **{"max_steps": 8, "micro_batch_size": 8, "save_strategy": "steps", "save_steps": 2, **changes},
+        )
+    assert (tmp_path / "out/checkpoint-4/scalebio_inner.pt").exists()
+    assert not (tmp_path / "out/checkpoint-6").exists()
+    if "warmup_steps" in changes.get("scalebio", {}):
+        assert not (tmp_path / "out/scalebio/history.jsonl").exists()
+        return
+    history = (tmp_path / "out/scalebio/history.jsonl").read_text()
+    assert json.loads(history.splitlines()[-1])["step"] == 4
+    assert "NaN" not in history
