@@ -9,7 +9,7 @@ what was updated are DeepSpeed's.
     with inner.in_place():         u is the engine's; backward passes step nothing
         backward(...)              u's passes, the last at an accumulation boundary
         inner.step()               u's gradients are gone before w's come, so none is put aside
-    with held(engine):
+    with without_steps(engine):
         backward(...)              w's passes
     engine.step()
 """
@@ -109,7 +109,7 @@ class ZeroInner:
         """The engine *is* u inside the block, and its backward passes step nothing; w is back afterwards."""
         self.exchange()
         try:
-            with held(self.engine):
+            with without_steps(self.engine):
                 yield
         finally:
             self.exchange()
@@ -234,7 +234,7 @@ class ZeroInner:
 
 
 @contextmanager
-def held(engine: DeepSpeedEngine) -> Iterator[None]:
+def without_steps(engine: DeepSpeedEngine) -> Iterator[None]:
     """`engine.step` does nothing inside: accelerate calls it after every backward pass at a boundary."""
     before = engine.__dict__.get("step")
     engine.step = lambda *args, **kwargs: None

@@ -24,7 +24,7 @@ from accelerate.utils import DeepSpeedPlugin
 from deepspeed.runtime.zero import stage_1_and_2
 from torch import Tensor, nn
 
-from scalebio_plugin.engines.zero import ZeroInner, held
+from scalebio_plugin.engines.zero import ZeroInner, without_steps
 from tests.engines import gloo
 from tests.engines.simulated import simulated_transfer
 
@@ -224,7 +224,7 @@ class Run:
             self.passes(step, of_w=False)
             self.inner.step()
         assert self.counters() == before, f"u's step moved the engine's counters {before} to {self.counters()}"
-        with held(self.engine):
+        with without_steps(self.engine):
             self.passes(step, of_w=True)
         assert self.counters() == before
         self.engine.step()
