@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..algorithm.inner import Mark, Transfer, copied_state, own_entries
+from ..algorithm.inner import Mark, Transfer, copied_state, exchange_entries, own_entries
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -88,12 +88,7 @@ class ZeroInner:
         base = self.optimizer.optimizer
         for index, master in enumerate(self._masters()):
             self._exchange_state(index, master, base.state)
-        for index, group in enumerate(base.param_groups):
-            own = own_entries(group)
-            for key in own:
-                del group[key]
-            group.update(self.groups[index])
-            self.groups[index] = own
+        exchange_entries(base.param_groups, self.groups)
         for mark in self.arriving:  # ZeRO gathers and reduces on streams of its own: nothing runs beside the exchange
             mark.wait()
         self.arriving.clear()
@@ -129,11 +124,6 @@ class ZeroInner:
         if not all(self.states) and hasattr(self.optimizer, "_hp_optimizer_states_linked"):
             # The parameters were linked to the state that the step made: it is u's, so link once more at w's step.
             self.optimizer._hp_optimizer_states_linked = False
-
-    def nbytes(self) -> int:
-        """Of all that is held on this rank."""
-        held = [*self.tensors, *(value for state in self.states for value in state.values())]
-        return sum(value.nbytes for value in held if isinstance(value, Tensor))
 
     def state_dict(self) -> dict[str, Any]:
         """This rank's part of u, on the CPU: the values are the masters, rounded. Not to be called while exchanged."""

@@ -10,6 +10,8 @@ import numpy as np
 
 from .history import Floats, HistoryRecord, centred_gap, series
 
+MOST_STRETCHES = 10  # of which `batch_means_error` takes means
+
 
 @dataclass(frozen=True)
 class SourceSummary:
@@ -56,7 +58,7 @@ def summarise(history: Sequence[HistoryRecord], names: Sequence[str]) -> dict[st
     }
 
 
-def batch_means_error(values: Floats, most_batches: int = 10) -> float | None:
+def batch_means_error(values: Floats) -> float | None:
     """Standard error of the mean of an autocorrelated series, by non-overlapping batch means; None below 4 values.
 
     Successive gaps share most of their parameters, so s / sqrt(n) is too small. The means of k stretches of m values
@@ -67,7 +69,7 @@ def batch_means_error(values: Floats, most_batches: int = 10) -> float | None:
     """
     if len(values) < 4:
         return None
-    batches = min(most_batches, len(values) // 2)
+    batches = min(MOST_STRETCHES, len(values) // 2)
     size = len(values) // batches
     means = values[-batches * size :].reshape(batches, size).mean(axis=1)
     return math.sqrt(size * float(means.var(ddof=1)) / len(values))

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from .history import HistoryRecord, centred_gap
 from .summary import SourceSummary, largest_first
 
+MOST_ROWS = 20  # sources that the log shows of an update
+
 
 def weights_table(summaries: Mapping[str, SourceSummary]) -> str:
     """The table at the end of a run. A star marks the sources whose gap is within two standard errors of 0."""
@@ -23,11 +25,11 @@ def weights_table(summaries: Mapping[str, SourceSummary]) -> str:
     return _align(rows) + hint
 
 
-def weights_line(weights: Mapping[str, float], most: int = 20) -> str:
+def weights_line(weights: Mapping[str, float]) -> str:
     """The weights in one line, largest first."""
     names = sorted(weights, key=lambda name: -weights[name])
-    text = ", ".join(f"{shorten(name)} {_number(weights[name])}" for name in names[:most])
-    return text + (f", and {len(names) - most} more" if len(names) > most else "")
+    text = ", ".join(f"{shorten(name)} {_number(weights[name])}" for name in names[:MOST_ROWS])
+    return text + (f", and {len(names) - MOST_ROWS} more" if len(names) > MOST_ROWS else "")
 
 
 def layers_line(layer_steps: Sequence[int]) -> str:
@@ -41,18 +43,18 @@ def layers_line(layer_steps: Sequence[int]) -> str:
     return line + (f"; never drawn: {', '.join(never)}" if never else "")
 
 
-def progress_table(record: HistoryRecord, most_rows: int = 20) -> str:
+def progress_table(record: HistoryRecord) -> str:
     """One update for the running console. `gap` is centred as in `summarise`, but one batch's, hence noisy."""
     names = sorted(record["weights"], key=lambda name: -record["weights"][name])
     gaps = dict(zip(names, centred_gap([record], names)[0].tolist(), strict=True))
     decimals = _decimals(gaps.values())
     rows = [("source", "weight", "loss", "gap")]
-    for name in names[:most_rows]:
+    for name in names[:MOST_ROWS]:
         loss, weight = _number(record["loss"][name]), _number(record["weights"][name])
         rows.append((shorten(name), weight, loss, f"{gaps[name]:+.{decimals}f}"))
-    rest = names[most_rows:]
-    rest_weight = sum(record["weights"][name] for name in rest)
-    return _align(rows) + (f"\n... and {len(rest)} more (sum of weights {rest_weight:.4f})" if rest else "")
+    others = names[MOST_ROWS:]
+    sum_of_others = sum(record["weights"][name] for name in others)
+    return _align(rows) + (f"\n... and {len(others)} more (sum of weights {sum_of_others:.4f})" if others else "")
 
 
 def _align(rows: Sequence[tuple[str, ...]]) -> str:

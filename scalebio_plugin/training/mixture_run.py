@@ -46,7 +46,8 @@ class StepLosses:
     Attributes:
         model_S, inner_S: (S,), Σ unit · loss at w and at u.
         units_S: (S,), n_i.
-        train_loss: L2(λ, w) of the step. val_loss: L1(w).
+        train_loss: L2(λ, w) of the step.
+        val_loss: L1(w).
     """
 
     model_S: Tensor

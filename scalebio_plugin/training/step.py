@@ -62,8 +62,10 @@ class StepBatches:
     """The micro-batches of one optimiser step, and what their losses are divided by.
 
     Attributes:
-        batches: Without tags. targets: One per micro-batch.
-        units_S: (S,), n_i over the global accumulated batch. total: n.
+        batches: Without tags.
+        targets: One per micro-batch.
+        units_S: (S,), n_i over the global accumulated batch.
+        total: n.
         router_scale: What the host multiplies a micro-batch's router loss by.
     """
 

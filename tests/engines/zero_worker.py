@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from scalebio_plugin.engines.zero import ZeroInner, without_steps
 from tests.engines import gloo
 from tests.engines.simulated import simulated_transfer
+from tests.engines.worker import bytes_of
 
 STEPS, ROWS, WIDTH, CHUNKS = 6, 4, 6, 2
 CLIP, PULL = 0.5, 0.3
@@ -298,7 +299,7 @@ def reference(stage: int, case: Case, folder: Path) -> dict[str, Any]:
         **distances,
         "moved": distance(w.net.state_dict(), start),
         "frozen": distance(frozen, start),
-        "bytes": run.inner.nbytes(),
+        "bytes": bytes_of([*run.inner.tensors, *run.inner.states]),
     }
 
 
