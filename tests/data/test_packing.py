@@ -167,7 +167,7 @@ class TestRowsWithoutTarget:
         return sum(n for n, half in zip(targets, of_half, strict=True) if half) / sum(targets)
 
     def test_apply(self, folder: Path, tmp_path: Path) -> None:
-        from . import test_apply
+        from tests.runs import test_apply
 
         path = test_apply.write_weights(tmp_path / "mixture.json", {"half": 0.5, "full": 0.5})
         run = test_apply.apply(folder, path, **self.keys(tmp_path / "out", validation_datasets=None))
