@@ -6,6 +6,7 @@ bitsandbytes quantises and runs on the CPU too, with kernels of its own.
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,8 @@ BASES: dict[str, dict[str, Any]] = {
 LINEAR = 14  # q, k, v, o, gate, up and down, in two layers
 
 
-@pytest.fixture(autouse=True)
-def nothing_noted() -> None:
-    host.forget_parameters()
-
-
 def train(base: str, inputs: Path, output_dir: Path, **keys: Any) -> host.Run:
+    host.forget_parameters()
     return host.train(
         inputs,
         output_dir=str(output_dir),
@@ -65,16 +62,30 @@ def bits(value: Tensor) -> Tensor:
     return value.detach().contiguous().view(torch.uint8)
 
 
-@pytest.mark.parametrize("base", BASES)
+@dataclass(frozen=True)
+class Trained:
+    """A run, and the bits of all that does not train in it before its first step."""
+
+    base: str
+    run: host.Run
+    before: dict[str, Tensor]
+
+
+@pytest.fixture(scope="module", params=BASES)
+def trained(request: pytest.FixtureRequest, inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    before: dict[str, Tensor] = {}
+
+    def note(trainer: Any, batch: Any) -> None:
+        if not before:
+            before.update((name, bits(value).clone()) for name, value in base_of(trainer.model).items())
+
+    run = train(request.param, inputs, tmp_path_factory.mktemp("trained"), on_batch=note)
+    return Trained(request.param, run, before)
+
+
 class TestQuantisedBase:
-    def test_it_is_shared_and_stays_the_same_bits(self, base: str, inputs: Path, tmp_path: Path) -> None:
-        before: dict[str, Tensor] = {}
-
-        def note(trainer: Any, batch: Any) -> None:
-            if not before:
-                before.update((name, bits(value).clone()) for name, value in base_of(trainer.model).items())
-
-        run = train(base, inputs, tmp_path, on_batch=note)
+    def test_it_is_shared_and_stays_the_same_bits(self, trained: Trained) -> None:
+        run, before = trained.run, trained.before
         assert not torch.equal(run.weights[-1], run.weights[0])
         assert run.weights[-1].isfinite().all()
         held = base_of(run.trainer.model)
@@ -82,10 +93,10 @@ class TestQuantisedBase:
         assert before.keys() == held.keys()
         assert all(torch.equal(before[name], bits(value)) for name, value in held.items())
         weight = held["base_model.model.model.layers.0.self_attn.q_proj.base_layer.weight"]
-        assert weight.numel() * weight.element_size() == 64 * 64 // (1 if base == "8-bit" else 2)
+        assert weight.numel() * weight.element_size() == 64 * 64 // (1 if trained.base == "8-bit" else 2)
 
-    def test_only_the_adapter_is_held_twice(self, base: str, inputs: Path, tmp_path: Path) -> None:
-        run = train(base, inputs, tmp_path)
+    def test_only_the_adapter_is_held_twice(self, trained: Trained) -> None:
+        run = trained.run
         model, inner = run.trainer.model, run.trainer.learning.inner
         adapter = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         assert all("lora_" in name for name in adapter)
@@ -96,6 +107,7 @@ class TestQuantisedBase:
             assert {name: value.data_ptr() for name, value in base_of(model).items()} == places
             assert all(torch.equal(adapter[name], run.inner[-1][name]) for name in adapter)
 
+    @pytest.mark.parametrize("base", BASES)
     def test_without_a_pull_both_sets_stay_the_same_bits(self, base: str, inputs: Path, tmp_path: Path) -> None:
         run = train(base, inputs, tmp_path, scalebio={"penalty": float("inf")})
         for model, inner in zip(run.model, run.inner, strict=True):
@@ -104,15 +116,14 @@ class TestQuantisedBase:
         history = [json.loads(line) for line in (run.folder / "history.jsonl").read_text().splitlines()]
         assert {gap for record in history for gap in record["gap"].values()} == {0.0}
 
-    def test_the_saved_adapter_is_w_and_loads(self, base: str, inputs: Path, tmp_path: Path) -> None:
+    def test_the_saved_adapter_is_w_and_loads(self, trained: Trained, inputs: Path) -> None:
         from peft import PeftModel
         from transformers import AutoModelForCausalLM
 
-        run = train(base, inputs, tmp_path)
-        plain = AutoModelForCausalLM.from_pretrained(inputs / "wide")
-        loaded = dict(PeftModel.from_pretrained(plain, tmp_path).named_parameters())
-        assert all(torch.equal(loaded[name], value) for name, value in run.model[-1].items())
-        assert all("lora_" in name for name in tensors(tmp_path))
+        plain, folder = AutoModelForCausalLM.from_pretrained(inputs / "wide"), Path(trained.run.cfg.output_dir)
+        loaded = dict(PeftModel.from_pretrained(plain, folder).named_parameters())
+        assert all(torch.equal(loaded[name], value) for name, value in trained.run.model[-1].items())
+        assert all("lora_" in name for name in tensors(folder))
 
 
 @pytest.mark.slow
