@@ -28,31 +28,28 @@ def apply(inputs: Path, path: str, **overrides: Any) -> host.Run:
     return host.train(inputs, scalebio=block, **overrides)
 
 
+@pytest.fixture(scope="module")
+def applied(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> host.Run:
+    folder = tmp_path_factory.mktemp("applied")
+    path = write_weights(folder / "mixture.json", {"clean": 0.5, "wrong": 0.3, "offtopic": 0.2})
+    return apply(inputs, path, output_dir=str(folder / "out"))
+
+
 @pytest.mark.host_contract
-def test_tokens_of_the_training_set_follow_the_weights(inputs: Path, tmp_path: Path) -> None:
-    path = write_weights(tmp_path / "mixture.json", {"clean": 0.5, "wrong": 0.3, "offtopic": 0.2})
-    run = apply(inputs, path, output_dir=str(tmp_path / "out"))
+def test_tokens_of_the_training_set_follow_the_weights(applied: host.Run) -> None:
     tokens = np.zeros(3)
-    for row in run.trainer.train_dataset:
-        text = run.trainer.processing_class.decode(row["input_ids"])
+    for row in applied.trainer.train_dataset:
+        text = applied.trainer.processing_class.decode(row["input_ids"])
         tokens[2 if "about both" in text else 0] += sum(label != -100 for label in row["labels"][1:])
     assert tokens[2] / tokens.sum() == pytest.approx(0.2, abs=0.02)
-    assert len(run.trainer.train_dataset) == 3 * 96
+    assert len(applied.trainer.train_dataset) == 3 * 96
 
 
-def test_the_run_is_the_hosts_own(inputs: Path, tmp_path: Path) -> None:
-    path = write_weights(tmp_path / "mixture.json", {"clean": 0.5, "wrong": 0.3, "offtopic": 0.2})
-    run = apply(inputs, path, output_dir=str(tmp_path / "out"))
-    assert type(run.trainer).__name__ == "AxolotlTrainer"
-    assert "scalebio_source" not in run.trainer.train_dataset.column_names
-    assert len(run.losses) == 6
-    assert not (tmp_path / "out/scalebio").exists()
-
-
-def test_learned_weights_can_be_applied(inputs: Path, tmp_path: Path) -> None:
-    host.train(inputs, output_dir=str(tmp_path / "learn"))
-    run = apply(inputs, str(tmp_path / "learn/scalebio/mixture.json"), output_dir=str(tmp_path / "out"))
-    assert np.isfinite(run.losses).all()
+def test_the_run_is_the_hosts_own(applied: host.Run) -> None:
+    assert type(applied.trainer).__name__ == "AxolotlTrainer"
+    assert "scalebio_source" not in applied.trainer.train_dataset.column_names
+    assert len(applied.losses) == 6
+    assert not applied.folder.exists()
 
 
 @pytest.mark.host_contract

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from tests import host
 
 LISA = {"lisa": {"active_layers": 1, "interval": 4}}
 SAVING = {"max_steps": 10, "save_strategy": "steps", "save_steps": 3, "save_total_limit": 2, "micro_batch_size": 3}
+ALL = {**SAVING, "save_total_limit": 9}
 PACKED = {"sample_packing": True, "micro_batch_size": 1, "num_epochs": 4, "dataloader_num_workers": 1}
 CASES = {
     "full": {},
@@ -65,27 +67,34 @@ def test_resumed_run_ends_with_the_same_bytes(inputs: Path, tmp_path: Path, case
     again = host.train(inputs, output_dir=str(tmp_path / "killed"), auto_resume_from_checkpoints=True, **settings)
     assert len(again.weights) == last - 6, "it did not go on from checkpoint-6"
     assert_same_end(tmp_path / "whole", tmp_path / "killed", last)
+    assert len(list((tmp_path / "killed").glob("checkpoint-*"))) == SAVING["save_total_limit"]
 
 
-def test_resume_from_an_older_checkpoint_forgets_what_came_later(inputs: Path, tmp_path: Path) -> None:
-    whole, again = str(tmp_path / "whole"), str(tmp_path / "again")
-    host.train(inputs, output_dir=whole, **SAVING)
-    host.train(inputs, output_dir=again, **{**SAVING, "save_total_limit": 9})
-    host.train(
-        inputs, output_dir=again, resume_from_checkpoint=f"{again}/checkpoint-3", **{**SAVING, "save_total_limit": 9}
-    )
-    assert_same_end(Path(whole), Path(again), 10)
+@pytest.fixture(scope="module")
+def whole(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> host.Run:
+    """A run with all of its checkpoints. Whoever goes on from one does so in a copy."""
+    return host.train(inputs, output_dir=str(tmp_path_factory.mktemp("whole")), **ALL)
 
 
-def test_a_resume_says_where_it_goes_on(inputs: Path, tmp_path: Path) -> None:
-    out = str(tmp_path / "out")
-    whole = host.train(inputs, output_dir=out, **SAVING)
+def resume(inputs: Path, whole: host.Run, checkpoint: int, tmp_path: Path, **changes: Any) -> Path:
+    """The folder of a run that went on from that checkpoint."""
+    out = tmp_path / "out"
+    shutil.copytree(whole.cfg.output_dir, out)
+    host.train(inputs, output_dir=str(out), resume_from_checkpoint=f"{out}/checkpoint-{checkpoint}", **ALL | changes)
+    return out
+
+
+def test_resume_from_an_older_checkpoint_forgets_what_came_later(inputs: Path, tmp_path: Path, whole: host.Run) -> None:
+    assert_same_end(Path(whole.cfg.output_dir), resume(inputs, whole, 3, tmp_path), 10)
+
+
+def test_a_resume_says_where_it_goes_on(inputs: Path, tmp_path: Path, whole: host.Run) -> None:
     messages: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: messages.append(record.getMessage())  # whether or not the host's loggers propagate
     logger = logging.getLogger("axolotl.scalebio")
     logger.addHandler(handler)
-    host.train(inputs, output_dir=out, resume_from_checkpoint=f"{out}/checkpoint-9", **SAVING)
+    out = resume(inputs, whole, 9, tmp_path)
     logger.removeHandler(handler)
     (line,) = [message for message in messages if "resumed" in message]
     weights = dict(zip(("clean", "wrong", "offtopic"), whole.weights[8].tolist(), strict=True))
@@ -96,34 +105,20 @@ def test_a_resume_says_where_it_goes_on(inputs: Path, tmp_path: Path) -> None:
     )
 
 
-def test_old_checkpoints_go_with_their_state(inputs: Path, tmp_path: Path) -> None:
-    host.train(inputs, output_dir=str(tmp_path / "out"), **SAVING)
-    assert sorted(path.name for path in (tmp_path / "out").glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-9"]
-
-
 class TestRefused:
-    @pytest.fixture(scope="class")
-    def finished(self, inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        folder = tmp_path_factory.mktemp("finished")
-        host.train(inputs, output_dir=str(folder / "out"), **SAVING)
-        return folder
+    @pytest.mark.parametrize(
+        ("datasets", "message"),
+        [
+            (host.BASE["datasets"][:2], r"sources of the checkpoint.*'offtopic'"),
+            (host.BASE["datasets"][::-1], "back in that order"),
+        ],
+        ids=["others", "another order"],
+    )
+    def test_other_sources(self, inputs: Path, tmp_path: Path, whole: host.Run, datasets: Any, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            resume(inputs, whole, 9, tmp_path, datasets=datasets)
 
-    def resume(self, inputs: Path, finished: Path, tmp_path: Path, **changes: object) -> host.Run:
-        shutil.copytree(finished / "out", tmp_path / "out", dirs_exist_ok=True)
-        checkpoint = str(tmp_path / "out/checkpoint-9")
-        return host.train(
-            inputs, output_dir=str(tmp_path / "out"), resume_from_checkpoint=checkpoint, **{**SAVING, **changes}
-        )
-
-    def test_other_sources_by_name(self, inputs: Path, finished: Path, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match=r"sources of the checkpoint.*'offtopic'"):
-            self.resume(inputs, finished, tmp_path, datasets=host.BASE["datasets"][:2])
-
-    def test_sources_in_another_order(self, inputs: Path, finished: Path, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match="back in that order"):
-            self.resume(inputs, finished, tmp_path, datasets=host.BASE["datasets"][::-1])
-
-    def test_checkpoint_without_our_state(self, inputs: Path, finished: Path, tmp_path: Path) -> None:
+    def test_checkpoint_without_our_state(self, inputs: Path, tmp_path: Path) -> None:
         host.train(inputs, output_dir=str(tmp_path / "plain"), plugins=["tests.host.ProbePlugin"], **SAVING)
         checkpoint = str(tmp_path / "plain/checkpoint-9")
         with pytest.raises(ValueError, match=r"checkpoint-9 holds no state of the mixture"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from tests import host
 @pytest.fixture(scope="module")
 def finished(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> host.Run:
     folder = tmp_path_factory.mktemp("finished")
-    return host.train(inputs, output_dir=str(folder / "out"), use_tensorboard=True, logging_steps=2, picture=True)
+    more = {"use_tensorboard": True, "logging_steps": 2, "picture": True, "parameters": True}
+    return host.train(inputs, output_dir=str(folder / "out"), **more)
 
 
 @pytest.mark.host_contract
@@ -79,13 +81,12 @@ def test_what_fails_after_the_last_step_does_not_lose_the_model(inputs: Path, tm
     assert not (run.folder / "report.html").exists()
 
 
-def test_the_model_left_is_w(inputs: Path, tmp_path: Path) -> None:
+def test_the_model_left_is_w(finished: host.Run) -> None:
     from transformers import AutoModelForCausalLM
 
-    run = host.train(inputs, output_dir=str(tmp_path / "out"), parameters=True)
-    loaded = dict(AutoModelForCausalLM.from_pretrained(tmp_path / "out").named_parameters())
-    assert all(torch.equal(loaded[name], value) for name, value in run.model[-1].items())
-    assert any(not torch.equal(run.inner[-1][name], value) for name, value in run.model[-1].items())
+    loaded = dict(AutoModelForCausalLM.from_pretrained(finished.cfg.output_dir).named_parameters())
+    assert all(torch.equal(loaded[name], value) for name, value in finished.model[-1].items())
+    assert any(not torch.equal(finished.inner[-1][name], value) for name, value in finished.model[-1].items())
 
 
 def test_an_adapter_run_leaves_an_adapter(inputs: Path, tmp_path: Path) -> None:
@@ -100,15 +101,12 @@ def test_an_adapter_run_leaves_an_adapter(inputs: Path, tmp_path: Path) -> None:
         assert torch.equal(loaded[name.removeprefix("module.")], value)
 
 
-def test_a_second_run_in_the_same_folder_starts_a_new_history(inputs: Path, tmp_path: Path) -> None:
-    for _ in range(2):
-        run = host.train(inputs, output_dir=str(tmp_path / "out"), max_steps=3)
-    assert len(read_history(run.folder / "history.jsonl")) == 3
-
-
-def test_same_seed_same_bytes(inputs: Path, tmp_path: Path) -> None:
-    runs = [host.train(inputs, output_dir=str(tmp_path / name)) for name in ("a", "b")]
-    first, second = ((run.folder / "history.jsonl").read_bytes() for run in runs)
+def test_a_second_run_in_the_same_folder_starts_anew_and_with_the_same_seed_writes_the_same_bytes(
+    inputs: Path, tmp_path: Path, finished: host.Run
+) -> None:
+    shutil.copytree(finished.cfg.output_dir, tmp_path / "out")
+    again = host.train(inputs, output_dir=str(tmp_path / "out"))
+    first, second = ((run.folder / "history.jsonl").read_bytes() for run in (finished, again))
     assert first == second
 
 
