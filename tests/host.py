@@ -37,7 +37,7 @@ BASE: dict[str, Any] = {
     "max_steps": 6,
     "micro_batch_size": 4,  # of 1, six steps would show few sources
     "sequence_len": 128,  # what the rows take, with room for a second one in a packed row
-    "dataset_num_proc": 1,  # of a few rows: forked workers take longer; see also `_no_pool_of_one`
+    "dataset_num_proc": 1,  # of a few rows: forked workers take longer; see also `_hasten`
     "dataloader_num_workers": 0,  # as many seconds as the steps; tests/runs/ordinary.py has the host's default
     "save_strategy": "no",  # what is saved and resumed is asked of runs that say so
     # What is compared.
@@ -140,11 +140,19 @@ def forget_parameters() -> None:
 
 
 @cache
-def _no_pool_of_one() -> None:
-    """The host's `datasets` start a pool even for one process: five seconds for the few rows of every file."""
+def _hasten() -> None:
+    """What takes longer than the steps of a run and ends as it did the last time, done once a process or not at all."""
+    import accelerate.utils.imports as packages
+    import axolotl.utils.config as validation
+    from axolotl.integrations.base import PluginManager
     from datasets import Dataset
 
-    for method in (Dataset.map, Dataset.save_to_disk):
+    packages._is_package_available = cache(packages._is_package_available)  # read from the disk in every pass
+    merge = validation.merge_input_args  # builds the host's two large models anew
+    merged = cache(lambda plugins: merge())
+    validation.merge_input_args = lambda: merged(tuple(PluginManager.get_instance().plugins))
+
+    for method in (Dataset.map, Dataset.save_to_disk):  # start a pool even for one process
 
         def here(self: Any, *args: Any, num_proc: int | None = None, method: Any = method, **kwargs: Any) -> Any:
             return method(self, *args, num_proc=None if num_proc == 1 else num_proc, **kwargs)
@@ -156,7 +164,7 @@ def load(directory: Path, config: dict[str, Any]) -> Any:
     """The host's validated config."""
     from axolotl.cli.config import load_cfg
 
-    _no_pool_of_one()
+    _hasten()
     forget_plugins()
     path = directory / f"config{os.environ.get('RANK', '')}.yml"  # ranks start together
     path.write_text(yaml.safe_dump(config, sort_keys=False))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -110,11 +111,10 @@ def host_counts(inputs: Path, config: dict[str, Any], rows: Any) -> set[int]:
     before = Path.cwd()
     os.chdir(inputs)
     try:
-        counts = set()
+        counts, cfg = set(), host.load(inputs, config)
         for seed in range(8):
             torch.manual_seed(seed)
-            cfg = host.load(inputs, config)
-            counts.add(calculate_total_num_steps(cfg, rows.flatten_indices()))
+            counts.add(calculate_total_num_steps(copy.deepcopy(cfg), rows.flatten_indices()))
     finally:
         os.chdir(before)
     assert max(counts) - min(counts) <= 2, "the host's count says little"
