@@ -47,7 +47,9 @@ def test_its_commands_are_real(command: str) -> None:
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_target_is_one_line(target: str) -> None:
-    done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["make", "-n", "--no-print-directory", target], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert len(done.stdout.splitlines()) == 1
     assert all((ROOT / path).exists() for path in re.findall(r"\b(?:tests|benchmarks)/[\w/]+\.\w+", done.stdout))
 
