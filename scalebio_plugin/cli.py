@@ -119,15 +119,17 @@ def _estimate(config: Path, gpus: int, gpu_memory: float, model_config: Path | N
 
 
 def _show(path: Path) -> int:
-    from .report.summary import read_mixture, summaries_of, weights_table
+    from .report.mixture_file import read_mixture, summaries_of
+    from .report.tables import weights_table
 
     print(weights_table(summaries_of(read_mixture(_mixture_at(path)))))
     return 0
 
 
 def _report(path: Path) -> int:
+    from .report.history import read_history
+    from .report.mixture_file import read_mixture
     from .report.page import write_report
-    from .report.summary import read_history, read_mixture
 
     mixture = _mixture_at(path)
     print(write_report(mixture.parent, read_mixture(mixture), read_history(mixture.with_name("history.jsonl"))))

@@ -211,7 +211,7 @@ def _make_probe_plugin() -> type:
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.global_step == Probe.stop_after:
                 raise KeyboardInterrupt
-            learning = getattr(self.trainer, "scalebio", None)
+            learning = getattr(self.trainer, "learning", None)
             if learning is not None:
                 Probe.run.weights.append(learning.run.weights_S.clone())
             if Probe.parameters:

@@ -8,7 +8,7 @@ puts w back. Nothing is computed twice and nothing can differ between the sets b
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any, Protocol
@@ -83,7 +83,6 @@ class InnerParameters:
         self.gradients: dict[str, Tensor | None] = {}
         self.states: dict[str, dict[str, Any]] = {}
         self.groups: list[dict[str, Any]] = [own_entries(group) for group in optimizer.param_groups]
-        self.exchanged = False
 
     @torch.no_grad()
     def follow(self, names: Iterable[str]) -> None:
@@ -130,13 +129,7 @@ class InnerParameters:
                 self.optimizer.state[parameter] = self.states.pop(name)
             if state is not None:
                 self.states[name] = state
-        for index, group in enumerate(self.optimizer.param_groups):
-            own = own_entries(group)
-            for key in own:
-                del group[key]  # also what the optimizer has put there since: u's first step must not start w's count
-            group.update(self.groups[index])
-            self.groups[index] = own
-        self.exchanged = not self.exchanged
+        exchange_entries(self.optimizer.param_groups, self.groups)
 
     @contextmanager
     def in_place(self, *, for_passes: bool = False) -> Iterator[None]:
@@ -290,6 +283,16 @@ class InnerParameters:
 def own_entries(group: Mapping[str, Any]) -> dict[str, Any]:
     """Copy of a group's entries that an optimizer may change as it steps (say Prodigy's distance)."""
     return copied_state({key: value for key, value in group.items() if key not in _SHARED})
+
+
+def exchange_entries(groups: Sequence[dict[str, Any]], others: list[dict[str, Any]]) -> None:
+    """Swap what `own_entries` gives of an optimizer's groups with the other set's. In place."""
+    for index, group in enumerate(groups):
+        own = own_entries(group)
+        for key in own:
+            del group[key]  # also what the optimizer has put there since: u's first step must not start w's count
+        group.update(others[index])
+        others[index] = own
 
 
 def copied_state(state: Mapping[str, Any], device: torch.device | str | None = None) -> dict[str, Any]:

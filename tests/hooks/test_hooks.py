@@ -15,7 +15,7 @@ import torch
 from scalebio_plugin.algorithm import lisa, mixture
 from scalebio_plugin.hooks import spec
 from scalebio_plugin.hooks.defaults import BUILT_IN
-from scalebio_plugin.hooks.manager import build_manager
+from scalebio_plugin.hooks.manager import build_manager, manager_of
 from scalebio_plugin.hooks.spec import Observation, RunFacts, hookimpl
 
 HOOKS = {name: value for name, value in vars(spec).items() if hasattr(value, "scalebio_spec")}
@@ -240,18 +240,11 @@ def test_an_unknown_attribute_is_an_error_that_names_it(extension):
 
 
 def test_a_rule_nobody_answers_for_is_an_error_that_names_it():
-    from scalebio_plugin.config.block import ScaleBiOSettings
-    from scalebio_plugin.training.connect import build_manager_of  # imports the host
-
     with pytest.raises(ValueError, match=r"mixture_update.*'sgd'.*exponentiated_gradient and adam.*extensions"):
-        build_manager_of(ScaleBiOSettings(mixture_update="sgd"))
+        manager_of("sgd", [])
 
 
 @pytest.mark.parametrize("rule", ["adam", "exponentiated_gradient", "frozen"])
 def test_a_rule_somebody_answers_for_is_accepted(extension, rule):
-    from scalebio_plugin.config.block import ScaleBiOSettings
-    from scalebio_plugin.training.connect import build_manager_of
-
     extension.Frozen = Frozen
-    settings = ScaleBiOSettings(mixture_update=rule, extensions=["my_mixture:Frozen"])
-    assert moved(build_manager_of(settings), rule, observation()) is not None
+    assert moved(manager_of(rule, ["my_mixture:Frozen"]), rule, observation()) is not None

@@ -12,17 +12,11 @@ from torch import Tensor
 
 from scalebio_plugin.algorithm import mixture
 from scalebio_plugin.config.block import ScaleBiOSettings
+from scalebio_plugin.config.names import refuse_other_sources
 from scalebio_plugin.hooks.defaults import BUILT_IN
 from scalebio_plugin.hooks.manager import build_manager
 from scalebio_plugin.hooks.spec import hookimpl
-from scalebio_plugin.training.mixture_run import (
-    MixtureRun,
-    Phase,
-    StepLosses,
-    bounds_of,
-    initial_weights,
-    refuse_other_sources,
-)
+from scalebio_plugin.training.mixture_run import MixtureRun, Phase, StepLosses, bounds_of, initial_weights
 
 NAMES = ["a", "b", "c"]
 SHARE = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)
@@ -84,7 +78,7 @@ class Recorder:
 )
 def test_phases_follow_each_other(block, max_steps, phases):
     run = run_of(max_steps, **block)
-    letters = {Phase.WARMUP: "W", Phase.LEARN: "L", Phase.REST: "R"}
+    letters = {Phase.WARMUP: "W", Phase.LEARN: "L", Phase.AFTER: "R"}
     assert "".join(letters[run.phase(step)] for step in range(max_steps)) == phases
 
 
