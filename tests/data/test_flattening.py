@@ -50,7 +50,6 @@ def test_it_is_the_host_where_the_mixture_is_out_of_play(inputs: Path, tmp_path:
             plugins=[*plugins, WITH_IT],
             train_on_inputs=True,
             parameters=True,
-            dataloader_num_workers=0,  # for `look`, which notes what it sees in this process
             on_batch=look,
             **more,
         )

@@ -167,7 +167,7 @@ class TestRowsWithoutTarget:
         return sum(n for n, half in zip(targets, of_half, strict=True) if half) / sum(targets)
 
     def test_apply(self, folder: Path, tmp_path: Path) -> None:
-        from . import test_apply
+        from tests.runs import test_apply
 
         path = test_apply.write_weights(tmp_path / "mixture.json", {"half": 0.5, "full": 0.5})
         run = test_apply.apply(folder, path, **self.keys(tmp_path / "out", validation_datasets=None))
@@ -182,7 +182,7 @@ class TestRowsWithoutTarget:
         stream = run.trainer.learning.resampled
         assert (stream.drawable == -1).sum() == 100
         labels, of_half = [], []
-        for batch in stream._loader(run.trainer, stream.table.sampling(np.array([0.5, 0.5]))):
+        for batch in stream.loader_over(stream._rows(stream.table.sampling(np.array([0.5, 0.5]))), 0):
             labels += batch["labels"].tolist()
             of_half += (batch["scalebio_source"].max(dim=1).values == 0).tolist()
         assert self.shares(labels, of_half) == pytest.approx(0.5, abs=0.02)

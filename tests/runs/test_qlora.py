@@ -74,7 +74,7 @@ class TestQuantisedBase:
             if not before:
                 before.update((name, bits(value).clone()) for name, value in base_of(trainer.model).items())
 
-        run = train(base, inputs, tmp_path, on_batch=note, dataloader_num_workers=0)
+        run = train(base, inputs, tmp_path, on_batch=note)
         assert not torch.equal(run.weights[-1], run.weights[0])
         assert run.weights[-1].isfinite().all()
         held = base_of(run.trainer.model)

@@ -18,7 +18,7 @@ from tests import host
 @pytest.fixture(scope="module")
 def finished(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> host.Run:
     folder = tmp_path_factory.mktemp("finished")
-    return host.train(inputs, output_dir=str(folder / "out"), use_tensorboard=True, logging_steps=2)
+    return host.train(inputs, output_dir=str(folder / "out"), use_tensorboard=True, logging_steps=2, picture=True)
 
 
 @pytest.mark.host_contract
