@@ -50,10 +50,9 @@ class ScaleBiOPlugin(BasePlugin):
         if settings.apply is not None:
             return self._apply(cfg, settings, preprocess)
         manager_of(settings.mixture_update, settings.extensions)  # what does not exist is an error before any loading
-        prepared = prepare(cfg, settings)
-        announce(prepared, settings)
-        self.prepared = None if preprocess else prepared
-        return meta_of(cfg, prepared.rows, prepared.evaluation, preprocess)
+        self.prepared = prepare(cfg, settings)
+        announce(self.prepared, settings)
+        return meta_of(cfg, self.prepared.rows, self.prepared.evaluation, preprocess)
 
     def _apply(self, cfg: DictDefault, settings: ScaleBiOSettings, preprocess: bool) -> TrainDatasetMeta:
         """An ordinary run, on rows drawn by the weights."""

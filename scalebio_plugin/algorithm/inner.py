@@ -56,6 +56,14 @@ class InnerParameters:
         optimizer: The host's own, the raw `torch.optim.Optimizer`.
         device: Where the values rest between passes; None: beside the module's.
         transfer: Exchanges them from there, beside compute; None: by pointers, or plain copies.
+
+    A step, with the gradients of w made before or after the block, never in it (docs/bilevel_loop.py):
+
+        inner.follow(names)        # once, and when other layers begin to train
+        with inner.in_place():     # the module is u
+            loss().backward()
+            inner.step()
+        ...                        # the module is w; backward and optimizer.step() as ever
     """
 
     def __init__(
@@ -78,7 +86,13 @@ class InnerParameters:
 
     @torch.no_grad()
     def follow(self, names: Iterable[str]) -> None:
-        """Start u as the copy of w for those of `names` that it does not hold yet: value and optimizer state."""
+        """Start u as the copy of w for those of `names` that it does not hold yet: value and optimizer state.
+
+        Not to be called while exchanged.
+
+        Raises:
+            KeyError: One of `names` is none of `parameters`.
+        """
         self.settle()
         for name in names:
             if name not in self.values:

@@ -7,6 +7,7 @@ tables        a mixture as text
 picture       weights and losses over the run
 page          all of it on one page
 next_config   the config of the next, ordinary run
+bug           what a bug report needs; of a config and a log, `without_secrets`
 folder        the folder of a run, in which all of these lie
 files         files that are never half there
 """
