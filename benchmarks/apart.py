@@ -21,7 +21,7 @@ def layers_drawn_apart() -> Iterator[None]:
     """
     from scalebio_plugin.training.trainer import ScaleBiOTrainer
 
-    begin, learn_step = ScaleBiOTrainer.begin_step, ScaleBiOTrainer._inner_step
+    begin = ScaleBiOTrainer.begin_step
 
     def begin_step(self: Any) -> None:
         begin(self)
@@ -30,11 +30,7 @@ def layers_drawn_apart() -> Iterator[None]:
         for name in set(parameters) - active_inner(self):
             learning.inner.states.pop(name, None)
             learning.inner.gradients[name] = None
-
-    def inner_step(self: Any, model: Any, learning: Any, step: Any) -> None:
-        learning.inner.in_place = lambda of=learning.inner, **_: in_place(self, of)
-        learn_step(self, model, learning, step)
-        del learning.inner.in_place
+        learning.inner.in_place = lambda **_: in_place(self, learning.inner)
 
     def active_inner(self: Any) -> set[str]:
         layers = self.learning.layers
@@ -55,8 +51,8 @@ def layers_drawn_apart() -> Iterator[None]:
             for name, parameter in inner.parameters.items():
                 parameter.requires_grad_(before[name])
 
-    ScaleBiOTrainer.begin_step, ScaleBiOTrainer._inner_step = begin_step, inner_step
+    ScaleBiOTrainer.begin_step = begin_step
     try:
         yield
     finally:
-        ScaleBiOTrainer.begin_step, ScaleBiOTrainer._inner_step = begin, learn_step
+        ScaleBiOTrainer.begin_step = begin

@@ -27,7 +27,8 @@ import yaml
 
 from benchmarks.apart import layers_drawn_apart
 from scalebio_plugin.quickstart import planted
-from scalebio_plugin.report.summary import read_history, read_mixture, series
+from scalebio_plugin.report.history import read_history, series
+from scalebio_plugin.report.mixture_file import read_mixture
 
 Row = dict[str, str]
 

@@ -45,7 +45,7 @@ def _bits(value: torch.Tensor) -> int:
 
 def _sets(trainer: Any) -> dict[str, Any]:
     """u against w: elements that are not equal, the largest difference, checksums, and the steps each has taken."""
-    learning = getattr(trainer, "scalebio", None)
+    learning = getattr(trainer, "learning", None)
     inner = None if learning is None else learning.inner
     if inner is None:
         return {}

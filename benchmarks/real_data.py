@@ -35,8 +35,10 @@ import torch
 import yaml
 from torch.nn.functional import cross_entropy
 
-from scalebio_plugin.report.summary import SCHEMA, read_history, weights_table, write_mixture
+from scalebio_plugin.report.history import read_history
+from scalebio_plugin.report.mixture_file import SCHEMA, write_mixture
 from scalebio_plugin.report.summary import summarise as summarise_history
+from scalebio_plugin.report.tables import weights_table
 
 SOURCES = {
     "gpt4": "GPT4-LLM-Cleaned.jsonl",

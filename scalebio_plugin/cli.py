@@ -20,6 +20,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _estimate(arguments.config, arguments.gpus, arguments.gpu_memory, arguments.model_config)
         if arguments.command == "report":
             return _report(arguments.path)
+        if arguments.command == "report-bug":
+            return _report_bug(arguments.config, arguments.log)
         return _show(arguments.path)
     except (FileNotFoundError, ValueError) as error:
         print(f"scalebio: {error}", file=sys.stderr)
@@ -51,6 +53,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     for of_a_run in (show, report):
         of_a_run.add_argument("path", type=Path, metavar="PATH", help="a mixture.json, or the output_dir of a run")
+
+    bug = commands.add_parser(
+        "report-bug",
+        help="print what a bug report needs",
+        description="Prints versions, the config and the end of a log as Markdown, without secrets, names of accounts "
+        "and local paths.",
+    )
+    bug.add_argument("config", type=Path, metavar="CONFIG", nargs="?", help="the Axolotl config of the run")
+    bug.add_argument("--log", type=Path, metavar="FILE", help="what the run printed")
 
     estimate = commands.add_parser(
         "estimate",
@@ -108,18 +119,28 @@ def _estimate(config: Path, gpus: int, gpu_memory: float, model_config: Path | N
 
 
 def _show(path: Path) -> int:
-    from .report.summary import read_mixture, summaries_of, weights_table
+    from .report.mixture_file import read_mixture, summaries_of
+    from .report.tables import weights_table
 
     print(weights_table(summaries_of(read_mixture(_mixture_at(path)))))
     return 0
 
 
 def _report(path: Path) -> int:
+    from .report.history import read_history
+    from .report.mixture_file import read_mixture
     from .report.page import write_report
-    from .report.summary import read_history, read_mixture
 
     mixture = _mixture_at(path)
     print(write_report(mixture.parent, read_mixture(mixture), read_history(mixture.with_name("history.jsonl"))))
+    return 0
+
+
+def _report_bug(config: Path | None, log: Path | None) -> int:
+    from .report.bug import bug_report
+
+    print(bug_report(__version__, config, log))
+    print("scalebio: read it before you paste it; names of models and datasets are in it", file=sys.stderr)
     return 0
 
 

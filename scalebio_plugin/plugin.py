@@ -6,22 +6,21 @@ import copy
 import sys
 from typing import Any
 
-import numpy as np
 import torch
 from axolotl.common.datasets import TrainDatasetMeta
 from axolotl.integrations.base import BasePlugin
 from axolotl.utils.dict import DictDefault
 from axolotl.utils.logging import get_logger
 from torch import nn
-from transformers import Trainer, TrainerCallback, set_seed
+from transformers import Trainer, set_seed
 
-from .config import raw as raw_config
-from .config.block import ScaleBiOSettings
-from .data.sources import COLUMN, Prepared, drawn_per_lap, meta_of, prepare, resample
-from .report.summary import read_mixture
-from .training import connect as wiring
-from .training.connect import settings_of
-from .training.mixture_run import refuse_other_sources
+from .config import raw
+from .config.block import ScaleBiOSettings, settings_of
+from .data.applied import applied_rows
+from .data.entries import validate_validation_datasets
+from .data.sources import Prepared, announce, meta_of, prepare
+from .hooks.manager import manager_of
+from .report.mixture_file import read_mixture
 
 LOG = get_logger("axolotl.scalebio")
 
@@ -31,47 +30,39 @@ class ScaleBiOPlugin(BasePlugin):
 
     def __init__(self) -> None:
         super().__init__()
-        self.prepared: Prepared | None = None
-        self.learning = False
+        self.prepared: Prepared | None = None  # of a run that learns
         self.written: dict[str, Any] = {}  # the config as its user wrote it
 
     def register(self, cfg: dict[str, Any]) -> None:
         self.written = copy.deepcopy(cfg.to_dict() if isinstance(cfg, DictDefault) else dict(cfg))
-        raw_config.refuse_two_names(cfg)
-        raw_config.refuse_lost_arguments(cfg, sys.argv[1:])
-        raw_config.take_over_lisa_keys(cfg)
-        raw_config.give_seed(cfg)
-        raw_config.validate_validation_datasets(cfg)
+        raw.refuse_two_names(cfg)
+        raw.refuse_lost_arguments(cfg, sys.argv[1:])
+        for changed in (raw.take_over_lisa_keys(cfg), raw.give_seed(cfg)):
+            if changed is not None:
+                LOG.info(changed)
+        validate_validation_datasets(cfg)
 
     def get_input_args(self) -> str:
         return "scalebio_plugin.config.block.ScaleBiOArgs"
 
     def load_datasets(self, cfg: DictDefault, preprocess: bool = False) -> TrainDatasetMeta:
-        settings = settings_of(cfg)
+        settings = _settings(cfg)
         if settings.apply is not None:
             return self._apply(cfg, settings, preprocess)
-        wiring.build_manager_of(settings)  # a rule or extension that does not exist is an error before any loading
+        manager_of(settings.mixture_update, settings.extensions)  # what does not exist is an error before any loading
         self.prepared = prepare(cfg, settings)
-        self.learning = not preprocess
-        wiring.announce(self.prepared, settings)
+        announce(self.prepared, settings)
         return meta_of(cfg, self.prepared.rows, self.prepared.evaluation, preprocess)
 
     def _apply(self, cfg: DictDefault, settings: ScaleBiOSettings, preprocess: bool) -> TrainDatasetMeta:
-        """An ordinary run: the rows of the training set drawn by the weights, everything else the host's."""
+        """An ordinary run, on rows drawn by the weights."""
         document = read_mixture(str(settings.apply))
         prepared = prepare(cfg, settings)
-        names, source = prepared.table.names, prepared.drawable
-        refuse_other_sources(sorted(document["weights"]), sorted(names), str(settings.apply))
-        weights = np.array([document["weights"][name] for name in names])
-        fractions = prepared.table.sampling(weights)
-        drawn = resample(source, fractions, drawn_per_lap(source), settings.max_repeats, int(cfg.seed or 0))
-        wiring.announce_applied(names, weights, source, drawn, settings)
-        # The host counts on the plain column, so the indices are written out.
-        rows = prepared.rows.select(drawn).remove_columns(COLUMN).flatten_indices()
+        rows = applied_rows(prepared, document["weights"], settings, int(cfg.seed or 0))
         return meta_of(cfg, rows, prepared.evaluation, preprocess)
 
     def get_trainer_cls(self, cfg: DictDefault) -> type[Trainer] | None:
-        if settings_of(cfg).apply is not None:
+        if _settings(cfg).apply is not None:
             return None
         from .training.trainer import ScaleBiOTrainer
 
@@ -86,16 +77,17 @@ class ScaleBiOPlugin(BasePlugin):
         set_seed(int(cfg.seed or 0))
 
     def post_model_load(self, cfg: DictDefault, model: nn.Module) -> None:
-        if settings_of(cfg).apply is None:
-            wiring.prepare_model(cfg, settings_of(cfg), model)
+        from .training.prepare_model import prepare_model
 
-    def add_callbacks_post_trainer(self, cfg: DictDefault, trainer: Trainer) -> list[TrainerCallback]:
-        if not self.learning:
-            return []
-        from .training.callbacks import ScaleBiOCallback
-
-        return [ScaleBiOCallback(trainer)]
+        if _settings(cfg).apply is None:
+            prepare_model(cfg, _settings(cfg), model)
 
     def post_trainer_create(self, cfg: DictDefault, trainer: Trainer) -> None:
-        if self.learning and self.prepared is not None:
-            wiring.connect(cfg, settings_of(cfg), self.prepared, trainer, self.written)
+        if self.prepared is not None:
+            from .training.connect import connect
+
+            connect(cfg, _settings(cfg), self.prepared, trainer, self.written)
+
+
+def _settings(cfg: DictDefault) -> ScaleBiOSettings:
+    return settings_of(cfg.to_dict())

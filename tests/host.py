@@ -7,10 +7,13 @@ import gc
 import os
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import yaml
@@ -34,7 +37,8 @@ BASE: dict[str, Any] = {
     "max_steps": 6,
     "micro_batch_size": 4,  # of 1, six steps would show few sources
     "sequence_len": 128,  # what the rows take, with room for a second one in a packed row
-    "dataset_num_proc": 1,  # of a few rows: forked workers take longer
+    "dataset_num_proc": 1,  # of a few rows: forked workers take longer; see also `_no_pool_of_one`
+    "dataloader_num_workers": 0,  # as many seconds as the steps; tests/runs/ordinary.py has the host's default
     "save_strategy": "no",  # what is saved and resumed is asked of runs that say so
     # What is compared.
     "logging_steps": 1,  # every loss
@@ -135,10 +139,24 @@ def forget_parameters() -> None:
     GlobalOptimManager.get_instance().initialize()
 
 
+@cache
+def _no_pool_of_one() -> None:
+    """The host's `datasets` start a pool even for one process: five seconds for the few rows of every file."""
+    from datasets import Dataset
+
+    for method in (Dataset.map, Dataset.save_to_disk):
+
+        def here(self: Any, *args: Any, num_proc: int | None = None, method: Any = method, **kwargs: Any) -> Any:
+            return method(self, *args, num_proc=None if num_proc == 1 else num_proc, **kwargs)
+
+        setattr(Dataset, method.__name__, here)
+
+
 def load(directory: Path, config: dict[str, Any]) -> Any:
     """The host's validated config."""
     from axolotl.cli.config import load_cfg
 
+    _no_pool_of_one()
     forget_plugins()
     path = directory / f"config{os.environ.get('RANK', '')}.yml"  # ranks start together
     path.write_text(yaml.safe_dump(config, sort_keys=False))
@@ -154,6 +172,7 @@ def train(
     on_batch: Callable[[Any, dict[str, Any]], None] | None = None,
     nan_from: tuple[int, str] | None = None,
     at_end: Callable[[Any], None] | None = None,
+    picture: bool = False,
     whole_config: dict[str, Any] | None = None,
     **overrides: Any,
 ) -> Run:
@@ -166,12 +185,14 @@ def train(
         on_batch: Called with the trainer and every collated training batch.
         nan_from: (finished steps, word): from then on the word's embedding is NaN.
         at_end: Called with the trainer after the last step, while the engine still stands.
+        picture: Leave the pixels of `mixture.png` too, for half a second.
         whole_config: Instead of BASE with `overrides`.
     """
     import transformers
     from axolotl.common.datasets import load_datasets
     from axolotl.integrations.base import PluginManager
     from axolotl.train import train as host_train
+    from matplotlib.figure import Figure
 
     gc.collect()
     gc.freeze()  # what is imported by now stays: the host asks for ten collections a run, half a second each
@@ -186,7 +207,8 @@ def train(
         cfg.output_dir = str(directory / cfg.output_dir)
         manager = PluginManager.get_instance()
         meta = (manager.load_datasets(cfg, preprocess=False) if cfg.plugins else None) or load_datasets(cfg=cfg)
-        _, _, trainer = host_train(cfg=cfg, dataset_meta=meta)
+        with nullcontext() if picture else patch.object(Figure, "savefig"):
+            _, _, trainer = host_train(cfg=cfg, dataset_meta=meta)
     finally:
         os.chdir(before)
     run = Probe.run or Run(cfg, trainer, directory)
@@ -211,7 +233,7 @@ def _make_probe_plugin() -> type:
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.global_step == Probe.stop_after:
                 raise KeyboardInterrupt
-            learning = getattr(self.trainer, "scalebio", None)
+            learning = getattr(self.trainer, "learning", None)
             if learning is not None:
                 Probe.run.weights.append(learning.run.weights_S.clone())
             if Probe.parameters:

@@ -12,7 +12,9 @@ import pytest
 
 from scalebio_plugin import __version__, cli
 from scalebio_plugin.quickstart import command as quickstart
-from scalebio_plugin.report.summary import append_history, mixture_document, summarise, write_mixture
+from scalebio_plugin.report.history import append_history
+from scalebio_plugin.report.mixture_file import mixture_document, write_mixture
+from scalebio_plugin.report.summary import summarise
 from tests.report.histories import drifting_history, facts
 
 SOURCE: dict[str, Any] = {"weight_average": 0.5, "inner_loss": 2.0, "tokens": 10, "examples": 2}

@@ -1,7 +1,57 @@
 """The mathematics, in torch alone: importable in anybody's training loop, tested without a trainer.
 
+    min over λ, w of max over u of   L1(w) + α ( L2(λ, w) − L2(λ, u) )
+
+w are the model's parameters, u the inner ones; L1 is the loss on the validation data, L2(λ, θ) = Σ p_i L2_i(θ) that on
+the training data of sources i with weights p = softmax(λ); α is the penalty (Pan et al., ACL 2025, arXiv 2406.19976).
+docs/bilevel_loop.py is a whole loop made of these. What is public stands in `__all__`, by its file:
+
 bilevel   losses per token and per source, the gap between the two parameter sets, the gradient of λ
 mixture   weights on the simplex: initial values, update rules, bounds
 inner     the inner parameters: a second value, gradient and optimizer state for every trainable tensor of one module
 lisa      which transformer blocks train in which period
 """
+
+from .bilevel import (
+    IGNORED,
+    NO_SOURCE,
+    GapBaseline,
+    Targets,
+    estimate_gap,
+    mixture_gradient,
+    sum_by_source,
+    targets_of,
+    token_losses,
+    weighted_loss,
+)
+from .inner import InnerParameters
+from .lisa import LayerPlan, draw_layers, find_blocks
+from .mixture import AdamState, Bounds, ExponentiatedState, adam, exponentiated_gradient, logits_of, weights_of
+
+__all__ = [
+    # bilevel
+    "IGNORED",
+    "NO_SOURCE",
+    "GapBaseline",
+    "Targets",
+    "estimate_gap",
+    "mixture_gradient",
+    "sum_by_source",
+    "targets_of",
+    "token_losses",
+    "weighted_loss",
+    # mixture
+    "AdamState",
+    "Bounds",
+    "ExponentiatedState",
+    "adam",
+    "exponentiated_gradient",
+    "logits_of",
+    "weights_of",
+    # inner
+    "InnerParameters",
+    # lisa
+    "LayerPlan",
+    "draw_layers",
+    "find_blocks",
+]

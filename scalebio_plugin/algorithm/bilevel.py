@@ -57,8 +57,9 @@ def targets_of(labels: Tensor, source: Tensor, sequence: Tensor, *, per_sequence
     Args:
         labels: (B, T), IGNORED where nothing is predicted.
         source: (B, T), index of the token's source, NO_SOURCE on padding.
-        sequence: (B, T), number of the token's sequence, different for all sequences of the batch.
-        per_sequence: Count sequences instead of tokens.
+        sequence: (B, T), number of the token's sequence, from 0, different for all sequences of the batch; on padding
+            any number.
+        per_sequence: A target's unit is 1 / (targets of its sequence) instead of 1.
     """
     within = sequence[:, 1:] == sequence[:, :-1]
     valid = (labels[:, 1:] != IGNORED) & (source[:, 1:] != NO_SOURCE) & within
@@ -84,7 +85,13 @@ def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def sum_by_source(values: Tensor, source: Tensor, sources: int) -> Tensor:
-    """Sum of `values` over each source, in float64: (B, T-1), (B, T-1) -> (S,). No gradient."""
+    """Sum of `values` over each source, in float64: (B, T-1), (B, T-1) -> (S,). No gradient.
+
+    Args:
+        values: (B, T-1), such as unit · loss of every target.
+        source: (B, T-1), index of the source, from `Targets`.
+        sources: S.
+    """
     total = torch.zeros(sources, dtype=torch.float64, device=values.device)
     return total.scatter_add_(0, source.flatten(), values.detach().to(torch.float64).flatten())
 
@@ -99,7 +106,10 @@ def weighted_loss(losses: Tensor, targets: Targets, coefficient_S: Tensor, total
         losses: (B, T-1), from `token_losses`.
         targets: Of the same micro-batch.
         coefficient_S: (S,), float64, p_i / share_i.
-        total: (), n, the units of the global accumulated batch (all micro-batches, all ranks).
+        total: (), n, the units of the global accumulated batch (all micro-batches, all ranks), > 0.
+
+    Returns:
+        (), in the dtype of `losses`, with their gradient; the sum over micro-batches and ranks is the estimate.
     """
     weight = coefficient_S.to(losses.device)[targets.source] * targets.units
     every = functional.pad(losses * weight.to(losses.dtype), (0, 1))
@@ -113,8 +123,8 @@ class GapBaseline:
     """What the gap of each source was lately: discounted sums over past steps, a value for checkpoints.
 
     Attributes:
-        gap_S: (S,), discounted sum of unit · (loss at w − loss at u).
-        units_S: (S,), discounted sum of units.
+        gap_S: (S,), float64, discounted sum of unit · (loss at w − loss at u), in nats.
+        units_S: (S,), float64, discounted sum of units.
     """
 
     gap_S: Tensor
@@ -122,6 +132,7 @@ class GapBaseline:
 
     @classmethod
     def zeros(cls, sources: int) -> GapBaseline:
+        """Before the first step."""
         return cls(torch.zeros(sources, dtype=torch.float64), torch.zeros(sources, dtype=torch.float64))
 
     def mean(self) -> Tensor:  # (S,)
@@ -143,14 +154,15 @@ def estimate_gap(
     targets vanishes as m_i approaches the gap.
 
     Args:
-        difference_S: (S,), Σ unit · (loss at w − loss at u) over the global accumulated batch.
+        difference_S: (S,), float64, Σ unit · (loss at w − loss at u) over the global accumulated batch, in nats.
         units_S: (S,), n_i of the same batch.
         share_S: (S,), part of each source in the units of the training set, > 0, sum 1.
         baseline: m, from the earlier steps.
         discount: Weight of a step in the baseline relative to the step after it.
 
     Returns:
-        The gap (S,) in float64, and the baseline for the next step.
+        The gap (S,) in float64, in nats, and the baseline for the next step. Of a batch without targets: what was
+        expected, and the same baseline.
     """
     expected = baseline.mean()
     if not bool(units_S.sum() > 0):
@@ -164,6 +176,11 @@ def mixture_gradient(gap_S: Tensor, weights_S: Tensor, penalty: float) -> Tensor
 
     At (u*, w*) of quadratic losses it is α / (1 + α) times the true hypergradient: the bias of the forward difference.
     An infinite penalty (validation data out of play) gives 0.
+
+    Args:
+        gap_S: (S,), g_i = L2_i(w) − L2_i(u), in nats.
+        weights_S: (S,), p.
+        penalty: α > 0.
     """
     centred = gap_S - (weights_S * gap_S).sum()
     return (penalty if penalty != float("inf") else 0.0) * weights_S * centred

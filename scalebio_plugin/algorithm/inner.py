@@ -8,7 +8,7 @@ puts w back. Nothing is computed twice and nothing can differ between the sets b
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any, Protocol
@@ -56,6 +56,14 @@ class InnerParameters:
         optimizer: The host's own, the raw `torch.optim.Optimizer`.
         device: Where the values rest between passes; None: beside the module's.
         transfer: Exchanges them from there, beside compute; None: by pointers, or plain copies.
+
+    A step, with the gradients of w made before or after the block, never in it (docs/bilevel_loop.py):
+
+        inner.follow(names)        # once, and when other layers begin to train
+        with inner.in_place():     # the module is u
+            loss().backward()
+            inner.step()
+        ...                        # the module is w; backward and optimizer.step() as ever
     """
 
     def __init__(
@@ -75,11 +83,16 @@ class InnerParameters:
         self.gradients: dict[str, Tensor | None] = {}
         self.states: dict[str, dict[str, Any]] = {}
         self.groups: list[dict[str, Any]] = [own_entries(group) for group in optimizer.param_groups]
-        self.exchanged = False
 
     @torch.no_grad()
     def follow(self, names: Iterable[str]) -> None:
-        """Start u as the copy of w for those of `names` that it does not hold yet: value and optimizer state."""
+        """Start u as the copy of w for those of `names` that it does not hold yet: value and optimizer state.
+
+        Not to be called while exchanged.
+
+        Raises:
+            KeyError: One of `names` is none of `parameters`.
+        """
         self.settle()
         for name in names:
             if name not in self.values:
@@ -116,13 +129,7 @@ class InnerParameters:
                 self.optimizer.state[parameter] = self.states.pop(name)
             if state is not None:
                 self.states[name] = state
-        for index, group in enumerate(self.optimizer.param_groups):
-            own = own_entries(group)
-            for key in own:
-                del group[key]  # also what the optimizer has put there since: u's first step must not start w's count
-            group.update(self.groups[index])
-            self.groups[index] = own
-        self.exchanged = not self.exchanged
+        exchange_entries(self.optimizer.param_groups, self.groups)
 
     @contextmanager
     def in_place(self, *, for_passes: bool = False) -> Iterator[None]:
@@ -276,6 +283,16 @@ class InnerParameters:
 def own_entries(group: Mapping[str, Any]) -> dict[str, Any]:
     """Copy of a group's entries that an optimizer may change as it steps (say Prodigy's distance)."""
     return copied_state({key: value for key, value in group.items() if key not in _SHARED})
+
+
+def exchange_entries(groups: Sequence[dict[str, Any]], others: list[dict[str, Any]]) -> None:
+    """Swap what `own_entries` gives of an optimizer's groups with the other set's. In place."""
+    for index, group in enumerate(groups):
+        own = own_entries(group)
+        for key in own:
+            del group[key]  # also what the optimizer has put there since: u's first step must not start w's count
+        group.update(others[index])
+        others[index] = own
 
 
 def copied_state(state: Mapping[str, Any], device: torch.device | str | None = None) -> dict[str, Any]:

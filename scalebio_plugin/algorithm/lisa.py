@@ -33,7 +33,14 @@ def find_blocks(module: nn.Module) -> tuple[str, nn.ModuleList]:
 
 
 def draw_layers(layers: int, active: int, seed: int, period: int) -> tuple[int, ...]:
-    """`active` of `layers` block indices, ascending, uniformly without replacement."""
+    """Indices of the blocks that train in a period, ascending, drawn uniformly without replacement.
+
+    Args:
+        layers: Blocks of the model.
+        active: How many train at a time; all if there are fewer.
+        seed: Of the run.
+        period: Number of the period, from 0.
+    """
     digest = hashlib.sha256(f"lisa:{seed}:{period}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
     return tuple(sorted(torch.randperm(layers, generator=generator)[:active].tolist()))
@@ -53,6 +60,11 @@ class LayerPlan:
 
     @classmethod
     def of(cls, module: nn.Module, trainable: Iterable[str]) -> LayerPlan:
+        """Sort the names of `trainable` parameters by the blocks of `module`.
+
+        Raises:
+            ValueError: `find_blocks` finds none.
+        """
         path, blocks = find_blocks(module)
         members: list[list[str]] = [[] for _ in blocks]
         others = []

@@ -20,14 +20,20 @@ def weights_of(logits_S: Tensor) -> Tensor:  # (S,)
 
 
 def logits_of(weights_S: Tensor) -> Tensor:  # (S,)
-    """λ with mean 0 whose softmax are `weights_S`; a weight of 0 becomes 1e-30."""
+    """λ with mean 0, in float64, whose softmax are `weights_S` (≥ 0, sum 1); a weight of 0 becomes 1e-30."""
     logits = weights_S.to(torch.float64).clamp(min=1e-30).log()
     return logits - logits.mean()
 
 
 @dataclass(frozen=True)
 class AdamState:
-    """Adam on the logits: `step` updates so far, first and second moments (S,)."""
+    """Adam on the logits.
+
+    Attributes:
+        step: Updates so far.
+        first_S: (S,), float64, running mean of the gradient, not yet corrected for its bias.
+        second_S: (S,), float64, the same of its square.
+    """
 
     step: int
     first_S: Tensor
@@ -35,6 +41,7 @@ class AdamState:
 
     @classmethod
     def zeros(cls, sources: int) -> AdamState:
+        """Before the first update."""
         return cls(0, torch.zeros(sources, dtype=torch.float64), torch.zeros(sources, dtype=torch.float64))
 
 
@@ -46,7 +53,19 @@ def adam(
     betas: tuple[float, float] = (0.9, 0.999),
     epsilon: float = 1e-8,
 ) -> tuple[Tensor, AdamState]:
-    """The paper's rule: Adam (Kingma and Ba, arXiv 1412.6980) on λ. A logit moves by about `learning_rate` a step."""
+    """The paper's rule: Adam (Kingma and Ba, arXiv 1412.6980) on λ. A logit moves by about `learning_rate` a step.
+
+    Args:
+        gradient_S: (S,), of the objective by λ, from `mixture_gradient`.
+        state: What the last call returned.
+        logits_S: (S,), λ before the update.
+        learning_rate: The paper's is 0.01.
+        betas: Decay of the first and the second moment.
+        epsilon: Added to the root of the second.
+
+    Returns:
+        λ after the update, and the state for the next one.
+    """
     step = state.step + 1
     first = betas[0] * state.first_S + (1 - betas[0]) * gradient_S
     second = betas[1] * state.second_S + (1 - betas[1]) * gradient_S**2
@@ -57,13 +76,19 @@ def adam(
 
 @dataclass(frozen=True)
 class ExponentiatedState:
-    """Normalised exponentiated gradient: `step` updates so far, running mean square of the centred gap (scalar)."""
+    """Normalised exponentiated gradient.
+
+    Attributes:
+        step: Updates so far.
+        mean_square: Running mean square of the centred gap over all sources, not yet corrected for its bias.
+    """
 
     step: int
     mean_square: float
 
     @classmethod
     def zeros(cls, sources: int) -> ExponentiatedState:
+        """Before the first update."""
         del sources  # the same shape for every number of sources
         return cls(0, 0.0)
 
@@ -81,6 +106,17 @@ def exponentiated_gradient(
     Mirror descent on the simplex (Kivinen and Warmuth, 1997): ∂/∂p_i of the objective is α g_i, and without softmax's
     factor p_i a small weight comes back as fast as a large one goes. The RMS makes η a speed in nats a step, whatever
     α and the size of the losses. A gap that is 0 everywhere leaves λ as it is.
+
+    Args:
+        gap_S: (S,), from `estimate_gap`.
+        weights_S: (S,), softmax of `logits_S`.
+        state: What the last call returned.
+        logits_S: (S,), λ before the update.
+        learning_rate: η.
+        decay: Of the running mean square; 0.99 remembers about a hundred updates.
+
+    Returns:
+        λ after the update, and the state for the next one.
     """
     centred = gap_S - (weights_S * gap_S).sum()
     step = state.step + 1
@@ -95,8 +131,9 @@ class Bounds:
     """Boxes for the weights of sources, and for the sums of disjoint groups of them.
 
     Attributes:
-        low_S, high_S: (S,), 0 ≤ low ≤ high ≤ 1.
-        groups: (indices of the members, lowest sum, highest sum).
+        low_S, high_S: (S,), float64, 0 ≤ low ≤ high ≤ 1.
+        groups: (indices of the members, lowest sum, highest sum). Some weights must be able to meet all of it: that
+            is not checked here.
     """
 
     low_S: Tensor

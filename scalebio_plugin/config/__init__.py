@@ -4,6 +4,7 @@ block      the `scalebio:` block
 names      of the plugin, and readable, unique ones of the sources
 raw        the config before the host validates it
 refusals   what cannot be done right, found before a model is loaded
+optimizers optimizers that cannot step two parameter sets
 deepspeed  the same for the JSON of DeepSpeed
 schema     the block in `axolotl config-schema`
 """

@@ -7,6 +7,7 @@ engines, other plugins) is checked by `refusals.problems_of` from the validator 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -22,7 +23,7 @@ class _Block(BaseModel):
 
 
 class LearnArgs(_Block):
-    """How much of the run learns the mixture; afterwards λ rests and the run is an ordinary one on the mixture."""
+    """How much of the run learns the mixture; then λ is final and the run an ordinary one on the mixture."""
 
     fraction: Annotated[float, Field(gt=0.0, le=1.0)] | None = Field(
         default=None,
@@ -114,7 +115,7 @@ class ScaleBiOSettings(_Block):
         description="Optimiser steps in which w trains on the mixture alone; u then starts as its copy, optimizer "
         "state too.",
     )
-    learn: LearnArgs = Field(default_factory=LearnArgs, description="The part of the run that learns; then λ rests.")
+    learn: LearnArgs = Field(default_factory=LearnArgs, description="The part of the run that learns; then λ is final.")
     update_interval: PositiveInt = Field(
         default=1, description="Optimiser steps between two updates of λ; u and w always step together."
     )
@@ -152,6 +153,11 @@ class ScaleBiOSettings(_Block):
         A quarter of the training rows of an optimiser step, at least a micro-batch of `per_pass` rows on every rank.
         """
         return max(per_pass * ranks, -(-per_pass * ranks * accumulation // 4))
+
+
+def settings_of(config: Mapping[str, Any]) -> ScaleBiOSettings:
+    """The block of a config of plain values, parsed into the frozen model."""
+    return ScaleBiOSettings.model_validate(dict(config.get("scalebio") or {}))
 
 
 def _plain(value: Any) -> Any:

@@ -45,6 +45,22 @@ def source_names(entries: Sequence[Mapping[str, Any]], given: Sequence[str] | No
     return _numbered(names)
 
 
+def refuse_other_sources(saved: Sequence[str], names: Sequence[str], where: str) -> None:
+    """Raise a ValueError that names the sources by which two mixtures differ; their order may differ only by name."""
+    if list(saved) == list(names):
+        return
+    missing, new = sorted(set(saved) - set(names)), sorted(set(names) - set(saved))
+    if not missing and not new:
+        raise ValueError(
+            f"scalebio: {where} lists the sources as {list(saved)}, this run as {list(names)}; "
+            "put the entries of datasets: back in that order"
+        )
+    raise ValueError(
+        f"scalebio: the sources of {where} are not those of this run: it has {missing or 'none'} that are missing "
+        f"here, and lacks {new or 'none'}; use the datasets: it was learned on, or give scalebio.names"
+    )
+
+
 def _numbered(names: list[str]) -> list[str]:
     taken: set[str] = set()
     for position, name in enumerate(names):

@@ -1,19 +1,16 @@
-"""The config as its user wrote it, before the host validates it: what is taken over, and what would be lost in it."""
+"""The config as its user wrote it, before the host validates it: what is taken over, and what would be lost in it.
+
+What changes a config returns the line that says so, for the log.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
-
-from axolotl.utils.logging import get_logger
-from axolotl.utils.schemas.config import AxolotlInputConfig
-from axolotl.utils.schemas.datasets import SFTDataset, SyntheticDataset
-from pydantic import ValidationError
 
 from .block import LisaArgs
 from .names import listed
 
-LOG = get_logger("axolotl.scalebio")
 DEFAULT_SEED = 42  # of transformers' TrainingArguments
 _HOST_LISA = ("lisa_n_layers", "lisa_step_interval", "lisa_layers_attribute")
 
@@ -52,73 +49,29 @@ def _differ(value: Any, text: str) -> bool:
         return False  # not numbers: of other values the spelling may differ
 
 
-def give_seed(cfg: dict[str, Any]) -> None:
+def give_seed(cfg: dict[str, Any]) -> str | None:
     """Without a seed the host shuffles the rows by chance, and every rank and every resume would see others.
 
     The host alone goes by the shuffled rows that it left on the disk; the plugin merges the sources in each process.
     """
-    if cfg.get("seed") is None:
-        cfg["seed"] = DEFAULT_SEED
-        LOG.info(f"scalebio: the config has no seed, so that of the trainer, {DEFAULT_SEED}, also orders the rows")
+    if cfg.get("seed") is not None:
+        return None
+    cfg["seed"] = DEFAULT_SEED
+    return f"scalebio: the config has no seed, so that of the trainer, {DEFAULT_SEED}, also orders the rows"
 
 
-def take_over_lisa_keys(cfg: dict[str, Any]) -> None:
+def take_over_lisa_keys(cfg: dict[str, Any]) -> str | None:
     """The host's `lisa_*` become `scalebio.lisa`, so that its own callback is not added as well."""
     layers = cfg.get("lisa_n_layers")
     block = cfg.get("scalebio") or {}
     if not layers or block.get("lisa") is not None or block.get("apply"):
-        return
+        return None
     interval = cfg.get("lisa_step_interval") or LisaArgs().interval
     cfg["scalebio"] = {**dict(block), "lisa": {"active_layers": layers, "interval": interval, "train_embeddings": True}}
     for key in _HOST_LISA:
         if key in cfg:
             del cfg[key]
-    LOG.info(
+    return (
         f"scalebio: took lisa_n_layers {layers} and lisa_step_interval {interval} over as scalebio.lisa; the layers "
         "are found by structure, and embeddings and head train too, as in the host"
     )
-
-
-def validate_validation_datasets(cfg: dict[str, Any]) -> None:
-    """`scalebio.validation_datasets` become what they would be in `datasets:`: migrated, defaulted or refused.
-
-    Their `weight` is ours; the host's, from 0.20 on, is the part of an entry to take.
-
-    Raises:
-        ValueError: The host refuses entries; all of them in one message, by their place.
-    """
-    block = cfg.get("scalebio")
-    entries = block.get("validation_datasets") if isinstance(block, Mapping) else None
-    if not isinstance(block, Mapping) or not isinstance(entries, list):
-        return  # what else is wrong with the block is said where it is parsed
-    validated, problems = [], []
-    for index, entry in enumerate(entries):
-        if not isinstance(entry, Mapping):
-            validated.append(entry)
-            continue
-        try:
-            weight = {key: value for key, value in entry.items() if key == "weight"}
-            validated.append({**_as_in_datasets(entry), **weight})
-        except ValueError as error:
-            problems += [f"  - scalebio.validation_datasets[{index}]{what}" for what in _said_by_host(error)]
-    if problems:
-        raise ValueError("scalebio: the host refuses entries of validation_datasets:\n" + "\n".join(problems))
-    cfg["scalebio"] = {**block, "validation_datasets": validated}
-
-
-def _as_in_datasets(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """The entry as the host's own model of a config leaves it; `validate_config` would ask the plugins again."""
-    plain = {key: value for key, value in entry.items() if key != "weight"}
-    parsed = (SyntheticDataset if plain.get("type") == "_synthetic" else SFTDataset)(**plain)
-    around = {"base_model": "any", "micro_batch_size": 1, "gradient_accumulation_steps": 1, "learning_rate": 1e-5}
-    config = AxolotlInputConfig(**around, num_epochs=1, seed=0, datasets=[parsed])
-    return dict(config.model_dump(exclude_none=True)["datasets"][0])
-
-
-def _said_by_host(error: ValueError) -> Iterator[str]:
-    if not isinstance(error, ValidationError):
-        yield f": {error}"
-        return
-    for one in error.errors():
-        key = ".".join(str(part) for part in one["loc"] if part != "datasets")
-        yield f"{f'.{key}' if key else ''}: {one['msg'].removeprefix('Value error, ')}"

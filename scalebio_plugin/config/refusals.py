@@ -14,6 +14,7 @@ from typing import Any
 
 from .deepspeed import problems_of_deepspeed
 from .names import source_names
+from .optimizers import problems_of_optimizer, problems_on_engine
 
 # Keys that train something else than a causal language model on text, or change what the training step computes.
 _KEYS = {
@@ -49,47 +50,6 @@ _KEYS = {
     "expert_parallel_size": "splits layers over ranks",
 }
 _ONE_IS_FINE = {"context_parallel_size", "sequence_parallel_degree", "tensor_parallel_size", "expert_parallel_size"}
-# By a part of the optimizer's name. All others exchange: tests/runs/test_optimizers.py.
-_OPTIMIZERS = {
-    "lomo": "steps during the backward pass, so that u and w cannot step apart",
-    "layerwise": "steps during the backward pass, so that u and w cannot step apart",
-    "offload": "steps copies of the parameters that it keeps elsewhere",
-    "polora": "keeps its state outside the parameters it steps",
-    "grokadamw": "keeps its state in a form that no checkpoint restores",
-    "q_galore": "has not been tried with two parameter sets",
-    "flash_": "keeps its state in objects that a checkpoint of the inner parameters cannot hold",
-}
-_COUNTS_FOR_ALL = "counts its steps for all layers together, those that LISA draws anew included"
-_OPTIMIZERS_WITH_LISA = {
-    "schedule_free": _COUNTS_FOR_ALL,
-    "optimi_adamw": _COUNTS_FOR_ALL,
-    "stable_adamw": _COUNTS_FOR_ALL,
-    "dion": _COUNTS_FOR_ALL,
-    "adopt_adamw": _COUNTS_FOR_ALL,
-    "muon": "needs what it notes of every parameter at the start, which goes with the state of frozen layers",
-    "apollo": "needs what it notes of every parameter at the start, which goes with the state of frozen layers",
-    "paged_": "never gives back the memory of frozen layers",
-}
-_NO_SHARDS = "steps whole tensors, not the shards of FSDP2"
-_NO_FLAT = "cannot step the flat tensors of ZeRO"
-_UNTRIED = "has not been tried with two parameter sets on sharded parameters"
-_NOT_TRIED = {"galore": _UNTRIED, "apollo": _UNTRIED, "came_": _UNTRIED, "optimi_": _UNTRIED}
-# By engine; what is not here: tests/engines/test_optimizers_on_ranks.py.
-_OPTIMIZERS_WITH_ENGINE: dict[str, dict[str, str]] = {
-    "ddp": {"dion": "wants sharded parameters where there are several processes"},
-    "fsdp": {
-        **dict.fromkeys(("paged_", "lion_8bit", "lion_32bit", "rmsprop_bnb", "ademamix", "adafactor"), _NO_SHARDS),
-        "dion": "fails as it makes its state for parameters of FSDP2",
-        **_NOT_TRIED,
-    },
-    "deepspeed": {**dict.fromkeys(("adagrad", "ao_adamw_fp8", "sinkgd", "dion"), _NO_FLAT), **_NOT_TRIED},
-}
-# What becomes of a run that saves its optimizer under FSDP2; each was seen in the host without the plugin too.
-_LOST_WITH_FSDP2 = {
-    **dict.fromkeys(("torch_8bit", "torch_4bit", "ao_adamw"), "dies at the first checkpoint"),
-    **dict.fromkeys(("schedule_free", "sinkgd"), "cannot go on from a checkpoint"),
-    "adagrad": "goes on from a checkpoint with another state than it saved",
-}
 _PLUGINS = ("kd.", "diffusion", "mixlora", "hatchery", "cut_cross_entropy", "grokfast", "spectrum_offload")
 
 
@@ -128,14 +88,8 @@ def _unsupported(config: Mapping[str, Any]) -> Iterator[str]:
         if not value or (key in _ONE_IS_FINE and value == 1):
             continue
         yield f"{key}: {value!r} {reason}; remove {key} or scalebio"
-    optimizer = str(config.get("optimizer") or "")
     lisa = (config.get("scalebio") or {}).get("lisa") is not None
-    for part, reason in _OPTIMIZERS.items():
-        if part in optimizer:
-            yield f"optimizer: {optimizer} {reason}; use adamw_torch or another one"
-    for part, reason in _OPTIMIZERS_WITH_LISA.items():
-        if part in optimizer and lisa:
-            yield f"optimizer: {optimizer} {reason}; use adamw_torch, or remove scalebio.lisa"
+    yield from problems_of_optimizer(str(config.get("optimizer") or ""), lisa=lisa)
     for plugin in config.get("plugins") or []:
         if any(part in str(plugin).split("integrations.")[-1] for part in _PLUGINS):
             yield f"plugins: {plugin} replaces the training step or the loss; remove it or scalebio"
@@ -147,17 +101,9 @@ def _unsupported(config: Mapping[str, Any]) -> Iterator[str]:
 def _engine(config: Mapping[str, Any]) -> Iterator[str]:
     several = int(os.environ.get("WORLD_SIZE") or 1) > 1
     sharded = "deepspeed" if config.get("deepspeed") else "fsdp" if config.get("fsdp_config") else None
-    optimizer = str(config.get("optimizer") or "")
-    for part, reason in _OPTIMIZERS_WITH_ENGINE[sharded or "ddp"].items():
-        if part in optimizer and (sharded or several):
-            yield f"optimizer: {optimizer} {reason}; use adamw_torch or another one"
-    saves = config.get("save_strategy") != "no" and not config.get("save_only_model")
-    for part, fate in _LOST_WITH_FSDP2.items():
-        if part in optimizer and sharded == "fsdp" and saves:
-            yield (
-                f"optimizer: {optimizer}: under FSDP2 a run with it {fate}, with or without the plugin; use "
-                "adamw_torch, or save_only_model: true"
-            )
+    if sharded or several:
+        saves = config.get("save_strategy") != "no" and not config.get("save_only_model")
+        yield from problems_on_engine(str(config.get("optimizer") or ""), sharded or "ddp", saves=saves)
     if config.get("torch_compile") and (several or sharded or config.get("fsdp")):
         yield "torch_compile: hides the engine of several processes, which u's passes steer; remove torch_compile"
     if not config.get("fsdp_config") and not config.get("fsdp"):

@@ -1,7 +1,11 @@
 """From the host's `datasets:` to batches of tokens that know their source.
 
-entries     entries of a list in the config, loaded one after the other
-sources     the training set and the validation data, every row tagged
+entries     entries of a list in the config, validated and loaded one after the other
+tags        the mark of its source that every row and token carries
+table       what a set of sources holds
+sources     the training set and the validation data, tagged and counted
+draw        rows drawn by the weights
+applied     `apply`: the training set of an ordinary run on a mixture
 validation  the validation batches, a function of (seed, step)
 resampled   the batches after learning, drawn by the weights
 """

@@ -1,4 +1,4 @@
-"""Entries of a list in the config, loaded one after the other: what goes wrong says where its entry stands."""
+"""Entries of a list in the config, validated and loaded one after the other: what goes wrong says where it stands."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from contextlib import contextmanager
 from glob import escape, glob
 from typing import Any, TypeVar
 
+from axolotl.utils.schemas.config import AxolotlInputConfig
+from axolotl.utils.schemas.datasets import SFTDataset, SyntheticDataset
 from datasets import Dataset
+from pydantic import ValidationError
 
 T = TypeVar("T")
 
@@ -69,3 +72,48 @@ def _forget_empty_caches(prepared: str) -> None:
             rows = 0
         if rows == 0:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def validate_validation_datasets(cfg: dict[str, Any]) -> None:
+    """`scalebio.validation_datasets` become what they would be in `datasets:`: migrated, defaulted or refused.
+
+    Their `weight` is ours; the host's, from 0.20 on, is the part of an entry to take.
+
+    Raises:
+        ValueError: The host refuses entries; all of them in one message, by their place.
+    """
+    block = cfg.get("scalebio")
+    entries = block.get("validation_datasets") if isinstance(block, Mapping) else None
+    if not isinstance(block, Mapping) or not isinstance(entries, list):
+        return  # what else is wrong with the block is said where it is parsed
+    validated, problems = [], []
+    for index, entry in enumerate(entries):
+        if not isinstance(entry, Mapping):
+            validated.append(entry)
+            continue
+        try:
+            weight = {key: value for key, value in entry.items() if key == "weight"}
+            validated.append({**_as_in_datasets(entry), **weight})
+        except ValueError as error:
+            problems += [f"  - scalebio.validation_datasets[{index}]{what}" for what in _said_by_host(error)]
+    if problems:
+        raise ValueError("scalebio: the host refuses entries of validation_datasets:\n" + "\n".join(problems))
+    cfg["scalebio"] = {**block, "validation_datasets": validated}
+
+
+def _as_in_datasets(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The entry as the host's own model of a config leaves it; `validate_config` would ask the plugins again."""
+    plain = {key: value for key, value in entry.items() if key != "weight"}
+    parsed = (SyntheticDataset if plain.get("type") == "_synthetic" else SFTDataset)(**plain)
+    around = {"base_model": "any", "micro_batch_size": 1, "gradient_accumulation_steps": 1, "learning_rate": 1e-5}
+    config = AxolotlInputConfig(**around, num_epochs=1, seed=0, datasets=[parsed])
+    return dict(config.model_dump(exclude_none=True)["datasets"][0])
+
+
+def _said_by_host(error: ValueError) -> Iterator[str]:
+    if not isinstance(error, ValidationError):
+        yield f": {error}"
+        return
+    for one in error.errors():
+        key = ".".join(str(part) for part in one["loc"] if part != "datasets")
+        yield f"{f'.{key}' if key else ''}: {one['msg'].removeprefix('Value error, ')}"

@@ -2,59 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
-from accelerate import skip_first_batches
 from axolotl.utils.logging import get_logger
-from torch.utils.data import SequentialSampler
 
-from .sources import SourceTable, drawn_per_lap, resample
-
-if TYPE_CHECKING:
-    from ..training.mixture_run import MixtureRun
-    from ..training.trainer import ScaleBiOTrainer
+from .draw import drawn_per_lap, resample
+from .table import SourceTable
 
 LOG = get_logger("axolotl.scalebio")
 
+Batch = dict[str, Any]
 
-class RestStream:
+
+class ResampledStream:
     """Laps over resampled rows, through the host's own data loader (packing, workers, ranks).
 
     A lap holds as many rows as the training set has with a target; lap n is a function of (weights, seed, n), so that
     a resumed run goes on where it was with two numbers saved.
 
+    Args:
+        table: Of the training set.
+        drawable: (rows,), source of each row, see `Prepared.drawable`.
+        loader_over: (row indices, micro-batches to skip) -> the host's loader over those rows, in that order.
+
     Attributes:
         lap, batch: Position: the lap, and the micro-batches taken from it.
     """
 
-    def __init__(self, table: SourceTable, drawable: np.ndarray, max_repeats: int, seed: int):
+    def __init__(
+        self,
+        table: SourceTable,
+        drawable: np.ndarray,
+        max_repeats: int,
+        seed: int,
+        loader_over: Callable[[np.ndarray, int], Iterable[Batch]],
+    ):
         self.table = table
         self.drawable = drawable
         self.max_repeats = max_repeats
         self.seed = seed
+        self.loader_over = loader_over
         self.lap = 0
         self.batch = 0
-        self._iterator: Iterator[dict[str, Any]] | None = None
+        self._iterator: Iterator[Batch] | None = None
 
-    def batches(self, trainer: ScaleBiOTrainer, run: MixtureRun) -> Iterator[dict[str, Any]]:
-        """Endless micro-batches, from the position on. The same iterator on every call."""
+    def batches(self, weights: np.ndarray) -> Iterator[Batch]:
+        """Endless micro-batches, from the position on. The same iterator on every call; `weights` (S,) are final."""
         if self._iterator is None:
-            self._iterator = self._laps(trainer, run)
+            self._iterator = self._laps(weights)
         return self._iterator
 
-    def _laps(self, trainer: ScaleBiOTrainer, run: MixtureRun) -> Iterator[dict[str, Any]]:
-        fractions = self.table.sampling(run.weights_S.numpy())
+    def _laps(self, weights: np.ndarray) -> Iterator[Batch]:
+        fractions = self.table.sampling(weights)
         LOG.info(
-            "scalebio: learning is over, λ rests; sequences are now drawn by these fractions: "
-            + ", ".join(f"{name} {part:.3f}" for name, part in zip(run.names, fractions, strict=True))
+            "scalebio: learning is over, λ is final; sequences are now drawn by these fractions: "
+            + ", ".join(f"{name} {part:.3f}" for name, part in zip(self.table.names, fractions, strict=True))
         )
         while True:
-            loader = self._loader(trainer, fractions)
-            if self.batch:
-                loader = skip_first_batches(loader, self.batch)
-            for batch in loader:
+            for batch in self.loader_over(self._rows(fractions), self.batch):
                 self.batch += 1
                 yield batch
             if self.batch == 0:
@@ -64,23 +71,6 @@ class RestStream:
                 )
             self.lap, self.batch = self.lap + 1, 0
 
-    def _loader(self, trainer: ScaleBiOTrainer, fractions: np.ndarray) -> Any:
-        dataset = trainer.train_dataset
-        if len(dataset) != len(self.drawable):
-            raise RuntimeError("scalebio: the training set was changed after it was counted; please report this bug")
+    def _rows(self, fractions: np.ndarray) -> np.ndarray:
         seed = self.seed + 1000003 * (self.lap + 1)
-        rows = resample(self.drawable, fractions, drawn_per_lap(self.drawable), self.max_repeats, seed)
-
-        def sampler(lap_rows: Any) -> Any:
-            sequential = SequentialSampler(lap_rows)
-            if trainer.args.sample_packing:
-                return trainer._create_multipack_sampler(sequential, lap_rows)
-            return sequential
-
-        return trainer._get_dataloader(
-            dataset=dataset.select(rows),
-            description="Training",
-            batch_size=trainer._train_batch_size,
-            sampler_fn=sampler,
-            is_training=True,
-        )
+        return resample(self.drawable, fractions, drawn_per_lap(self.drawable), self.max_repeats, seed)

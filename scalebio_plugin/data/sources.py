@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,50 +20,21 @@ from axolotl.common.const import DEFAULT_DATASET_PREPARED_PATH
 from axolotl.common.datasets import TrainDatasetMeta, load_datasets
 from axolotl.utils.data.shared import create_train_validation_split, merge_datasets
 from axolotl.utils.dict import DictDefault
+from axolotl.utils.logging import get_logger
 from axolotl.utils.trainer import calculate_total_num_steps
 from datasets import Dataset
 
-from ..algorithm.bilevel import IGNORED, NO_SOURCE
+from ..algorithm.bilevel import NO_SOURCE
 from ..config.block import ScaleBiOSettings
 from ..config.names import source_names
 from .entries import load_all, noted, refuse_empty_parts
+from .table import SourceTable, count
+from .tags import COLUMN, tagged, untagged
 
-COLUMN = "scalebio_source"
+LOG = get_logger("axolotl.scalebio")
 # What the host writes into a config when it counts a training set (axolotl.utils.trainer.calculate_total_num_steps).
 # Once `sample_packing_eff_est` is there, its next count takes a rough estimate instead of packing the rows it is given.
 COUNTED_BY_HOST = ("total_num_tokens", "total_supervised_tokens", "sample_packing_eff_est")
-
-
-@dataclass(frozen=True)
-class SourceTable:
-    """What a set of sources holds.
-
-    Attributes:
-        names: S readable, unique names.
-        tokens: (S,), target tokens of each source.
-        sequences: (S,), examples with at least one target.
-        digest: Of all labels, in order.
-    """
-
-    names: list[str]
-    tokens: np.ndarray
-    sequences: np.ndarray
-    digest: str
-
-    def units(self, loss_unit: str) -> np.ndarray:  # (S,)
-        """Units of each source (see `algorithm.bilevel`): target tokens, or sequences."""
-        return self.tokens if loss_unit == "token" else self.sequences
-
-    def shares(self, loss_unit: str) -> np.ndarray:  # (S,), sum 1
-        return self.units(loss_unit) / self.units(loss_unit).sum()
-
-    def sampling(self, weights: np.ndarray) -> np.ndarray:  # (S,), sum 1
-        """Fractions q of sequences to draw so that an ordinary run's token-mean loss is Σ weights_i L2_i.
-
-        A token mean counts a source by its tokens, so q_i ∝ weights_i / (mean target tokens of its sequences).
-        """
-        fractions = weights * self.sequences / self.tokens
-        return fractions / fractions.sum()
 
 
 @dataclass(frozen=True)
@@ -112,7 +83,7 @@ def prepare(cfg: DictDefault, settings: ScaleBiOSettings) -> Prepared:
     names = source_names(entries, settings.names)
     parts = _load_all(cfg, "datasets", entries)
     evaluation = _load_evaluation(cfg, entries[0]) if cfg.test_datasets else None
-    merged = merge_datasets([_tagged(part, i) for i, part in enumerate(_aligned(parts))], cfg)
+    merged = merge_datasets([tagged(part, i) for i, part in enumerate(_aligned(parts))], cfg)
     if cfg.dataset_exact_deduplication:
         merged = merged.select(_first_of_equal_rows(merged.remove_columns(COLUMN)))
     if cfg.dataset_shard_num and cfg.dataset_shard_idx is not None:
@@ -124,7 +95,7 @@ def prepare(cfg: DictDefault, settings: ScaleBiOSettings) -> Prepared:
         merged = merged.flatten_indices()  # the host counts tokens on the plain column, rows left out included
     table, drawable = count(merged, names)
     _refuse_empty(table, "datasets", names)
-    evaluation = _untagged(evaluation)
+    evaluation = untagged(evaluation)
     validation = None if settings.apply is not None else _load_validation(cfg, settings, evaluation)
     return Prepared(merged, evaluation, table, drawable, validation)
 
@@ -144,6 +115,24 @@ def meta_of(cfg: DictDefault, rows: Dataset, evaluation: Dataset | None, preproc
     return TrainDatasetMeta(train_dataset=rows, eval_dataset=evaluation, total_num_steps=steps)
 
 
+def announce(prepared: Prepared, settings: ScaleBiOSettings) -> None:
+    """What will be learned, on what; and that eval_loss is not held out where it is not."""
+    table = prepared.table
+    shares = table.shares("token")
+    rows = [
+        f"  {name}: {sequences} sequences, {tokens} target tokens ({share:.1%})"
+        for name, sequences, tokens, share in zip(table.names, table.sequences, table.tokens, shares, strict=True)
+    ]
+    LOG.info("scalebio: learning the weights of\n" + "\n".join(rows))
+    if prepared.validation is not None and not prepared.validation.held_out:
+        LOG.warning(
+            "scalebio: the mixture is tuned for the evaluation data, so eval_loss is no longer held out; give "
+            "scalebio.validation_datasets to keep it apart"
+        )
+    if settings.penalty == float("inf"):
+        LOG.warning("scalebio: penalty is infinite, the validation data is out of play: a control, nothing is learned")
+
+
 def _refuse_unpackable(cfg: DictDefault, evaluation: Dataset) -> None:
     if len(evaluation) and calculate_total_num_steps(cfg, evaluation, update=False) == 0:
         raise ValueError(
@@ -155,12 +144,12 @@ def _refuse_unpackable(cfg: DictDefault, evaluation: Dataset) -> None:
 def _load_validation(cfg: DictDefault, settings: ScaleBiOSettings, evaluation: Dataset | None) -> Validation:
     entries = settings.validation_datasets
     if entries is None:
-        names, parts = ["validation"], [] if evaluation is None else [_tagged(evaluation, 0)]
+        names, parts = ["validation"], [] if evaluation is None else [tagged(evaluation, 0)]
     else:
         plain = [DictDefault({key: value for key, value in entry.items() if key != "weight"}) for entry in entries]
         names = source_names(plain)
         loaded = _load_all(cfg, "scalebio.validation_datasets", plain)
-        parts = [_tagged(part, i) for i, part in enumerate(loaded)]
+        parts = [tagged(part, i) for i, part in enumerate(loaded)]
     if not parts or not any(len(part) for part in parts):
         raise ValueError("scalebio: the validation data holds no example; give another validation set")
     rows = merge_datasets(_aligned(parts), DictDefault({"shuffle_merged_datasets": False}))
@@ -230,14 +219,6 @@ def _aligned(parts: list[Dataset]) -> list[Dataset]:
     return aligned
 
 
-def _tagged(dataset: Dataset, source: int) -> Dataset:
-    return dataset.add_column(COLUMN, np.full(len(dataset), source, dtype=np.int64))
-
-
-def _untagged(dataset: Dataset | None) -> Dataset | None:
-    return dataset.remove_columns(COLUMN) if dataset is not None and COLUMN in dataset.column_names else dataset
-
-
 def _first_of_equal_rows(dataset: Dataset) -> list[int]:
     """Indices of the rows that no earlier row equals, whatever their source: the host's exact deduplication."""
     seen: set[bytes] = set()
@@ -250,37 +231,6 @@ def _first_of_equal_rows(dataset: Dataset) -> list[int]:
     return kept
 
 
-def count(dataset: Dataset, names: Sequence[str]) -> tuple[SourceTable, np.ndarray]:
-    """Targets and sequences of each source of a tagged dataset, and `Prepared.drawable`; read once in batches."""
-    tokens, sequences = np.zeros(len(names), dtype=np.int64), np.zeros(len(names), dtype=np.int64)
-    digest, drawable = hashlib.blake2b(digest_size=16), [np.zeros(0, dtype=np.int64)]
-    for labels, starts, source in _label_batches(dataset):
-        targets = labels != IGNORED
-        targets[starts[:-1][starts[:-1] < starts[1:]]] = False  # the first token of a sequence is not predicted
-        running = np.concatenate([[0], np.cumsum(targets)])
-        per_row = running[starts[1:]] - running[starts[:-1]]
-        np.add.at(tokens, source, per_row)
-        np.add.at(sequences, source, per_row > 0)
-        drawable.append(np.where(per_row > 0, source, NO_SOURCE))
-        digest.update(labels.tobytes())
-        digest.update(source.tobytes())
-    return SourceTable(list(names), tokens, sequences, digest.hexdigest()), np.concatenate(drawable)
-
-
-def sequence_lengths(dataset: Dataset) -> np.ndarray:  # (rows,)
-    """Tokens of each row of a tagged dataset."""
-    return np.concatenate([np.diff(starts) for _, starts, _ in _label_batches(dataset)])
-
-
-def _label_batches(dataset: Dataset) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(labels of the rows on end, starts of the rows and the end of the last, source of each row)."""
-    for batch in dataset.select_columns(["labels", COLUMN]).with_format("arrow").iter(batch_size=1000):
-        column = batch.column("labels").combine_chunks()
-        lengths = np.asarray(column.value_lengths().fill_null(0))
-        labels = np.asarray(column.flatten()).astype(np.int64)
-        yield labels, np.concatenate([[0], np.cumsum(lengths)]), np.asarray(batch.column(COLUMN))
-
-
 def _refuse_empty(table: SourceTable, where: str, names: Sequence[str]) -> None:
     empty = [name for name, tokens in zip(names, table.tokens, strict=True) if tokens == 0]
     if empty:
@@ -288,86 +238,3 @@ def _refuse_empty(table: SourceTable, where: str, names: Sequence[str]) -> None:
             f"scalebio: {where} {empty} tokenise to nothing that is trained on (all examples too long, or no answer "
             "tokens); check their type:, sequence_len and train_on_inputs, or remove them"
         )
-
-
-def drawn_per_lap(source: np.ndarray) -> int:
-    """Rows of one pass over a training set that is drawn: as many as it has with a target."""
-    return int((source != NO_SOURCE).sum())
-
-
-def resample(source: np.ndarray, fractions: np.ndarray, rows: int, max_repeats: int, seed: int) -> np.ndarray:
-    """Row indices of an ordinary run on the mixture: `rows` draws, in random order, each source by its fraction.
-
-    A source gives each of its rows equally often, give or take one, and none more than `max_repeats` times; what a
-    capped source cannot give is shared among the others by their fractions. Fewer than `rows` come back only where
-    every source with a weight is capped.
-
-    Args:
-        source: (rows of the dataset,), source of each row, NO_SOURCE for one that is not drawn.
-        fractions: (S,), from `SourceTable.sampling`.
-    """
-    rng = np.random.default_rng([seed, 0x5CA1EB10])
-    available = np.bincount(source[source != NO_SOURCE], minlength=len(fractions))
-    drawn = _allot(fractions, rows, available * max_repeats)
-    indices = []
-    for i, amount in enumerate(drawn):
-        mine = np.flatnonzero(source == i)
-        if amount:
-            laps = [rng.permutation(mine) for _ in range(-(-int(amount) // len(mine)))]
-            indices.append(np.concatenate(laps)[: int(amount)])
-    return rng.permutation(np.concatenate(indices))
-
-
-def _allot(fractions: np.ndarray, rows: int, most: np.ndarray) -> np.ndarray:
-    """Whole numbers close to fractions · rows, none above `most`; the rest goes to the sources that are not full."""
-    real = np.zeros(len(fractions))
-    open_ = fractions > 0
-    left = float(rows)
-    while left > 1e-9 and open_.any():
-        real[open_] += left * fractions[open_] / fractions[open_].sum()
-        left = float(np.clip(real - most, 0, None).sum())
-        real = np.minimum(real, most)
-        open_ &= real < most
-    whole = np.floor(real).astype(np.int64)
-    missing = round(float(real.sum())) - int(whole.sum())
-    whole[np.argsort(whole - real, kind="stable")[:missing]] += 1
-    return np.minimum(whole, most)
-
-
-class SourceCollator:
-    """The host's collator, with two more (B, T) tensors in the batch: SOURCE and SEQUENCE of every token.
-
-    Padding has source NO_SOURCE. Sequences are numbered through the batch, so that targets never cross from one packed
-    sequence into the next. Rows without COLUMN pass through untouched.
-    """
-
-    SOURCE = COLUMN
-    SEQUENCE = "scalebio_sequence"
-
-    def __init__(self, collator: Any, padding_side: str):
-        self.collator = collator
-        self.padding_side = padding_side
-
-    def __call__(self, features: Sequence[Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
-        packed = isinstance(features[0], list)
-        rows = features if packed else [[feature] for feature in features]
-        if COLUMN not in rows[0][0]:
-            return self.collator(features, *args, **kwargs)
-        tags = [[(int(item[COLUMN]), len(item["input_ids"])) for item in row] for row in rows]
-        plain = [[{k: v for k, v in item.items() if k != COLUMN} for item in row] for row in rows]
-        batch = self.collator(plain if packed else [row[0] for row in plain], *args, **kwargs)
-        batch[self.SOURCE], batch[self.SEQUENCE] = self._expanded(tags, batch["input_ids"])
-        return batch
-
-    def _expanded(self, tags: list[list[tuple[int, int]]], like: Any) -> tuple[Any, Any]:
-        """(B, T) source and sequence number of every token of `like`, from (source, length) of every sequence."""
-        source, sequence = like.new_full(like.shape, NO_SOURCE), like.new_full(like.shape, -1)
-        if len(tags) != like.shape[0]:  # `batch_flattening` lays all rows on end in one
-            tags = [[member for members in tags for member in members]]
-        number = 0
-        for row, members in enumerate(tags):
-            at = 0 if self.padding_side == "right" else like.shape[1] - sum(length for _, length in members)
-            for which, length in members:
-                source[row, at : at + length], sequence[row, at : at + length] = which, number
-                at, number = at + length, number + 1
-        return source, sequence

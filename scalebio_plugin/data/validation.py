@@ -18,6 +18,11 @@ from datasets import Dataset
 from torch import Tensor
 
 from ..algorithm.bilevel import IGNORED
+from ..config.block import ScaleBiOSettings
+from .sources import Validation
+from .table import sequence_lengths
+
+Collate = Callable[[list[Any]], dict[str, Any]]
 
 
 class ValidationStream:
@@ -37,7 +42,7 @@ class ValidationStream:
     def __init__(
         self,
         rows: Dataset,
-        collate: Callable[[list[Any]], dict[str, Any]],
+        collate: Collate,
         coefficient_V: Tensor,
         batch_size: int,
         chunk_size: int,
@@ -122,7 +127,7 @@ class PackedValidationStream(ValidationStream):
         rows: Dataset,
         lengths: np.ndarray,
         packing: Packing,
-        collate: Callable[[list[Any]], dict[str, Any]],
+        collate: Collate,
         coefficient_V: Tensor,
         chunk_size: int,
         seed: int,
@@ -173,6 +178,51 @@ def first_fit(sequences: Iterable[int], lengths: np.ndarray, packing: Packing) -
         bins[at].append(index)
         room[at] -= length
     return bins
+
+
+@dataclass(frozen=True)
+class MicroBatches:
+    """The training micro-batches, which the validation batches look like.
+
+    Attributes:
+        rows: Of a micro-batch on one rank.
+        accumulation: Micro-batches of an optimiser step.
+        capacity: Tokens of a row that is packed; None: a row is a sequence, padded.
+        members: Sequences of a packed row, at most.
+        masked: Whether packed rows have an attention mask.
+    """
+
+    rows: int
+    accumulation: int
+    ranks: int
+    capacity: int | None = None
+    members: int = 0
+    masked: bool = True
+
+
+def stream_of(
+    validation: Validation, settings: ScaleBiOSettings, like: MicroBatches, collate: Collate, seed: int
+) -> ValidationStream:
+    """Validation batches that look like the training micro-batches: padded or packed, and no pass larger than one."""
+    weights = coefficients(validation.weights, validation.table.shares("token"))
+    default, given = settings.validation_rows(like.rows, like.accumulation, like.ranks), settings.validation_batch_size
+    if like.capacity is None:
+        size = given or default
+        return ValidationStream(validation.rows, collate, weights, size, min(like.rows, size), seed)
+    lengths = sequence_lengths(validation.rows)
+    bins = min(default, -(-int(lengths.sum()) // like.capacity))
+    packing = Packing(like.capacity, like.members, None if given else bins, given)
+    rows = _packable(validation.rows, masked=like.masked)
+    return PackedValidationStream(rows, lengths, packing, collate, weights, like.rows, seed)
+
+
+def _packable(rows: Dataset, *, masked: bool) -> Dataset:
+    """The rows with the columns of the host's packed training rows."""
+    dropped = ["length"] + ([] if masked else ["attention_mask"])
+    rows = rows.remove_columns([name for name in dropped if name in rows.column_names])
+    if "position_ids" not in rows.column_names:
+        rows = rows.map(lambda row: {"position_ids": list(range(len(row["input_ids"])))})
+    return rows
 
 
 def coefficients(weights: np.ndarray, shares: np.ndarray) -> Tensor:  # (V,), float64

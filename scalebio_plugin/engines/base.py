@@ -87,7 +87,7 @@ class Engine:
             model.require_backward_grad_sync = before
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def hold_steps(self) -> Iterator[None]:
         """Backward passes inside do not step the optimizer, where the engine would."""
         yield
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from .base import Engine, InnerSet
 from .transfer import transfer_between
-from .zero import ZeroInner, held
+from .zero import ZeroInner, without_steps
 
 if TYPE_CHECKING:
     import deepspeed
@@ -37,8 +37,8 @@ class DeepSpeedEngine(Engine):
             gradient_state._set_sync_gradients(before)
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        with held(self.engine):
+    def hold_steps(self) -> Iterator[None]:
+        with without_steps(self.engine):
             yield
 
     def step_model(self) -> None:

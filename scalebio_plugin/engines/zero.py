@@ -9,7 +9,7 @@ what was updated are DeepSpeed's.
     with inner.in_place():         u is the engine's; backward passes step nothing
         backward(...)              u's passes, the last at an accumulation boundary
         inner.step()               u's gradients are gone before w's come, so none is put aside
-    with held(engine):
+    with without_steps(engine):
         backward(...)              w's passes
     engine.step()
 """
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..algorithm.inner import Mark, Transfer, copied_state, own_entries
+from ..algorithm.inner import Mark, Transfer, copied_state, exchange_entries, own_entries
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -88,12 +88,7 @@ class ZeroInner:
         base = self.optimizer.optimizer
         for index, master in enumerate(self._masters()):
             self._exchange_state(index, master, base.state)
-        for index, group in enumerate(base.param_groups):
-            own = own_entries(group)
-            for key in own:
-                del group[key]
-            group.update(self.groups[index])
-            self.groups[index] = own
+        exchange_entries(base.param_groups, self.groups)
         for mark in self.arriving:  # ZeRO gathers and reduces on streams of its own: nothing runs beside the exchange
             mark.wait()
         self.arriving.clear()
@@ -109,7 +104,7 @@ class ZeroInner:
         """The engine *is* u inside the block, and its backward passes step nothing; w is back afterwards."""
         self.exchange()
         try:
-            with held(self.engine):
+            with without_steps(self.engine):
                 yield
         finally:
             self.exchange()
@@ -129,11 +124,6 @@ class ZeroInner:
         if not all(self.states) and hasattr(self.optimizer, "_hp_optimizer_states_linked"):
             # The parameters were linked to the state that the step made: it is u's, so link once more at w's step.
             self.optimizer._hp_optimizer_states_linked = False
-
-    def nbytes(self) -> int:
-        """Of all that is held on this rank."""
-        held = [*self.tensors, *(value for state in self.states for value in state.values())]
-        return sum(value.nbytes for value in held if isinstance(value, Tensor))
 
     def state_dict(self) -> dict[str, Any]:
         """This rank's part of u, on the CPU: the values are the masters, rounded. Not to be called while exchanged."""
@@ -234,7 +224,7 @@ class ZeroInner:
 
 
 @contextmanager
-def held(engine: DeepSpeedEngine) -> Iterator[None]:
+def without_steps(engine: DeepSpeedEngine) -> Iterator[None]:
     """`engine.step` does nothing inside: accelerate calls it after every backward pass at a boundary."""
     before = engine.__dict__.get("step")
     engine.step = lambda *args, **kwargs: None

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from typing import Any
 
 import pluggy
+import torch
+from torch import Tensor
 
 from . import spec
+from .defaults import BUILT_IN
 
 ENTRY_POINTS = "scalebio"
 
@@ -34,6 +38,37 @@ def build_manager(extensions: Sequence[str] = (), built_in: Sequence[object] = (
     except pluggy.PluginValidationError as error:
         raise ValueError(f"scalebio extension: {error}; the hooks are listed in scalebio_plugin.hooks.spec") from error
     return manager
+
+
+def manager_of(rule: str, extensions: Sequence[str]) -> pluggy.PluginManager:
+    """The manager of a run that moves λ by `rule`.
+
+    Raises:
+        ValueError: As `build_manager`, or no one answers for `rule`.
+    """
+    manager = build_manager(extensions, BUILT_IN)
+    zeros = torch.zeros(2, dtype=torch.float64)
+    updated(manager, rule, spec.Observation(zeros, zeros + 0.5, zeros, zeros, learning_rate=0.0, step=1), None)
+    return manager
+
+
+def updated(
+    manager: pluggy.PluginManager, rule: str, observation: spec.Observation, state: dict[str, Any] | None
+) -> tuple[Tensor, dict[str, Any]]:
+    """λ and the rule's state after one update.
+
+    Raises:
+        ValueError: No one answers for `rule`.
+    """
+    answer: tuple[Tensor, dict[str, Any]] | None = manager.hook.scalebio_update_mixture(
+        rule=rule, observation=observation, state=state
+    )
+    if answer is None:
+        raise ValueError(
+            f"scalebio.mixture_update: no rule {rule!r}; the built-in ones are exponentiated_gradient and adam, others "
+            "come from scalebio.extensions"
+        )
+    return answer
 
 
 def _load(path: str) -> object:

@@ -1,4 +1,4 @@
-"""Hook specifications, prefix `scalebio_`. Implement one with `from scalebio_plugin.hooks.spec import hookimpl`.
+"""Hook specifications, prefix `scalebio_`. Implement one with `from scalebio_plugin.hooks import hookimpl`.
 
 The training step, drawn once. One optimiser step of k accumulated micro-batches and one validation batch:
 
@@ -61,7 +61,7 @@ class RunFacts:
 
     Attributes:
         sources: Names, in the order of `datasets:`.
-        tokens, sequences: Of each source in the training set.
+        tokens, sequences: Target tokens, and sequences, of each source in the training set.
         settings: The `scalebio:` block with its defaults.
         steps: Optimiser steps of the whole run.
         seed: The host's.
@@ -100,6 +100,9 @@ def scalebio_draw_layers(layers: int, active: int, seed: int, period: int) -> tu
         active: `lisa.active_layers`.
         seed: The host's.
         period: Number of the period, from 0.
+
+    Returns:
+        Indices of the blocks, ascending, `active` of them.
     """
 
 

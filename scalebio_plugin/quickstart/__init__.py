@@ -1,2 +1,1 @@
-"""A run whose right answer is known: the planted problem, and the command that runs it.
-"""
+"""A run whose right answer is known: the planted problem, and the command that runs it."""

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..report.summary import read_mixture
+from ..report.mixture_file import read_mixture
 from .planted import TRUE_WEIGHTS
 
 CONFIG = "quickstart.yml"

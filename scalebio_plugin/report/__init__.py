@@ -1,7 +1,13 @@
-"""What a run leaves. Without torch, so that a report can be drawn again on any machine.
+"""What a run leaves. Without torch, so that a report can be drawn again on any machine; nothing of ours is imported.
 
-summary      the history of the mixture, what it says, `mixture.json`
-picture      weights and losses over the run
-page         all of it on one page
-next_config  the config of the next, ordinary run
+history       one line per update of the mixture
+summary       what a history says of each source, with the standard error of its gap
+mixture_file  `mixture.json`
+tables        a mixture as text
+picture       weights and losses over the run
+page          all of it on one page
+next_config   the config of the next, ordinary run
+bug           what a bug report needs; of a config and a log, `without_secrets`
+folder        the folder of a run, in which all of these lie
+files         files that are never half there
 """

@@ -8,8 +8,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from .files import StrPath, replace_file
+from .history import HistoryRecord
+from .mixture_file import summaries_of
 from .picture import draw_mixture
-from .summary import HistoryRecord, SourceSummary, StrPath, layers_line, replace_file, summaries_of
+from .summary import SourceSummary
+from .tables import layers_line
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 62rem; margin: 2rem auto;

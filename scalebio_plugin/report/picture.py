@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from .summary import Floats, HistoryRecord, StrPath, replace_file, series, shorten
+from .files import StrPath, replace_file
+from .history import Floats, HistoryRecord, series
+from .tables import shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,12 +1,15 @@
 """The step and what surrounds it.
 
-trainer         the host's trainer with one overridden training step
-learning        what it holds of a run that learns
-mixture_run     the mixture as a run learns it
+step            one optimiser step, from top to bottom
+trainer         the host's trainer with that training step
+callbacks       what happens around the step, and at the end of the run
+learning        what the trainer holds of a run
+mixture_run     λ as a run learns it
 layer_sampling  LISA: which layers train, in both parameter sets
 model_loss      what a model adds to its loss by itself
-callbacks       what happens around the step
-checkpoint      what a checkpoint holds
-connect         from the host's config and trainer to ours
+random_state    states of the random generators
+checkpoint      what a checkpoint holds, as plain values
+prepare_model   the loaded model, before the optimizer is made
+connect         from the host's config and finished trainer to all of these
 console         lines of the log between progress bars
 """

@@ -1,4 +1,4 @@
-"""What a checkpoint and the output folder hold of a run, written and read in one place.
+"""What a checkpoint holds of a run, as plain values, written and read in one place.
 
 checkpoint-N/
     scalebio_mixture.pt   λ and all that decides how it goes on; also with `save_only_model`
@@ -6,26 +6,18 @@ checkpoint-N/
                           its own part of u: scalebio_inner_<rank>_of_<ranks>.pt
     scalebio_history.jsonl
     scalebio_complete     written last, once every rank has written all it writes
-<output_dir>/scalebio/
-    history.jsonl, mixture.json, mixture.png
 """
 
 from __future__ import annotations
 
-import glob
 import os
 import re
-import shutil
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
-
-from ..report.summary import HistoryRecord, append_history, weights_line
-from .mixture_run import Phase
-
-if TYPE_CHECKING:
-    from .learning import Learning
-    from .trainer import ScaleBiOTrainer
+from torch import Tensor
 
 VERSION = 1
 MIXTURE = "scalebio_mixture.pt"
@@ -34,65 +26,76 @@ HISTORY = "scalebio_history.jsonl"
 COMPLETE = "scalebio_complete"
 
 
-def history_path(learning: Learning) -> str:
-    return os.path.join(learning.folder, "history.jsonl")
+@dataclass(frozen=True)
+class Place:
+    """Who writes and reads.
+
+    Attributes:
+        rank, world: Number of this process, and of all.
+        sharded: Every rank holds its own part of u; else all hold all of it, and the first one writes.
+    """
+
+    rank: int
+    world: int
+    sharded: bool
+
+    @property
+    def inner_file(self) -> str:
+        """What this rank reads and, where u is sharded, writes."""
+        return f"scalebio_inner_{self.rank:05d}_of_{self.world:05d}.pt" if self.sharded else INNER
+
+    @property
+    def writes_inner(self) -> bool:
+        return self.sharded or self.rank == 0
 
 
-def add_to_history(learning: Learning, record: HistoryRecord, *, main_process: bool) -> None:
-    """Append the line of one update, and tell the extensions."""
-    if main_process:
-        os.makedirs(learning.folder, exist_ok=True)
-        append_history(history_path(learning), record)
-        learning.manager.hook.scalebio_mixture_updated(record=record)
+@dataclass(frozen=True)
+class MixturePart:
+    """Of every rank.
+
+    Attributes:
+        run: `MixtureRun.state_dict()`.
+        orders: By rank, the generator's states that its order of the data came from (`random_state.DataOrder`).
+    """
+
+    run: dict[str, Any]
+    orders: list[tuple[Tensor | None, Tensor | None]]
+
+    def order_of(self, place: Place) -> tuple[Tensor | None, Tensor | None]:
+        """A run that goes on with another number of ranks takes the first one's."""
+        return self.orders[place.rank if len(self.orders) == place.world else 0]
 
 
-def metrics(record: HistoryRecord) -> dict[str, float]:
-    """The last update as `scalebio/<what>/<source>`, for every dashboard the host reports to."""
-    values = {"scalebio/val_loss": record["val_loss"]}
-    for name in record["weights"]:
-        values[f"scalebio/weight/{name}"] = record["weights"][name]
-        values[f"scalebio/gap/{name}"] = record["gap"][name]
-        loss = record["loss"][name]
-        if loss is not None:
-            values[f"scalebio/loss/{name}"] = loss
-    return values
+@dataclass(frozen=True)
+class InnerPart:
+    """Of one rank, or of all where u is not sharded.
+
+    Attributes:
+        inner: State of u; None where learning has not begun or is over.
+        position: Lap and micro-batch of the batches after learning.
+        record: Last line of the history.
+        model: What of w the host's files do not hold.
+    """
+
+    inner: dict[str, Any] | None
+    position: tuple[int, int]
+    record: Any
+    model: dict[str, Tensor]
 
 
-def save_mixture(learning: Learning, orders: list[tuple[Any, Any]], folder: str) -> None:
-    """λ, the order of every rank's data and the history; by the main process, before the host's files."""
-    _save({"version": VERSION, "run": learning.run.state_dict(), "orders": orders}, os.path.join(folder, MIXTURE))
-    if os.path.exists(history_path(learning)):
-        shutil.copyfile(history_path(learning), os.path.join(folder, HISTORY))
+def write_mixture(folder: str, part: MixturePart) -> None:
+    _save({"version": VERSION, "run": part.run, "orders": part.orders}, os.path.join(folder, MIXTURE))
 
 
-def save_inner(trainer: ScaleBiOTrainer, folder: str) -> None:
-    """u with its optimizer state, and where the run stands in its data after learning."""
-    learning = trainer.learning
-    if not learning.engine.sharded and not trainer.is_world_process_zero():
-        return
-    saved = {
-        "version": VERSION,
-        "inner": None if learning.inner is None else learning.inner.state_dict(),
-        "rest": (learning.rest.lap, learning.rest.batch),
-        "record": learning.record,
-        "model": learning.engine.model_part(trainer.trainable_parameters()),
-    }
+def write_inner(folder: str, part: InnerPart, place: Place) -> None:
     os.makedirs(folder, exist_ok=True)
-    _save(saved, os.path.join(folder, inner_name(learning)))
+    saved = {"version": VERSION, "inner": part.inner, "rest": part.position, "record": part.record, "model": part.model}
+    _save(saved, os.path.join(folder, place.inner_file))
 
 
-def inner_name(learning: Learning) -> str:
-    """Name of the file that this rank reads and, where u is sharded, writes."""
-    engine = learning.engine
-    return f"scalebio_inner_{engine.rank:05d}_of_{engine.world:05d}.pt" if engine.sharded else INNER
-
-
-def mark_complete(trainer: ScaleBiOTrainer, folder: str) -> None:
+def write_complete(folder: str, step: int, place: Place) -> None:
     """Once every rank has written its files: from now on a resume may take this checkpoint."""
-    trainer.accelerator.wait_for_everyone()
-    if trainer.is_world_process_zero():
-        with open(os.path.join(folder, COMPLETE), "w", encoding="utf-8") as file:
-            file.write(f"step {trainer.state.global_step}, {trainer.learning.engine.world} ranks\n")
+    Path(folder, COMPLETE).write_text(f"step {step}, {place.world} ranks\n", encoding="utf-8")
 
 
 def is_half_written(checkpoint: str) -> bool:
@@ -103,33 +106,40 @@ def is_half_written(checkpoint: str) -> bool:
 
 def last_whole_checkpoint(output_dir: str) -> str | None:
     """The newest checkpoint that was written to its end."""
-    numbered = [(re.search(r"checkpoint-(\d+)$", path), path) for path in glob.glob(f"{output_dir}/checkpoint-*")]
-    whole = [(int(match[1]), path) for match, path in numbered if match and not is_half_written(path)]
-    return max(whole)[1] if whole else None
+    numbered = [(re.search(r"checkpoint-(\d+)$", str(path)), path) for path in Path(output_dir).glob("checkpoint-*")]
+    whole = [(int(match[1]), path) for match, path in numbered if match and not is_half_written(str(path))]
+    return str(max(whole)[1]) if whole else None
 
 
-def load_mixture(learning: Learning, checkpoint: str) -> None:
-    """Go on from a checkpoint, before the host reads its data: λ and the order of the data.
+def read_mixture(checkpoint: str, place: Place) -> MixturePart:
+    """Before the host reads its data.
 
     Raises:
-        ValueError: The checkpoint lacks our state, has that of other sources, or was not written to its end.
+        ValueError: The checkpoint lacks our state, was not written to its end, or by another version of the format.
     """
-    _refuse_missing(learning, checkpoint)
-    saved = torch.load(os.path.join(checkpoint, MIXTURE), map_location="cpu", weights_only=True)
-    learning.run.load_state_dict(saved["run"])
-    orders, rank = saved["orders"], learning.engine.rank
-    learning.order.loader, learning.order.epoch = orders[rank if len(orders) == learning.engine.world else 0]
-    learning.order.resumed = True
+    _refuse_missing(checkpoint, place)
+    saved = _load(os.path.join(checkpoint, MIXTURE))
+    return MixturePart(saved["run"], saved["orders"])
 
 
-def _refuse_missing(learning: Learning, checkpoint: str) -> None:
+def read_inner(checkpoint: str, place: Place) -> InnerPart:
+    """After `read_mixture`, which checks that it is there.
+
+    Raises:
+        ValueError: It was written by another version of the format.
+    """
+    saved = _load(os.path.join(checkpoint, place.inner_file))
+    return InnerPart(saved["inner"], saved["rest"], saved["record"], saved["model"])
+
+
+def _refuse_missing(checkpoint: str, place: Place) -> None:
     if is_half_written(checkpoint):
         raise ValueError(
             f"scalebio: {checkpoint} was not written to its end (it has no {COMPLETE}): the run was killed while it "
             "wrote it; resume from an earlier checkpoint, or with auto_resume_from_checkpoints, which takes the newest "
             "whole one"
         )
-    inner = inner_name(learning)
+    inner = place.inner_file
     written_by = sorted(name for name in os.listdir(checkpoint) if re.match(r"scalebio_inner.*\.pt$", name))
     if written_by and inner not in written_by:
         raise ValueError(
@@ -145,57 +155,16 @@ def _refuse_missing(learning: Learning, checkpoint: str) -> None:
             )
 
 
-def load_inner(trainer: ScaleBiOTrainer, checkpoint: str) -> None:
-    """Go on from a checkpoint, once the optimizer exists: u, positions, history.
-
-    Raises:
-        ValueError: u has parameters that do not train here, or is missing where this run would go on learning.
-    """
-    learning = trainer.learning
-    saved = torch.load(os.path.join(checkpoint, inner_name(learning)), map_location="cpu", weights_only=True)
-    learning.rest.lap, learning.rest.batch = saved["rest"]
-    learning.record = saved["record"]
-    learning.engine.restore_model_part(trainer.trainable_parameters(), saved["model"])
-    done = trainer.state.global_step
-    if saved["inner"] is not None:
-        learning.inner = learning.engine.inner(
-            trainer.trainable_parameters(), trainer.raw_optimizer(), learning.inner_device
-        )
-        learning.inner.load_state_dict(saved["inner"])
-    elif learning.run.phase(done) is Phase.LEARN and done > learning.run.settings.warmup_steps:
-        raise ValueError(
-            f"scalebio: {checkpoint} was written after learning had ended, and this run would learn on; set learn: "
-            "back to what it was"
-        )
-    if trainer.is_world_process_zero():
-        _restore_history(learning, checkpoint)
-
-
-def resumed(trainer: ScaleBiOTrainer, checkpoint: str) -> str:
-    """The line of the log that says where a run goes on, and with what."""
-    run, done = trainer.learning.run, trainer.state.global_step
-    phase = {
-        Phase.WARMUP: "w trains alone",
-        Phase.LEARN: "learning goes on",
-        Phase.REST: "the mixture is learned, w trains on it",
-    }[run.phase(done)]
-    weights = weights_line(dict(zip(run.names, run.weights_S.tolist(), strict=True)))
-    return (
-        f"scalebio: resumed from {checkpoint} after optimiser step {done} of {trainer.state.max_steps} "
-        f"({phase}); weights: {weights}"
-    )
-
-
-def _restore_history(learning: Learning, checkpoint: str) -> None:
-    """The history as it was at the checkpoint: what a killed run wrote later is learned again."""
-    os.makedirs(learning.folder, exist_ok=True)
-    saved = os.path.join(checkpoint, HISTORY)
-    if os.path.exists(saved):
-        shutil.copyfile(saved, history_path(learning))
-    elif os.path.exists(history_path(learning)):
-        os.remove(history_path(learning))
-
-
 def _save(value: dict[str, Any], path: str) -> None:
     torch.save(value, path + ".tmp")
     os.replace(path + ".tmp", path)
+
+
+def _load(path: str) -> dict[str, Any]:
+    saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    if saved["version"] != VERSION:
+        raise ValueError(
+            f"scalebio: {path} has the format {saved['version']}, this version of the plugin reads {VERSION}; resume "
+            "with the version that wrote it, or start a new output_dir"
+        )
+    return saved

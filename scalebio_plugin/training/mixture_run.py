@@ -17,16 +17,26 @@ from torch import Tensor
 from ..algorithm.bilevel import GapBaseline, estimate_gap, mixture_gradient
 from ..algorithm.mixture import Bounds, logits_of, weights_of
 from ..config.block import ScaleBiOSettings
+from ..config.names import refuse_other_sources
+from ..hooks.manager import updated
 from ..hooks.spec import Observation
-from ..report.summary import HistoryRecord
+from ..report.history import HistoryRecord
 
 
 class Phase(Enum):
-    """WARMUP: w alone on the mixture. LEARN: the bilevel step. REST: λ is final, an ordinary run on the mixture."""
+    """WARMUP: w alone on the mixture. LEARN: the bilevel step. AFTER: λ is final, an ordinary run on the mixture."""
 
     WARMUP = "warmup"
     LEARN = "learn"
-    REST = "rest"
+    AFTER = "after"
+
+    @property
+    def in_words(self) -> str:
+        return {
+            Phase.WARMUP: "w trains alone",
+            Phase.LEARN: "learning goes on",
+            Phase.AFTER: "the mixture is learned, w trains on it",
+        }[self]
 
 
 @dataclass(frozen=True)
@@ -36,7 +46,8 @@ class StepLosses:
     Attributes:
         model_S, inner_S: (S,), Σ unit · loss at w and at u.
         units_S: (S,), n_i.
-        train_loss: L2(λ, w) of the step. val_loss: L1(w).
+        train_loss: L2(λ, w) of the step.
+        val_loss: L1(w).
     """
 
     model_S: Tensor
@@ -93,7 +104,7 @@ class MixtureRun:
         """Phase of the optimiser step that starts after `step` finished ones."""
         if step < self.settings.warmup_steps:
             return Phase.WARMUP
-        return Phase.LEARN if step < self.learn_until else Phase.REST
+        return Phase.LEARN if step < self.learn_until else Phase.AFTER
 
     def observe(self, losses: StepLosses, step: int, learning_rate: float) -> HistoryRecord | None:
         """Take in one step's losses; every `update_interval` steps move λ and return the line for the history.
@@ -127,17 +138,11 @@ class MixtureRun:
             learning_rate=rate,
             step=step,
         )
-        self.logits_S, self.rule_state = self._updated(observation)
+        rule = self.settings.mixture_update
+        self.logits_S, self.rule_state = updated(self.manager, rule, observation, self.rule_state)
         if self.bounds is not None:
             self.logits_S = logits_of(self._bounded(self.weights_S))
         self.updates += 1
-
-    def _updated(self, observation: Observation) -> tuple[Tensor, dict[str, Any]]:
-        rule = self.settings.mixture_update
-        answer = self.manager.hook.scalebio_update_mixture(rule=rule, observation=observation, state=self.rule_state)
-        if answer is None:
-            raise ValueError(unknown_rule(rule))
-        return answer
 
     def _bounded(self, weights_S: Tensor) -> Tensor:
         return weights_S if self.bounds is None else self.bounds.bounded(weights_S)
@@ -191,29 +196,6 @@ class MixtureRun:
         self.baseline = GapBaseline(**saved["baseline"])
         self.pending_gap_S, self.pending_steps = saved["pending_gap"], saved["pending_steps"]
         self.updates = saved["updates"]
-
-
-def refuse_other_sources(saved: Sequence[str], names: Sequence[str], where: str) -> None:
-    """Raise a ValueError that names the sources by which two mixtures differ; their order may differ only by name."""
-    if list(saved) == list(names):
-        return
-    missing, new = sorted(set(saved) - set(names)), sorted(set(names) - set(saved))
-    if not missing and not new:
-        raise ValueError(
-            f"scalebio: {where} lists the sources as {list(saved)}, this run as {list(names)}; "
-            "put the entries of datasets: back in that order"
-        )
-    raise ValueError(
-        f"scalebio: the sources of {where} are not those of this run: it has {missing or 'none'} that are missing "
-        f"here, and lacks {new or 'none'}; use the datasets: it was learned on, or give scalebio.names"
-    )
-
-
-def unknown_rule(rule: str) -> str:
-    return (
-        f"scalebio.mixture_update: no rule {rule!r}; the built-in ones are exponentiated_gradient and adam, others "
-        "come from scalebio.extensions"
-    )
 
 
 def initial_weights(settings: ScaleBiOSettings, names: Sequence[str], share_S: Tensor) -> Tensor:  # (S,)

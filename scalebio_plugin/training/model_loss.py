@@ -28,7 +28,8 @@ def refuse_unseen_additions(own: Tensor, outputs: Mapping[str, Any], labels: Ten
     """Compare the model's `own` loss of a batch with what our passes make of its outputs.
 
     Args:
-        own: The mean over the batch, as the model gives it to the host. outputs: Of the same forward pass.
+        own: The mean over the batch, as the model gives it to the host.
+        outputs: Of the same forward pass.
 
     Raises:
         ValueError: They differ by more than rounding, so that a run would train without a part of the host's loss.

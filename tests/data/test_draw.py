@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from scalebio_plugin.data.sources import COLUMN, SourceCollator, SourceTable, _allot, resample
+from scalebio_plugin.data.draw import _allot, resample
+from scalebio_plugin.data.table import SourceTable
+from scalebio_plugin.data.tags import COLUMN, SEQUENCE, SourceCollator
 
 
 def table_of(tokens: list[int], sequences: list[int]) -> SourceTable:
@@ -215,19 +217,19 @@ def test_every_token_of_a_padded_batch_has_its_source_and_padding_has_none(side)
     features = [item(2, 5, 5, 5), item(0, 6), item(1, 7, 7)]
     batch = SourceCollator(host_collator(side), side)(features)
     sources = {5: 2, 6: 0, 7: 1, 0: -1}
-    assert batch[SourceCollator.SOURCE].tolist() == [[sources[t] for t in row] for row in batch["input_ids"].tolist()]
+    assert batch[COLUMN].tolist() == [[sources[t] for t in row] for row in batch["input_ids"].tolist()]
     numbers = {5: 0, 6: 1, 7: 2, 0: -1}
-    assert batch[SourceCollator.SEQUENCE].tolist() == [[numbers[t] for t in row] for row in batch["input_ids"].tolist()]
+    assert batch[SEQUENCE].tolist() == [[numbers[t] for t in row] for row in batch["input_ids"].tolist()]
 
 
 def test_packed_sequences_are_numbered_through_the_batch():
     features = [[item(0, 1, 1), item(0, 2, 2, 2)], [item(1, 3)], [item(2, 4, 4), item(0, 5), item(1, 6, 6)]]
     batch = SourceCollator(host_collator("right"), "right")(features)
     tokens = batch["input_ids"]
-    assert (batch[SourceCollator.SEQUENCE][tokens > 0] == tokens[tokens > 0] - 1).all()
-    assert (batch[SourceCollator.SEQUENCE][tokens == 0] == -1).all()
+    assert (batch[SEQUENCE][tokens > 0] == tokens[tokens > 0] - 1).all()
+    assert (batch[SEQUENCE][tokens == 0] == -1).all()
     expected = torch.tensor([-1, 0, 0, 1, 2, 0, 1])[tokens]
-    assert torch.equal(batch[SourceCollator.SOURCE], expected)
+    assert torch.equal(batch[COLUMN], expected)
 
 
 def test_the_features_are_left_as_they_are():

@@ -113,7 +113,7 @@ def test_a_validated_config_is_validated_again(folder: Path, monkeypatch: pytest
     """With Ray the worker does so."""
     from axolotl.utils.dict import DictDefault
 
-    from scalebio_plugin.config.raw import validate_validation_datasets
+    from scalebio_plugin.data.entries import validate_validation_datasets
 
     cfg = DictDefault({"scalebio": {"validation_datasets": [{**OLD_KEYS, "weight": 0.5}]}})
     validate_validation_datasets(cfg)

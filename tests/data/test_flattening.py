@@ -10,7 +10,7 @@ import torch
 from axolotl.integrations.base import BasePlugin
 from transformers import DataCollatorWithFlattening
 
-from scalebio_plugin.data.sources import COLUMN, SourceCollator
+from scalebio_plugin.data.tags import COLUMN, SEQUENCE, SourceCollator
 from tests import host
 from tests.runs.test_inert import OUT_OF_PLAY, STOCK
 
@@ -33,8 +33,8 @@ def test_every_token_of_the_one_row_knows_its_source(side: str) -> None:
     ]
     batch = SourceCollator(DataCollatorWithFlattening(return_tensors="pt"), side)(features)
     assert batch["input_ids"].tolist() == [[5, 5, 5, 6, 7, 7, 7, 7]]
-    assert batch[SourceCollator.SOURCE].tolist() == [[2, 2, 2, 0, 1, 1, 1, 1]]
-    assert batch[SourceCollator.SEQUENCE].tolist() == [[0, 0, 0, 1, 2, 2, 2, 2]]
+    assert batch[COLUMN].tolist() == [[2, 2, 2, 0, 1, 1, 1, 1]]
+    assert batch[SEQUENCE].tolist() == [[0, 0, 0, 1, 2, 2, 2, 2]]
 
 
 def test_it_is_the_host_where_the_mixture_is_out_of_play(inputs: Path, tmp_path: Path) -> None:
@@ -50,7 +50,6 @@ def test_it_is_the_host_where_the_mixture_is_out_of_play(inputs: Path, tmp_path:
             plugins=[*plugins, WITH_IT],
             train_on_inputs=True,
             parameters=True,
-            dataloader_num_workers=0,  # for `look`, which notes what it sees in this process
             on_batch=look,
             **more,
         )

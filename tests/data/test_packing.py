@@ -76,8 +76,8 @@ def test_loading_leaves_the_config_as_the_host_would(inputs: Path, keys: dict[st
     from axolotl.common.datasets import load_datasets
     from axolotl.integrations.base import PluginManager
 
+    from scalebio_plugin.config.block import settings_of
     from scalebio_plugin.data.sources import COUNTED_BY_HOST, prepare
-    from scalebio_plugin.training.connect import settings_of
 
     assert set(COUNTED_BY_HOST) == COUNTED
     before = Path.cwd()
@@ -85,7 +85,7 @@ def test_loading_leaves_the_config_as_the_host_would(inputs: Path, keys: dict[st
     try:
         cfg = host.load(inputs, host.config_of(**{**PACKED, **keys}))
         written = copy.deepcopy(cfg.to_dict())
-        prepare(cfg, settings_of(cfg))
+        prepare(cfg, settings_of(cfg.to_dict()))
         assert cfg.to_dict() == written
         PluginManager.get_instance().load_datasets(cfg, preprocess=False)
         alone = host.load(inputs, host.config_of(plugins=[], **{**PACKED, **keys}))
@@ -114,7 +114,7 @@ def test_validation_rows_are_packed_as_training_rows(
         on_batch=lambda trainer, batch: seen.append(tuple(batch["input_ids"].shape)),
         **{**PACKED, "max_steps": 2, **keys},
     )
-    stream = run.trainer.scalebio.validation
+    stream = run.trainer.learning.validation
     passes = [list(stream.batches(step)) for step in range(5)]
     assert set(seen) == {(2, 128)}
     assert all(tuple(batch["input_ids"].shape) == (2, 128) for one in passes for batch in one)
@@ -129,7 +129,7 @@ def test_a_given_validation_batch_holds_so_many_sequences(inputs: Path, tmp_path
     run = host.train(
         inputs, output_dir=str(tmp_path / "out"), scalebio={"validation_batch_size": 7}, **{**PACKED, "max_steps": 2}
     )
-    stream = run.trainer.scalebio.validation
+    stream = run.trainer.learning.validation
     for step in range(6):
         batches = list(stream.batches(step))
         assert sum(len(batch["scalebio_sequence"].unique()) for batch in batches) == 7 + len(batches)  # -1 on padding
@@ -167,7 +167,7 @@ class TestRowsWithoutTarget:
         return sum(n for n, half in zip(targets, of_half, strict=True) if half) / sum(targets)
 
     def test_apply(self, folder: Path, tmp_path: Path) -> None:
-        from . import test_apply
+        from tests.runs import test_apply
 
         path = test_apply.write_weights(tmp_path / "mixture.json", {"half": 0.5, "full": 0.5})
         run = test_apply.apply(folder, path, **self.keys(tmp_path / "out", validation_datasets=None))
@@ -179,10 +179,10 @@ class TestRowsWithoutTarget:
     def test_after_learning(self, folder: Path, tmp_path: Path) -> None:
         block = {"learn": {"steps": 1}, "mixture_learning_rate": 0.0}
         run = host.train(folder, **self.keys(tmp_path / "out", **block), max_steps=3)
-        stream = run.trainer.scalebio.rest
+        stream = run.trainer.learning.resampled
         assert (stream.drawable == -1).sum() == 100
         labels, of_half = [], []
-        for batch in stream._loader(run.trainer, stream.table.sampling(np.array([0.5, 0.5]))):
+        for batch in stream.loader_over(stream._rows(stream.table.sampling(np.array([0.5, 0.5]))), 0):
             labels += batch["labels"].tolist()
             of_half += (batch["scalebio_source"].max(dim=1).values == 0).tolist()
         assert self.shares(labels, of_half) == pytest.approx(0.5, abs=0.02)

@@ -91,6 +91,7 @@ def test_every_type_carries_its_source(mixed: Path) -> None:
     "overrides",
     [
         {"sample_packing": True, "eval_sample_packing": False},
+        {"dataset_num_proc": 2, "sequence_len": 96},
         {"shuffle_merged_datasets": False},
         {"shuffle_before_merging_datasets": True},
         {"datasets": entries()[::-1]},
@@ -184,7 +185,6 @@ def test_every_token_of_a_batch_knows_its_source(mixed: Path, packed: bool) -> N
         datasets=entries(),
         chat_template="tokenizer_default",
         max_steps=4,
-        dataloader_num_workers=0,
         on_batch=look,
         **packing,
     )

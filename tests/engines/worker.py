@@ -42,9 +42,9 @@ def whole(parameter: torch.Tensor) -> torch.Tensor:
     return parameter.detach().clone()
 
 
-def outcome_of(trainer: Any) -> Outcome:
+def outcome_of(trainer: Any, counted: Any) -> Outcome:
     """At the end of a run, while the engine still stands."""
-    learning = trainer.scalebio
+    learning = trainer.learning
 
     def values() -> dict[str, torch.Tensor]:
         return {name: whole(parameter).float() for name, parameter in trainer.trainable_parameters().items()}
@@ -62,8 +62,22 @@ def outcome_of(trainer: Any) -> Outcome:
         losses=[entry["loss"] for entry in logged],
         grad_norms=[float(entry["grad_norm"]) for entry in logged],
         measured=measured_bytes(trainer),
-        formula={name: getattr(learning.memory.run.state, name).gpu for name in CATEGORIES},
+        formula={name: getattr(counted.run.state, name).gpu for name in CATEGORIES},
     )
+
+
+@contextmanager
+def noted_estimate() -> Iterator[list[Any]]:
+    """What the run inside announces that it will hold."""
+    from scalebio_plugin.training import connect
+
+    found: list[Any] = []
+    before = connect.from_model
+    connect.from_model = lambda *args, **kwargs: found.append(before(*args, **kwargs)) or found[-1]
+    try:
+        yield found
+    finally:
+        connect.from_model = before
 
 
 CATEGORIES = ("frozen", "trained", "optimizer", "inner_values", "inner_optimizer")
@@ -71,7 +85,7 @@ CATEGORIES = ("frozen", "trained", "optimizer", "inner_values", "inner_optimizer
 
 def measured_bytes(trainer: Any) -> dict[str, float]:
     """What this rank holds between two steps, tensor by tensor."""
-    inner = trainer.scalebio.inner
+    inner = trainer.learning.inner
     if inner is None:
         return {}
     trainable = trainer.trainable_parameters()
@@ -117,9 +131,11 @@ def run_case(arguments: dict[str, Any]) -> Outcome | None:
     late = exchanged_late() if arguments.pop("exchanged_late", False) else nullcontext()
     found: list[Outcome] = []
     try:
-        with late, order:
+        with late, order, noted_estimate() as counted:
             run = host.train(
-                Path(arguments.pop("directory")), at_end=lambda trainer: found.append(outcome_of(trainer)), **arguments
+                Path(arguments.pop("directory")),
+                at_end=lambda trainer: found.append(outcome_of(trainer, counted[0])),
+                **arguments,
             )
     except KeyboardInterrupt:
         if "stop_after" not in arguments:
@@ -186,17 +202,17 @@ def forget_state() -> None:
 
 def die_while_saving(rank: int, step: int) -> None:
     """Rank `rank` is gone when it comes to writing its part of u in checkpoint `step`; the others are not hurried."""
-    from scalebio_plugin.training import checkpoint as state
+    from scalebio_plugin.training import checkpoint
 
-    save_inner = state.save_inner
+    write_inner = checkpoint.write_inner
 
-    def save_or_die(trainer: Any, folder: str) -> None:
-        if int(os.environ["RANK"]) == rank and trainer.state.global_step == step:
+    def write_or_die(folder: str, part: Any, place: Any) -> None:
+        if place.rank == rank and Path(folder).name == f"checkpoint-{step}":
             time.sleep(5)
             os._exit(1)
-        save_inner(trainer, folder)
+        write_inner(folder, part, place)
 
-    state.save_inner = save_or_die
+    checkpoint.write_inner = write_or_die
 
 
 def run_cases(cases: dict[str, dict[str, Any]], out: Path) -> None:

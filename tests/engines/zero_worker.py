@@ -21,9 +21,10 @@ from accelerate.utils import DeepSpeedPlugin
 from deepspeed.runtime.zero import stage_1_and_2
 from torch import Tensor, nn
 
-from scalebio_plugin.engines.zero import ZeroInner, held
+from scalebio_plugin.engines.zero import ZeroInner, without_steps
 from tests.engines import gloo
 from tests.engines.simulated import simulated_transfer
+from tests.engines.worker import bytes_of
 
 STEPS, ROWS, WIDTH, CHUNKS = 6, 4, 6, 2
 CLIP, PULL = 0.5, 0.3
@@ -221,7 +222,7 @@ class Run:
             self.passes(step, of_w=False)
             self.inner.step()
         assert self.counters() == before, f"u's step moved the engine's counters {before} to {self.counters()}"
-        with held(self.engine):
+        with without_steps(self.engine):
             self.passes(step, of_w=True)
         assert self.counters() == before
         self.engine.step()
@@ -295,7 +296,7 @@ def reference(stage: int, case: Case, folder: Path) -> dict[str, Any]:
         **distances,
         "moved": distance(w.net.state_dict(), start),
         "frozen": distance(frozen, start),
-        "bytes": run.inner.nbytes(),
+        "bytes": bytes_of([*run.inner.tensors, *run.inner.states]),
     }
 
 

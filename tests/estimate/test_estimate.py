@@ -24,7 +24,7 @@ from scalebio_plugin.estimate.estimator import estimate, of_setting
 from scalebio_plugin.estimate.lines import lines_of, summary_line
 from scalebio_plugin.estimate.memory import state_bytes
 from scalebio_plugin.estimate.records import Engine, Kind, Training, Weight
-from scalebio_plugin.training.connect import freeze_outside_blocks
+from scalebio_plugin.training.prepare_model import freeze_outside_blocks
 from tests import host
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "example_configs").glob("*.yml"))

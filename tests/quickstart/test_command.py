@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from scalebio_plugin.quickstart import command as quickstart
-from scalebio_plugin.report.summary import read_history, read_mixture
+from scalebio_plugin.report.history import read_history
+from scalebio_plugin.report.mixture_file import read_mixture
 
 # Stands in for the interpreter that is launched: notes its arguments, then does as the test says.
 STAND_IN = """#!{python}

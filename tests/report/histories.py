@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from scalebio_plugin.report.summary import RunFacts
+from scalebio_plugin.report.mixture_file import Provenance
 
 
 def record(step, weights, gap=None, loss=None):
@@ -36,7 +36,7 @@ def facts(tokens, examples=None, **others):
         "versions": {"axolotl": "0.1"},
         "fingerprint": {"base_model": "gpt2"},
     }
-    return RunFacts(**known | others, tokens=tokens, examples=counts)
+    return Provenance(**known | others, tokens=tokens, examples=counts)
 
 
 def drifting_history(sources, updates, seed=0):

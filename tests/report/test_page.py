@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from scalebio_plugin.report.mixture_file import mixture_document
 from scalebio_plugin.report.page import write_report
-from scalebio_plugin.report.summary import SourceSummary, mixture_document
+from scalebio_plugin.report.summary import SourceSummary
 from tests.report.histories import facts, record
 
 ODD = "<script>alert('a & b')</script>"

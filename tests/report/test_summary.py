@@ -10,20 +10,10 @@ import sys
 import numpy as np
 import pytest
 
-from scalebio_plugin.report.summary import (
-    SourceSummary,
-    append_history,
-    batch_means_error,
-    layers_line,
-    mixture_document,
-    progress_table,
-    read_history,
-    read_mixture,
-    summarise,
-    truncate_history,
-    weights_table,
-    write_mixture,
-)
+from scalebio_plugin.report.history import append_history, read_history
+from scalebio_plugin.report.mixture_file import mixture_document, read_mixture, write_mixture
+from scalebio_plugin.report.summary import SourceSummary, batch_means_error, summarise
+from scalebio_plugin.report.tables import layers_line, progress_table, weights_table
 from tests.report.histories import drifting_history, facts, record
 
 
@@ -48,44 +38,6 @@ class TestHistory:
         path.write_text(f'{{"step": 1}}\n{broken}\n{{"step": 3}}\n')
         with pytest.raises(ValueError, match=r"history\.jsonl, line 2: .*JSON object.*delete the line"):
             read_history(path)
-        with pytest.raises(ValueError, match="line 2"):
-            truncate_history(path, 1)
-
-    def test_truncation_keeps_the_lines_up_to_the_step_byte_for_byte(self, tmp_path):
-        path = tmp_path / "history.jsonl"
-        kept = b'{"step": 1,   "odd":1.50}\n{"odd": "\xc3\xa9", "step": 4}\n'
-        path.write_bytes(kept + b'{"step": 5}\n{"step": 6}\n')
-        truncate_history(path, 4)
-        assert path.read_bytes() == kept
-        assert list(tmp_path.iterdir()) == [path]
-
-    @pytest.mark.parametrize("half", [b'{"step": 3, "weights": {"\xc3', b'{"step": 3}'])
-    def test_truncation_drops_a_half_written_last_line(self, tmp_path, half):
-        path = tmp_path / "history.jsonl"
-        path.write_bytes(b'{"step": 1}\n{"step": 2}\n' + half)
-        truncate_history(path, 9)
-        assert path.read_bytes() == b'{"step": 1}\n{"step": 2}\n'
-
-    def test_a_run_killed_and_resumed_leaves_the_bytes_of_one_never_stopped(self, tmp_path):
-        whole, resumed = tmp_path / "whole.jsonl", tmp_path / "resumed.jsonl"
-        history, _ = drifting_history(3, 6)
-        for one in history:
-            append_history(whole, one)
-        for one in history[:5]:
-            append_history(resumed, one)
-        resumed.write_bytes(resumed.read_bytes()[:-20])
-        truncate_history(resumed, 3)
-        for one in history[3:]:
-            append_history(resumed, one)
-        assert resumed.read_bytes() == whole.read_bytes()
-
-    def test_truncating_to_nothing_and_a_run_without_updates(self, tmp_path):
-        path = tmp_path / "history.jsonl"
-        truncate_history(path, 5)
-        assert not path.exists()
-        path.write_bytes(b'{"step": 1}\n')
-        truncate_history(path, 0)
-        assert read_history(path) == []
 
 
 class TestSummarise:

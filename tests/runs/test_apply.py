@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 import yaml
 
-from scalebio_plugin.report import summary as report
+from scalebio_plugin.report.mixture_file import mixture_document, write_mixture
+from scalebio_plugin.report.summary import SourceSummary
 from tests import host
 from tests.report.histories import facts
 
 
 def write_weights(path: Path, weights: dict[str, float]) -> str:
-    summaries = {name: report.SourceSummary(weight, weight, 1.0, 1.0, 0.0, None) for name, weight in weights.items()}
+    summaries = {name: SourceSummary(weight, weight, 1.0, 1.0, 0.0, None) for name, weight in weights.items()}
     counts = dict.fromkeys(weights, 1)
-    report.write_mixture(path, report.mixture_document(summaries, facts(counts, counts)))
+    write_mixture(path, mixture_document(summaries, facts(counts, counts)))
     return str(path)
 
 

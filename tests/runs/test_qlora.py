@@ -74,7 +74,7 @@ class TestQuantisedBase:
             if not before:
                 before.update((name, bits(value).clone()) for name, value in base_of(trainer.model).items())
 
-        run = train(base, inputs, tmp_path, on_batch=note, dataloader_num_workers=0)
+        run = train(base, inputs, tmp_path, on_batch=note)
         assert not torch.equal(run.weights[-1], run.weights[0])
         assert run.weights[-1].isfinite().all()
         held = base_of(run.trainer.model)
@@ -86,7 +86,7 @@ class TestQuantisedBase:
 
     def test_only_the_adapter_is_held_twice(self, base: str, inputs: Path, tmp_path: Path) -> None:
         run = train(base, inputs, tmp_path)
-        model, inner = run.trainer.model, run.trainer.scalebio.inner
+        model, inner = run.trainer.model, run.trainer.learning.inner
         adapter = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         assert all("lora_" in name for name in adapter)
         assert list(inner.values) == list(adapter)

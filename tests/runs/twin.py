@@ -345,7 +345,7 @@ def _make_recorder_plugin() -> type:
             trainer, optimizer = self.trainer, self.trainer.raw_optimizer()
             assert type(optimizer) is torch.optim.AdamW
             names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
-            validation = trainer.scalebio.validation
+            validation = trainer.learning.validation
             self.recording = Recording.last = Recording(
                 model=copy.deepcopy(trainer.model),
                 groups=[
@@ -355,7 +355,7 @@ def _make_recorder_plugin() -> type:
                 rows=rows_of(trainer.train_dataset),
                 validation_rows=rows_of(validation.rows),
                 tokenizer=trainer.processing_class,
-                settings=trainer.scalebio.run.settings,
+                settings=trainer.learning.run.settings,
                 seed=self.cfg.seed,
             )
             self.record_batches(trainer, validation)

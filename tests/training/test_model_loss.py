@@ -74,7 +74,7 @@ def test_the_router_loss_of_several_micro_batches_is_scaled_as_the_host_scales_i
 
 def test_the_router_loss_is_in_no_recorded_loss(inputs: Path, tmp_path: Path) -> None:
     run = host.train(inputs, output_dir=str(tmp_path), max_steps=1, scalebio=OUT_OF_PLAY, **mixtral(inputs))
-    record = run.trainer.scalebio.record
+    record = run.trainer.learning.record
     assert run.losses[0] > record["train_loss"] + 0.9
     assert max(loss for loss in record["loss"].values() if loss is not None) < record["train_loss"] + 0.5
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from scalebio_plugin.report.summary import read_history, series
+from scalebio_plugin.report.history import read_history, series
 from tests import host
 
 
@@ -27,7 +27,7 @@ def test_what_trains_is_stepped_in_float32() -> None:
     from axolotl.utils.dict import DictDefault
 
     from scalebio_plugin.config.block import ScaleBiOSettings
-    from scalebio_plugin.training.connect import prepare_model
+    from scalebio_plugin.training.prepare_model import prepare_model
 
     torch.manual_seed(0)
     module = nn.Linear(256, 256, bias=False)

@@ -13,7 +13,7 @@ from tests import host
 
 LISA = {"lisa": {"active_layers": 1, "interval": 4}}
 SAVING = {"max_steps": 10, "save_strategy": "steps", "save_steps": 3, "save_total_limit": 2, "micro_batch_size": 3}
-PACKED = {"sample_packing": True, "micro_batch_size": 1, "num_epochs": 4}
+PACKED = {"sample_packing": True, "micro_batch_size": 1, "num_epochs": 4, "dataloader_num_workers": 1}
 CASES = {
     "full": {},
     "accumulated": {"gradient_accumulation_steps": 3},

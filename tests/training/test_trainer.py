@@ -10,14 +10,15 @@ import pytest
 import torch
 
 from scalebio_plugin.hooks.spec import hookimpl
-from scalebio_plugin.report import summary as report
+from scalebio_plugin.report.history import read_history
+from scalebio_plugin.report.mixture_file import read_mixture
 from tests import host
 
 
 @pytest.fixture(scope="module")
 def finished(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> host.Run:
     folder = tmp_path_factory.mktemp("finished")
-    return host.train(inputs, output_dir=str(folder / "out"), use_tensorboard=True, logging_steps=2)
+    return host.train(inputs, output_dir=str(folder / "out"), use_tensorboard=True, logging_steps=2, picture=True)
 
 
 @pytest.mark.host_contract
@@ -42,9 +43,9 @@ def test_tensorboard_shows_them(finished: host.Run) -> None:
 
 @pytest.mark.host_contract
 def test_what_a_run_leaves(finished: host.Run) -> None:
-    history = report.read_history(finished.folder / "history.jsonl")
+    history = read_history(finished.folder / "history.jsonl")
     assert [record["step"] for record in history] == [1, 2, 3, 4, 5, 6]
-    document = report.read_mixture(finished.folder / "mixture.json")
+    document = read_mixture(finished.folder / "mixture.json")
     assert document["weights"] == pytest.approx(history[-1]["weights"])
     assert document["sources"]["clean"]["examples"] == 96
     assert document["sources"]["clean"]["tokens"] > 96
@@ -73,7 +74,7 @@ def test_what_fails_after_the_last_step_does_not_lose_the_model(inputs: Path, tm
     extension = f"{__name__}:FailsAtTheEnd"
     run = host.train(inputs, output_dir=str(tmp_path / "out"), max_steps=2, scalebio={"extensions": [extension]})
     assert (tmp_path / "out/model.safetensors").exists()
-    assert report.read_mixture(run.folder / "mixture.json")
+    assert read_mixture(run.folder / "mixture.json")
     assert (run.folder / "next.yml").exists()
     assert not (run.folder / "report.html").exists()
 
@@ -102,7 +103,7 @@ def test_an_adapter_run_leaves_an_adapter(inputs: Path, tmp_path: Path) -> None:
 def test_a_second_run_in_the_same_folder_starts_a_new_history(inputs: Path, tmp_path: Path) -> None:
     for _ in range(2):
         run = host.train(inputs, output_dir=str(tmp_path / "out"), max_steps=3)
-    assert len(report.read_history(run.folder / "history.jsonl")) == 3
+    assert len(read_history(run.folder / "history.jsonl")) == 3
 
 
 def test_same_seed_same_bytes(inputs: Path, tmp_path: Path) -> None:

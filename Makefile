@@ -1,0 +1,22 @@
+# The few commands of this project, in the active virtual environment (see CONTRIBUTING.md). CI calls .ci/run.
+.PHONY: lint types fast slow docs bench
+
+PYTEST = python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+lint:
+	ruff check .
+
+types:
+	mypy
+
+fast:  # the default suite
+	$(PYTEST)
+
+slow:  # the long runs alone
+	$(PYTEST) -m slow
+
+docs:  # what pages and examples say is so
+	python -m pytest tests/test_readme.py tests/test_architecture.py tests/test_contributing.py tests/test_example_configs.py tests/algorithm/test_public.py
+
+bench:  # what there is to be measured; the script's own head says how it is run
+	@grep '\.py)' benchmarks/README.md

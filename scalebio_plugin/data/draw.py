@@ -1,0 +1,51 @@
+"""Rows drawn by the weights: whose turn it is in an ordinary run on a mixture."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..algorithm.bilevel import NO_SOURCE
+
+
+def drawn_per_lap(source: np.ndarray) -> int:
+    """Rows of one pass over a training set that is drawn: as many as it has with a target."""
+    return int((source != NO_SOURCE).sum())
+
+
+def resample(source: np.ndarray, fractions: np.ndarray, rows: int, max_repeats: int, seed: int) -> np.ndarray:
+    """Row indices of an ordinary run on the mixture: `rows` draws, in random order, each source by its fraction.
+
+    A source gives each of its rows equally often, give or take one, and none more than `max_repeats` times; what a
+    capped source cannot give is shared among the others by their fractions. Fewer than `rows` come back only where
+    every source with a weight is capped.
+
+    Args:
+        source: (rows of the dataset,), source of each row, NO_SOURCE for one that is not drawn.
+        fractions: (S,), from `SourceTable.sampling`.
+    """
+    rng = np.random.default_rng([seed, 0x5CA1EB10])
+    available = np.bincount(source[source != NO_SOURCE], minlength=len(fractions))
+    drawn = _allot(fractions, rows, available * max_repeats)
+    indices = []
+    for i, amount in enumerate(drawn):
+        mine = np.flatnonzero(source == i)
+        if amount:
+            laps = [rng.permutation(mine) for _ in range(-(-int(amount) // len(mine)))]
+            indices.append(np.concatenate(laps)[: int(amount)])
+    return rng.permutation(np.concatenate(indices))
+
+
+def _allot(fractions: np.ndarray, rows: int, most: np.ndarray) -> np.ndarray:
+    """Whole numbers close to fractions · rows, none above `most`; the rest goes to the sources that are not full."""
+    real = np.zeros(len(fractions))
+    open_ = fractions > 0
+    left = float(rows)
+    while left > 1e-9 and open_.any():
+        real[open_] += left * fractions[open_] / fractions[open_].sum()
+        left = float(np.clip(real - most, 0, None).sum())
+        real = np.minimum(real, most)
+        open_ &= real < most
+    whole = np.floor(real).astype(np.int64)
+    missing = round(float(real.sum())) - int(whole.sum())
+    whole[np.argsort(whole - real, kind="stable")[:missing]] += 1
+    return np.minimum(whole, most)

@@ -1,0 +1,76 @@
+"""What a set of sources holds, counted from its tagged rows."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from datasets import Dataset
+
+from ..algorithm.bilevel import IGNORED, NO_SOURCE
+from .tags import COLUMN
+
+
+@dataclass(frozen=True)
+class SourceTable:
+    """What a set of sources holds.
+
+    Attributes:
+        names: S readable, unique names.
+        tokens: (S,), target tokens of each source.
+        sequences: (S,), examples with at least one target.
+        digest: Of all labels, in order.
+    """
+
+    names: list[str]
+    tokens: np.ndarray
+    sequences: np.ndarray
+    digest: str
+
+    def units(self, loss_unit: str) -> np.ndarray:  # (S,)
+        """Units of each source (see `algorithm.bilevel`): target tokens, or sequences."""
+        return self.tokens if loss_unit == "token" else self.sequences
+
+    def shares(self, loss_unit: str) -> np.ndarray:  # (S,), sum 1
+        return self.units(loss_unit) / self.units(loss_unit).sum()
+
+    def sampling(self, weights: np.ndarray) -> np.ndarray:  # (S,), sum 1
+        """Fractions q of sequences to draw so that an ordinary run's token-mean loss is Σ weights_i L2_i.
+
+        A token mean counts a source by its tokens, so q_i ∝ weights_i / (mean target tokens of its sequences).
+        """
+        fractions = weights * self.sequences / self.tokens
+        return fractions / fractions.sum()
+
+
+def count(dataset: Dataset, names: Sequence[str]) -> tuple[SourceTable, np.ndarray]:
+    """Targets and sequences of each source of a tagged dataset, and `Prepared.drawable`; read once in batches."""
+    tokens, sequences = np.zeros(len(names), dtype=np.int64), np.zeros(len(names), dtype=np.int64)
+    digest, drawable = hashlib.blake2b(digest_size=16), [np.zeros(0, dtype=np.int64)]
+    for labels, starts, source in _label_batches(dataset):
+        targets = labels != IGNORED
+        targets[starts[:-1][starts[:-1] < starts[1:]]] = False  # the first token of a sequence is not predicted
+        running = np.concatenate([[0], np.cumsum(targets)])
+        per_row = running[starts[1:]] - running[starts[:-1]]
+        np.add.at(tokens, source, per_row)
+        np.add.at(sequences, source, per_row > 0)
+        drawable.append(np.where(per_row > 0, source, NO_SOURCE))
+        digest.update(labels.tobytes())
+        digest.update(source.tobytes())
+    return SourceTable(list(names), tokens, sequences, digest.hexdigest()), np.concatenate(drawable)
+
+
+def sequence_lengths(dataset: Dataset) -> np.ndarray:  # (rows,)
+    """Tokens of each row of a tagged dataset."""
+    return np.concatenate([np.diff(starts) for _, starts, _ in _label_batches(dataset)])
+
+
+def _label_batches(dataset: Dataset) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """(labels of the rows on end, starts of the rows and the end of the last, source of each row)."""
+    for batch in dataset.select_columns(["labels", COLUMN]).with_format("arrow").iter(batch_size=1000):
+        column = batch.column("labels").combine_chunks()
+        lengths = np.asarray(column.value_lengths().fill_null(0))
+        labels = np.asarray(column.flatten()).astype(np.int64)
+        yield labels, np.concatenate([[0], np.cumsum(lengths)]), np.asarray(batch.column(COLUMN))

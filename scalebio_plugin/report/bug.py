@@ -1,0 +1,109 @@
+"""What a bug report holds, ready to paste: versions, the config, and the end of a log."""
+
+from __future__ import annotations
+
+import platform
+import re
+import subprocess
+from collections import deque
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+_PACKAGES = ("axolotl", "transformers", "accelerate", "torch", "peft", "bitsandbytes", "deepspeed", "datasets")
+_LINES = 40  # of the log
+_SHOWN = {  # keys whose texts say what is run
+    *("adapter", "attn_implementation", "bf16", "chat_template", "chat_template_strategy", "device", "ds_type"),
+    *("estimator", "eval_strategy", "excess_length_strategy", "extensions", "final_state_dict_type", "fp16"),
+    *("gradient_checkpointing", "learning_rate", "lora_modules_to_save", "lora_target_modules", "loss_unit"),
+    *("lr_scheduler", "mixture_init", "mixture_update", "model_type", "optim_args", "optimizer", "plugins"),
+    *("save_strategy", "split", "state_dict_type", "tokenizer_type", "torch_dtype", "train_on_eos"),
+    *("transformer_layer_cls_to_wrap", "type", "unfrozen_parameters"),
+}
+_TOKEN = (
+    r"\b(?:hf_|gh[a-z]_|sk-)[\w-]{16,}|\b[0-9a-f]{40}\b|(?m:(?<=^wandb: ).+)"
+    r"|(?i:(?<=bearer )\S+|(?<=key=)\S+|(?<=token=)\S+|(?<=password=)\S+)"
+)
+_PATH = (
+    r"[A-Za-z][\w+.-]*://[^\s\"'<>|,;()\]]+"
+    r"|(?<![\w.<])(?:[A-Za-z]:|[~$%][\w{}%]*|\.{1,2}|\\)?[/\\][^\s\"'<>|,;()]*?"
+    r"(?P<code>[/\\](?:site-packages|scalebio_plugin)[/\\][^\s\"'<>|,;():]*)?(?=[\s\"'<>|,;():]|$)"
+)
+
+
+def bug_report(version: str, config: Path | None = None, log: Path | None = None) -> str:
+    """Markdown, of scalebio's version, an Axolotl config, and what a run printed.
+
+    Raises:
+        FileNotFoundError: One of the files is not there.
+        ValueError: The config is none.
+    """
+    for path in (config, log):
+        if path is not None and not path.is_file():
+            raise FileNotFoundError(f"no file {path}; give an Axolotl config, and with --log what a run printed")
+    parts = [("Versions", "text", "\n".join([f"scalebio {version}", *_versions()]))]
+    if config is not None:
+        parts.append(("Config", "yaml", _config(config)))
+    if log is not None:
+        parts.append(("End of the log", "text", _end_of(log)))
+    return "\n\n".join(f"### {title}\n\n~~~{kind}\n{text}\n~~~" for title, kind, text in parts)
+
+
+def _versions() -> list[str]:
+    installed = [f"{name} {version}" for name in _PACKAGES if (version := _version(name))]
+    python = f"Python {platform.python_version()} on {platform.platform()}"
+    return [*installed, python, *(_gpus() or ["no GPU that nvidia-smi sees"])]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _gpus() -> list[str]:
+    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout.splitlines()
+    except (OSError, subprocess.SubprocessError):
+        return []
+
+
+def _config(path: Path) -> str:
+    try:
+        found = yaml.safe_load(path.read_text("utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is no Axolotl config: it must be a block of keys")
+    return yaml.safe_dump(shown_config(found), sort_keys=False, allow_unicode=True, width=120).rstrip()
+
+
+def shown_config(value: Any, key: str = "") -> Any:
+    """A config without what may be a secret, an account or a path: of its texts those alone that name no such thing."""
+    if isinstance(value, Mapping):
+        return {name: shown_config(of, str(name)) for name, of in value.items()}
+    if isinstance(value, list):
+        return [shown_config(of, key) for of in value]
+    if value is None or isinstance(value, bool):
+        return value
+    if not isinstance(value, str):
+        return "<left out>" if key.endswith(("key", "token", "password")) else value
+    on_hub = re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", value) and not Path(value).suffix and not Path(value).exists()
+    return value if key in _SHOWN or (key in ("base_model", "path") and on_hub) else "<left out>"
+
+
+def _end_of(log: Path) -> str:
+    with log.open(encoding="utf-8", errors="replace", newline="\n") as lines:
+        last = [line.rstrip().rsplit("\r", 1)[-1] for line in deque(lines, _LINES)]  # of a progress bar what one saw
+    return shown_text(re.sub(r"\x1b\[[\d;]*m", "", "\n".join(last)))
+
+
+def shown_text(text: str) -> str:
+    """A log without absolute paths (of installed code the place in it stays), addresses and what looks like a token."""
+    text = re.sub(_TOKEN, "<left out>", text.replace(str(Path.home()), "~"))
+    return re.sub(_PATH, lambda found: "<path>" + (found["code"] or ""), text)

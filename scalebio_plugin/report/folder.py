@@ -1,0 +1,89 @@
+"""`<output_dir>/scalebio/`: the files that a run leaves."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from .files import StrPath, replace_file
+from .history import HistoryRecord, append_history, read_history
+from .mixture_file import Provenance, mixture_document, write_mixture
+from .page import write_report
+from .summary import summarise
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one run, written by its main process alone.
+
+    Attributes:
+        path: Of the folder; made with the first file.
+        names: Of the sources.
+        provenance: What `mixture.json` says of the run; what grows with it is filled in as it is written.
+        next_config: Content of `next.yml`; None where the config has no form in YAML.
+    """
+
+    path: Path
+    names: Sequence[str]
+    provenance: Provenance
+    next_config: str | None
+
+    @property
+    def history(self) -> Path:
+        return self.path / "history.jsonl"
+
+    def add(self, record: HistoryRecord) -> None:
+        """The line of one update."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        append_history(self.history, record)
+
+    def save_history(self, copy: StrPath) -> None:
+        """The history so far, for a checkpoint."""
+        if self.history.exists():
+            shutil.copyfile(self.history, copy)
+
+    def restore_history(self, copy: StrPath | None) -> None:
+        """The history as a checkpoint has it, or none: what a killed run wrote later is learned again."""
+        if copy is not None and os.path.exists(copy):
+            self.path.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(copy, self.history)
+        else:
+            self.history.unlink(missing_ok=True)
+
+    def write_mixture(self, steps: int, layer_steps: list[int] | None) -> dict[str, Any] | None:
+        """Write `mixture.json` from the history so far and return its content; None before the first update of λ.
+
+        Args:
+            steps: Optimiser steps so far.
+            layer_steps: For how many of them each transformer block trained, under LISA.
+        """
+        history = read_history(self.history) if self.history.exists() else []
+        if not history:
+            return None
+        known = replace(self.provenance, steps=steps, updates=len(history), layer_steps=layer_steps)
+        document = mixture_document(summarise(history, self.names), known)
+        write_mixture(self.path / "mixture.json", document)
+        return document
+
+    def draw(self, document: dict[str, Any]) -> None:
+        """`mixture.png` and `report.html`, from what `write_mixture` returned."""
+        write_report(self.path, document, read_history(self.history))
+
+    def write_next_config(self) -> None:
+        if self.next_config is not None:
+            replace_file(self.path / "next.yml", self.next_config.encode())
+
+    def listing(self) -> str:
+        return f"in {self.path}: {', '.join(sorted(os.listdir(self.path)))}"
+
+
+def fingerprint(value: Any) -> str:
+    """Digest of plain values, the same wherever they are equal."""
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

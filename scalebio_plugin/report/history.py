@@ -1,0 +1,78 @@
+"""`history.jsonl`: one line per update of the mixture.
+
+Arrays have the mixture updates (N) along their rows and the sources (S) along their columns.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .files import StrPath
+
+Floats = NDArray[np.float64]
+
+
+class HistoryRecord(TypedDict):
+    """One mixture update, one line of `history.jsonl`."""
+
+    step: int  # optimiser step, from 1
+    weights: dict[str, float]
+    loss: dict[str, float | None]  # the source's mean training loss in this batch; None if it had no example there
+    inner_loss: dict[str, float | None]  # the same at the inner parameters
+    gap: dict[str, float]  # estimate of the source's loss at the model less that at the inner parameters; never None
+    units: dict[str, int]  # target tokens of the source in this batch; its sequences with `loss_unit: sequence`
+    train_loss: float
+    val_loss: float
+    learning_rate: float
+
+
+def append_history(path: StrPath, record: HistoryRecord) -> None:
+    """Add one line, handed to the operating system on return: a checkpoint saved later is never ahead of it."""
+    with open(path, "ab") as file:
+        file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+
+
+def read_history(path: StrPath) -> list[HistoryRecord]:
+    return [_parse(path, number, line) for number, line in enumerate(Path(path).read_bytes().splitlines(), start=1)]
+
+
+def _parse(path: StrPath, number: int, line: bytes) -> HistoryRecord:
+    try:
+        record: HistoryRecord = json.loads(line)
+        int(record["step"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{path}, line {number}: a line must be one JSON object with an integer 'step', got {line[:80]!r}; "
+            "delete the line, or resume the run, which takes the history of its checkpoint"
+        ) from error
+    return record
+
+
+def series(history: Sequence[HistoryRecord], key: str, names: Sequence[str]) -> Floats:  # (N, S), None as NaN
+    rows: list[dict[str, float | None]] = [record[key] for record in history]  # type: ignore[literal-required]
+    return np.array([[row[name] for name in names] for row in rows], dtype=np.float64)
+
+
+def centred_gap(history: Sequence[HistoryRecord], names: Sequence[str]) -> Floats:  # (N, S)
+    """g_i - sum_j p_j g_j: what the pull costs a source beyond the mixture's average."""
+    gap = series(history, "gap", names)
+    average: Floats = (series(history, "weights", names) * gap).sum(axis=1, keepdims=True)
+    return gap - average
+
+
+def metrics(record: HistoryRecord) -> dict[str, float]:
+    """An update as `scalebio/<what>/<source>`, for every dashboard the host reports to."""
+    values = {"scalebio/val_loss": record["val_loss"]}
+    for name in record["weights"]:
+        values[f"scalebio/weight/{name}"] = record["weights"][name]
+        values[f"scalebio/gap/{name}"] = record["gap"][name]
+        loss = record["loss"][name]
+        if loss is not None:
+            values[f"scalebio/loss/{name}"] = loss
+    return values

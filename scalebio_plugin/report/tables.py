@@ -1,0 +1,81 @@
+"""A mixture as text: the tables and lines of the log and of `scalebio show`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+from .history import HistoryRecord, centred_gap
+from .summary import SourceSummary, largest_first
+
+MOST_ROWS = 20  # sources that the log shows of an update
+
+
+def weights_table(summaries: Mapping[str, SourceSummary]) -> str:
+    """The table at the end of a run. A star marks the sources whose gap is within two standard errors of 0."""
+    decimals = _decimals(summary.gap for summary in summaries.values())
+    rows, any_star = [("source", "weight", "gap", "s.e.", "loss")], False
+    for name, summary in largest_first(summaries):
+        star = summary.gap_se is not None and not summary.is_told_from_average
+        any_star |= star
+        error = _number(summary.gap_se, decimals)
+        gap = f"{summary.gap:+.{decimals}f}"
+        rows.append((shorten(name) + " *" * star, _number(summary.weight), gap, error, _number(summary.loss)))
+    hint = "\n* not distinguishable from the average: |gap| is within 2 s.e." if any_star else ""
+    return _align(rows) + hint
+
+
+def weights_line(weights: Mapping[str, float]) -> str:
+    """The weights in one line, largest first."""
+    names = sorted(weights, key=lambda name: -weights[name])
+    text = ", ".join(f"{shorten(name)} {_number(weights[name])}" for name in names[:MOST_ROWS])
+    return text + (f", and {len(names) - MOST_ROWS} more" if len(names) > MOST_ROWS else "")
+
+
+def layers_line(layer_steps: Sequence[int]) -> str:
+    """Which blocks LISA trained, and for how long."""
+    never = [str(layer) for layer, steps in enumerate(layer_steps) if steps == 0]
+    trained = [steps for steps in layer_steps if steps]
+    line = f"LISA moved {len(trained)} of {len(layer_steps)} blocks"
+    if trained:
+        span = f"{min(trained)} to {max(trained)}" if min(trained) < max(trained) else str(trained[0])
+        line += f", each for {span} optimiser steps"
+    return line + (f"; never drawn: {', '.join(never)}" if never else "")
+
+
+def progress_table(record: HistoryRecord) -> str:
+    """One update for the running console. `gap` is centred as in `summarise`, but one batch's, hence noisy."""
+    names = sorted(record["weights"], key=lambda name: -record["weights"][name])
+    gaps = dict(zip(names, centred_gap([record], names)[0].tolist(), strict=True))
+    decimals = _decimals(gaps.values())
+    rows = [("source", "weight", "loss", "gap")]
+    for name in names[:MOST_ROWS]:
+        loss, weight = _number(record["loss"][name]), _number(record["weights"][name])
+        rows.append((shorten(name), weight, loss, f"{gaps[name]:+.{decimals}f}"))
+    others = names[MOST_ROWS:]
+    sum_of_others = sum(record["weights"][name] for name in others)
+    return _align(rows) + (f"\n... and {len(others)} more (sum of weights {sum_of_others:.4f})" if others else "")
+
+
+def _align(rows: Sequence[tuple[str, ...]]) -> str:
+    """The first column flush left, the others flush right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    layout = f"{{:<{widths[0]}}}" + "".join(f"  {{:>{width}}}" for width in widths[1:])
+    return "\n".join(layout.format(*row) for row in rows)
+
+
+def _number(value: float | None, decimals: int = 4) -> str:
+    return "-" if value is None else f"{value:.{decimals}f}"
+
+
+def _decimals(values: Iterable[float]) -> int:
+    """Decimals that leave the largest of the values at least three significant digits."""
+    largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
+    return max(2, 2 - math.floor(math.log10(largest))) if largest else 2
+
+
+def shorten(name: str, most: int = 40) -> str:
+    if len(name) <= most:
+        return name
+    head = (most - 3) // 2
+    return name[:head] + "..." + name[-(most - 3 - head) :]

@@ -1,0 +1,238 @@
+"""One optimiser step, from top to bottom: of a run that learns (`learning`), and of its warmup (`warmup`).
+
+The host's loop asks for the micro-batches of a step one by one, accumulates what their backward passes give, then clips
+and steps. So a step is a generator: it yields w's loss of each micro-batch in turn, and what comes before, between and
+after them stands where it happens. `hooks.spec` draws the same step with the hooks in place.
+
+Every pass (u on a training batch, w on a training batch, w on a validation batch) *is* the host's own training step,
+run with another loss function and, for u, with the inner parameters exchanged into the module: autocast, gradient
+checkpointing, offloading, loss scaling and model quirks are the host's in every pass.
+
+Legend: S sources.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..algorithm.bilevel import Targets, sum_by_source, targets_of, token_losses, weighted_loss
+from ..algorithm.inner import InnerParameters
+from ..data.tags import COLUMN, SEQUENCE
+from .learning import Learning
+from .mixture_run import StepLosses
+from .model_loss import router_loss
+from .random_state import RandomState
+
+Batch = dict[str, Any]
+LossOf = Callable[..., Tensor]  # (outputs, labels, num_items_in_batch) -> loss
+
+
+class Host(Protocol):
+    """What a step asks of the host's trainer."""
+
+    accelerator: Any
+    model: Any
+    state: Any
+
+    def backward_pass(self, model: nn.Module, batch: Batch, loss_of: LossOf) -> Tensor:
+        """The host's own training step with another loss, which is scaled for accumulation already."""
+
+    def forward_pass(self, model: nn.Module, batch: Batch, loss_of: LossOf) -> None:
+        """Forward alone, without gradients; `loss_of` sees the outputs."""
+
+    def uncounted(self) -> AbstractContextManager[None]:
+        """Passes inside are not training on a new token: the host's token counters pause."""
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]: ...
+
+    def _prepare_inputs(self, batch: Batch) -> Batch: ...
+
+    def _get_learning_rate(self) -> Any: ...
+
+
+@dataclass(frozen=True)
+class StepBatches:
+    """The micro-batches of one optimiser step, and what their losses are divided by.
+
+    Attributes:
+        batches: Without tags.
+        targets: One per micro-batch.
+        units_S: (S,), n_i over the global accumulated batch.
+        total: n.
+        router_scale: What the host multiplies a micro-batch's router loss by.
+    """
+
+    batches: Sequence[Batch]
+    targets: Sequence[Targets]
+    units_S: Tensor
+    total: Tensor
+    router_scale: float
+
+    @classmethod
+    def of(cls, tagged: Sequence[Batch], learning: Learning, router_scale: float) -> StepBatches:
+        """Take the tags out of the batches."""
+        per_sequence, sources = learning.run.settings.loss_unit == "sequence", len(learning.run.names)
+        targets = [_targets(batch, per_sequence=per_sequence) for batch in tagged]
+        units = learning.engine.total(torch.stack([target.counts(sources) for target in targets]).sum(0))
+        return cls(tagged, targets, units, units.sum().clamp(min=1.0), router_scale)
+
+
+class Step:
+    """The passes of one optimiser step, and their order.
+
+    Args:
+        model: As the host wrapped it.
+    """
+
+    def __init__(self, host: Host, learning: Learning, model: nn.Module, batches: StepBatches):
+        self.host, self.learning, self.model = host, learning, model
+        self.batches, self.targets = batches.batches, batches.targets
+        self.units_S, self.total, self.router_scale = batches.units_S, batches.total, batches.router_scale
+        self.coefficient_S = learning.run.coefficient_S()
+        self.model_S, self.inner_S = torch.zeros_like(self.units_S), torch.zeros_like(self.units_S)
+        self.scaler = host.accelerator.scaler
+
+    def learn(self) -> Iterator[Tensor]:
+        """The bilevel step: u's passes and its step, w's passes, the validation pass, λ; w steps last, by the host."""
+        engine, settings = self.learning.engine, self.learning.run.settings
+        mirrored = settings.estimator == "symmetric"
+        last = len(self.batches) - 1
+
+        before = RandomState()
+        with self.learning.begun_inner().in_place(for_passes=True), self.host.uncounted():
+            for index in range(last + 1):
+                with engine.synced(self.model, index == last and not mirrored):
+                    self._train_pass(index, self.inner_S)
+            if mirrored:
+                self._validation_pass(-settings.pull)
+            if self.scaler is None:
+                self._step_inner()
+        before.restore()  # w sees u's dropout masks
+
+        for index in range(last):
+            yield self._train_pass(index, self.model_S)
+
+        with engine.hold_steps():
+            with engine.synced(self.model, settings.pull == 0.0):
+                loss = self._train_pass(last, self.model_S)
+            after = RandomState()
+            val_loss = self._validation_pass(settings.pull)
+            after.restore()
+        engine.average_gradients(self.host.trainable_parameters())
+        if self.scaler is not None:  # fp16: only now is it known whether both sets can step
+            with self.learning.begun_inner().in_place():
+                self._step_inner()
+
+        record = self.learning.run.observe(self._losses(val_loss), self._number, float(self.host._get_learning_rate()))
+        if record is not None:
+            self.learning.note(record)
+        engine.step_model()
+        yield loss
+
+    def warm_up(self) -> Iterator[Tensor]:
+        """w alone on the mixture."""
+        for index in range(len(self.batches) - 1):
+            yield self._train_pass(index, self.model_S)
+        loss = self._train_pass(len(self.batches) - 1, self.model_S)
+        self.learning.engine.average_gradients(self.host.trainable_parameters())
+        self._refuse_not_finite("the model", self.learning.engine.total(self.model_S))
+        yield loss
+
+    # ---- passes
+
+    def _train_pass(self, index: int, sums_S: Tensor) -> Tensor:
+        """Backward of L2 on one micro-batch, at whichever set is in place; adds its losses to `sums_S`."""
+        targets, world = self.targets[index], self.learning.engine.world
+        config = self.host.accelerator.unwrap_model(self.host.model).config
+
+        def loss_of(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+            losses = token_losses(outputs["logits"], targets.labels)
+            sums_S.add_(sum_by_source(losses.detach() * targets.units, targets.source, len(sums_S)))
+            loss = weighted_loss(losses, targets, self.coefficient_S, self.total) * world  # engines average over ranks
+            router = router_loss(outputs, config)
+            return loss if router is None else loss + self.router_scale * router.to(loss.device)
+
+        return self.host.backward_pass(self.model, self.batches[index], loss_of)
+
+    def _validation_pass(self, pull: float) -> Tensor:
+        """Backward of pull · L1; with no pull only the value. Returns this rank's part of L1. Uses dropout."""
+        engine, stream = self.learning.engine, self.learning.validation
+        chunks = [
+            self.host._prepare_inputs(chunk)
+            for chunk in stream.batches(self.host.state.global_step, rank=engine.rank, ranks=engine.world)
+        ]
+        targets = [_targets(chunk, per_sequence=False) for chunk in chunks]
+        total = engine.total(torch.stack([target.units.sum() for target in targets]).sum()).clamp(min=1.0)
+        value = torch.zeros((), dtype=torch.float64, device=total.device)
+        for number, (chunk, target) in enumerate(zip(chunks, targets, strict=True), start=1):
+
+            def loss_of(outputs: Any, labels: Any, num_items_in_batch: Any = None, of: Targets = target) -> Tensor:
+                losses = token_losses(outputs["logits"], of.labels)
+                loss = weighted_loss(losses, of, stream.coefficient_V, total)
+                value.add_(loss.detach())
+                return pull * loss * engine.world
+
+            with self.host.uncounted():
+                if pull == 0.0:
+                    self.host.forward_pass(self.model, chunk, loss_of)
+                else:
+                    with engine.synced(self.model, number == len(chunks)):
+                        self.host.backward_pass(self.model, chunk, loss_of)
+        return value
+
+    def _step_inner(self) -> None:
+        """While u is in place: clip and step it with the host's optimizer, at the learning rate of w's coming step."""
+        engine, inner, scaler = self.learning.engine, self.learning.begun_inner(), self.scaler
+        engine.average_gradients(self.host.trainable_parameters())
+        if scaler is not None and isinstance(inner, InnerParameters) and not inner.unscale(scaler.get_scale()):
+            return  # both sets skip the step: the scaler finds the overflow in w's gradients
+        engine.step_inner(self.model, inner)
+
+    # ---- losses
+
+    def _losses(self, val_loss: Tensor) -> StepLosses:
+        """Of the global batch, on the CPU.
+
+        Raises:
+            FloatingPointError: One of them is NaN or infinite.
+        """
+        total = self.learning.engine.total(torch.cat([self.model_S, self.inner_S, val_loss[None]]))
+        gathered = torch.cat([total, self.units_S]).cpu()  # the one synchronisation
+        sources = len(self.units_S)
+        model_S, inner_S, val, units_S = torch.split(gathered, [sources, sources, 1, sources])
+        train = (self.coefficient_S * model_S).sum() / units_S.sum().clamp(min=1.0)
+        self._refuse_not_finite("the model", model_S)
+        self._refuse_not_finite("the inner parameters", inner_S)
+        if not math.isfinite(float(val)):
+            raise FloatingPointError(self._stopped("the validation loss"))
+        return StepLosses(model_S, inner_S, units_S, float(train), float(val))
+
+    def _refuse_not_finite(self, where: str, sums_S: Tensor) -> None:
+        names = self.learning.run.names
+        bad = [name for name, total in zip(names, sums_S.tolist(), strict=True) if not math.isfinite(total)]
+        if bad:
+            raise FloatingPointError(self._stopped(f"the training loss of {bad} at {where}"))
+
+    def _stopped(self, what: str) -> str:
+        return (
+            f"scalebio: {what} is NaN or infinite in optimiser step {self._number}, so the run stops before that step "
+            "is taken; the checkpoints written so far are untouched. Lower learning_rate, look at that data, or resume "
+            "from the last checkpoint"
+        )
+
+    @property
+    def _number(self) -> int:
+        """Of this optimiser step, from 1."""
+        return int(self.host.state.global_step) + 1
+
+
+def _targets(tagged: Batch, *, per_sequence: bool) -> Targets:
+    """The targets of a batch, whose tags are taken out."""
+    return targets_of(tagged["labels"], tagged.pop(COLUMN), tagged.pop(SEQUENCE), per_sequence=per_sequence)
