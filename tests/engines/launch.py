@@ -1,4 +1,4 @@
-"""Starts ranks as torchrun does, but as forks of a server that has imported the host: that takes longer than most runs."""
+"""Ranks as torchrun starts them, but as forks of one server that has imported the host, which takes longest."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ IMPORTED = (  # what a run of the host imports at some time, and DeepSpeed where
     "deepspeed",
 )
 TIMEOUT = 900.0  # seconds
+os.environ["DS_ACCELERATOR"] = "cpu"  # DeepSpeed looks there when it is imported
 
 
 def launch(function: Callable[..., None], *arguments: Any, log: Path, ranks: int = 2) -> None:
     """`function(*arguments)` on every rank; raises with the end of the log if one fails, and ends the others."""
     from torch.multiprocessing.spawn import ProcessException, start_processes
 
-    os.environ["DS_ACCELERATOR"] = "cpu"  # before DeepSpeed is imported
     multiprocessing.get_context("forkserver").set_forkserver_preload(list(IMPORTED))
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -46,7 +46,7 @@ def launch(function: Callable[..., None], *arguments: Any, log: Path, ranks: int
             process.kill()
 
 
-def _rank(rank: int, ranks: int, port: int, log: Path, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+def _rank(rank: int, ranks: int, port: int, log: Path, function: Callable[..., None], arguments: Any) -> None:
     import torch
 
     places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_PORT": port}
