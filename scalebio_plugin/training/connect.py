@@ -206,10 +206,7 @@ def _layer_sampling(
 
 
 def _inner_device(settings: ScaleBiOSettings) -> torch.device | None:
-    where = settings.inner.device
-    if where == "auto":
-        where = "cpu" if settings.lisa is not None and torch.cuda.is_available() else "model"
-    return torch.device("cpu") if where == "cpu" else None
+    return torch.device("cpu") if settings.inner_rests_on_cpu(gpu=torch.cuda.is_available()) else None
 
 
 def _validation_stream(
