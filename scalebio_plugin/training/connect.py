@@ -24,9 +24,9 @@ from ..data.sources import Prepared, SourceCollator, Validation, sequence_length
 from ..data.validation import PackedValidationStream, Packing, ValidationStream, coefficients
 from ..engines import engine_of
 from ..engines.base import plain_name
-from ..estimate.at_hand import from_model
+from ..estimate.estimator import from_model
+from ..estimate.layout import layout_of
 from ..estimate.lines import summary_line
-from ..estimate.setting import engine_of as estimated_engine
 from ..hooks.defaults import BUILT_IN
 from ..hooks.manager import build_manager
 from ..hooks.spec import Observation
@@ -174,8 +174,8 @@ def _next_config(written: dict[str, Any], output_dir: str) -> str | None:
 def _announce_memory(cfg: DictDefault, trainer: Trainer, learning: Learning) -> None:
     """What the run will hold, counted from its own parameters; activations are what `scalebio estimate` adds."""
     plain = cfg.to_dict()
-    engine = estimated_engine(plain, Path(), learning.engine.world, 2.0 if cfg.bf16 or cfg.fp16 else 4.0)
-    found = from_model(trainer.model, plain, engine=engine, inner_on_cpu=learning.inner_device is not None)
+    layout = layout_of(plain, Path(), learning.engine.world, 2.0 if cfg.bf16 or cfg.fp16 else 4.0)
+    found = from_model(trainer.model, plain, layout=layout, inner_on_cpu=learning.inner_device is not None)
     learning.memory = found
     LOG.info("\n".join(summary_line(found, on_gpu=trainer.args.device.type != "cpu")))
 
