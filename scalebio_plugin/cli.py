@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -101,18 +102,20 @@ def _quickstart(directory: Path, steps: int | None) -> int:
 
 
 def _estimate(config: Path, gpus: int, gpu_memory: float, model_config: Path | None) -> int:
+    from .config.names import listed
+    from .config.refusals import problems_of
     from .estimate.estimator import estimate
     from .estimate.lines import fits, lines_of
-    from .estimate.setting import is_on, refusals_of
 
-    found = estimate(config, gpus, model_config)
-    if not is_on(config):
+    with contextlib.redirect_stdout(sys.stderr):  # libraries that talk as they are imported
+        found = estimate(config, gpus, model_config)
+    if not listed(found.setting.cfg):
         print(
             f"scalebio is off: plugins: in {config} does not list it, so its run is the column `ordinary`; "
             "`this run` is what it takes once you add `plugins: [scalebio]`\n"
         )
     print("\n".join(lines_of(found, gpu_memory)))
-    refused = refusals_of(config)
+    refused = problems_of(found.setting.cfg)
     for problem in refused:
         print(f"scalebio: the run would be refused: {problem}", file=sys.stderr)
     return 2 if refused else 0 if fits(found, gpu_memory) else 1
