@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -107,8 +106,7 @@ def _estimate(config: Path, gpus: int, gpu_memory: float, model_config: Path | N
     from .estimate.estimator import estimate
     from .estimate.lines import fits, lines_of
 
-    with contextlib.redirect_stdout(sys.stderr):  # libraries that talk as they are imported
-        found = estimate(config, gpus, model_config)
+    found = estimate(config, gpus, model_config)
     if not listed(found.setting.cfg):
         print(
             f"scalebio is off: plugins: in {config} does not list it, so its run is the column `ordinary`; "

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -99,7 +101,9 @@ def of_setting(setting: Setting, model_config: Path | None = None) -> Estimate:
         setattr(config, key, value)
     model = models.build(config, "eager" if cfg.get("attn_implementation") == "eager" else "sdpa")
     name = type(model).__name__
-    counting = _Counting(setting, models.choose_what_trains(model, cfg), config)
+    with contextlib.redirect_stdout(sys.stderr):  # libraries of the host talk as they are imported
+        trained = models.choose_what_trains(model, cfg)
+    counting = _Counting(setting, trained, config)
     return counting.estimate(f"{cfg['base_model']}: {name}, {len(counting.blocks)} blocks ({origin})")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from .estimator import ALLOWANCE, Estimate, Run
 from .layout import Layout
 from .memory import Bytes
-from .optimizers import is_known
+from .optimizers import STATES
 from .passes import PassBytes
 from .setting import Setting
 
@@ -139,7 +139,7 @@ def _notes(found: Estimate) -> Iterator[str]:
     cfg, optimizer = setting.cfg, setting.optimizer
     if found.rough:
         yield f"activations: rough, by rule of thumb ({found.rough}: the model's code needs real data)"
-    if not is_known(optimizer):
+    if optimizer not in STATES:
         yield f"optimizer {optimizer} is not known here: counted as AdamW, 8 bytes a parameter"
     if optimizer.startswith("paged"):
         yield "a paged optimizer's states may move to CPU memory; here they are counted on the GPU"

@@ -28,7 +28,7 @@ _BNB_8BIT = {
     **dict.fromkeys(("ademamix_8bit", "paged_ademamix_8bit"), 3),
 }
 _8BIT = {**_BNB_8BIT, "adamw_torch_8bit": 2, "ao_adamw_8bit": 2}
-STATES = {  # of each element
+STATES = {  # of each element, by the host's names
     **dict.fromkeys(_ADAMW, 2),
     **dict.fromkeys(("adafactor", "muon"), 2),  # of some tensors, see `state_of`
     **dict.fromkeys(_ONE_STATE, 1),
@@ -40,10 +40,6 @@ STATES = {  # of each element
 _FOREACH = frozenset({"adamw_torch", "adagrad", "rmsprop"})
 
 Shape = tuple[int, ...]
-
-
-def is_known(optimizer: str) -> bool:
-    return optimizer in STATES
 
 
 def state_of(

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from scalebio_plugin.algorithm.bilevel import targets_of, token_losses, weighted_loss
 from scalebio_plugin.estimate import model
 from scalebio_plugin.estimate.passes import Live, Pass, as_on_gpu, batch_of, give_shapes, loss_of, measure
 
@@ -24,15 +23,9 @@ def spent(module: nn.Module, one: Pass) -> int:
 
     for parameter in module.parameters():
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-    ids = torch.zeros(one.batch, one.length, dtype=torch.long)
-    sequence = torch.arange(one.batch)[:, None].expand_as(ids)
-    targets = targets_of(ids, torch.zeros_like(ids), sequence, per_sequence=False)
+    batch = batch_of(one)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        with torch.autocast("cpu", torch.bfloat16, enabled=one.autocast is not None):
-            logits = module(input_ids=ids, use_cache=False).logits
-        losses = token_losses(logits.float(), targets.labels)
-        del logits
-        weighted_loss(losses, targets, torch.ones(1, dtype=torch.float64), targets.units.sum()).backward()
+        loss_of(module, one, *batch).backward()
     now = peak = 0
     for event in profiled.profiler.kineto_results.events():
         if event.name() == "[memory]":
@@ -81,7 +74,8 @@ def kept_for_backward(module: nn.Module, one: Pass) -> int:
 @pytest.mark.parametrize("adapter", [False, True], ids=["full", "lora"])
 def test_what_is_kept_for_backward_is_what_autograd_saves(adapter: bool) -> None:
     cfg = LORA if adapter else {}
-    counted = kept_for_backward(on_meta("llama", cfg), Pass(2, 128, None))
+    one = Pass(2, 128, None)
+    counted, batch = kept_for_backward(on_meta("llama", cfg), one), batch_of(one)
     module = real("llama", cfg).train()
     own = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
     saved: dict[int, int] = {}
@@ -92,12 +86,9 @@ def test_what_is_kept_for_backward_is_what_autograd_saves(adapter: bool) -> None
             saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    ids = torch.zeros(2, 128, dtype=torch.long)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        logits = module(input_ids=ids, use_cache=False).logits
-        losses = token_losses(logits, ids[:, 1:])
-        del logits
-    assert losses.requires_grad
+        loss = loss_of(module, one, *batch)
+    assert loss.requires_grad
     assert counted == pytest.approx(sum(saved.values()), rel=0.15)
 
 
