@@ -21,7 +21,7 @@ from . import model as models
 from .layout import Kind, Layout
 from .memory import Parameter, StateBytes, Training, state_bytes
 from .passes import Pass, PassBytes, measure, rule_of_thumb
-from .setting import Setting, read
+from .setting import Setting, read_config, setting_of
 
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 ALLOWANCE = 1.0 * 2**30  # CUDA context, cuBLAS workspaces and the allocator's rounding: a round number, not measured
@@ -88,7 +88,7 @@ def estimate(path: Path, gpus: int = 1, model_config: Path | None = None) -> Est
     Raises:
         FileNotFoundError, ValueError: The config, or what it names, is wrong or missing.
     """
-    return of_setting(read(path, gpus), model_config)
+    return of_setting(setting_of(read_config(path), path.parent, gpus), model_config)
 
 
 def of_setting(setting: Setting, model_config: Path | None = None) -> Estimate:

@@ -67,12 +67,11 @@ class Setting:
         return Cost(self.block, rows / (step[0] * step[1] * step[2]), self.cfg.get("max_steps"))
 
 
-def read(path: Path, gpus: int) -> Setting:
-    """Parse the config at `path`.
+def read_config(path: Path) -> dict[str, Any]:
+    """The Axolotl config at `path`, as it stands.
 
     Raises:
-        FileNotFoundError: It, or a DeepSpeed JSON it names, is not there.
-        ValueError: It lacks what an estimate needs, or the `scalebio:` block is wrong.
+        FileNotFoundError, ValueError: There is none.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}; give an Axolotl config")
@@ -82,10 +81,16 @@ def read(path: Path, gpus: int) -> Setting:
         raise ValueError(f"{path} is no YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(cfg, dict):
         raise ValueError(f"{path} is no Axolotl config: it must be a block of keys")
-    return setting_of(cfg, path.parent, gpus)
+    return cfg
 
 
 def setting_of(cfg: Mapping[str, Any], folder: Path, gpus: int) -> Setting:
+    """What of a config in `folder` matters on `gpus` GPUs.
+
+    Raises:
+        FileNotFoundError: A DeepSpeed JSON that it names is not there.
+        ValueError: It lacks what an estimate needs, or the `scalebio:` block is wrong.
+    """
     if not cfg.get("base_model"):
         raise ValueError("an estimate needs base_model; add it to the config")
     precision = precision_of(cfg)
