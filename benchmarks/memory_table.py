@@ -16,8 +16,7 @@ from typing import Any
 import yaml
 
 from scalebio_plugin.estimate.estimator import Estimate, of_setting
-from scalebio_plugin.estimate.lines import lines_of
-from scalebio_plugin.estimate.records import GIB
+from scalebio_plugin.estimate.lines import GIB, lines_of
 from scalebio_plugin.estimate.setting import setting_of
 
 MODELS = ("NousResearch/Meta-Llama-3-8B", "EleutherAI/gpt-neox-20b", "01-ai/Yi-34B")
@@ -65,12 +64,12 @@ def rows(model: str) -> list[str]:
 def _row(model: str, name: str, found: Estimate) -> str:
     """LISA's ordinary run is LISA with one parameter set: without the block the config would train everything."""
     ordinary = found.lisa_alone or found.ordinary
-    engine = f"{found.engine.world} × {found.engine}" if found.engine.world > 1 else "1"
+    layout = found.setting.layout
     cpu = found.run.state.held.cpu
     cells = (
         _short(model),
         name,
-        engine,
+        f"{layout.world} × {layout}" if layout.world > 1 else "1",
         f"{ordinary.peak / GIB:.1f}",
         f"{found.run.peak / GIB:.1f}",
         f"{cpu / GIB:.0f}" if cpu else "–",

@@ -36,7 +36,7 @@ def learn_weights() -> Tensor:  # (S,)
     inner = algorithm.InnerParameters(dict(model.named_parameters()), optimizer)
     inner.follow(inner.parameters)  # u starts as the copy of w
     weights_S, logits_S = SHARE_S, algorithm.logits_of(SHARE_S)  # p = softmax(λ)
-    baseline, rule = algorithm.GapBaseline.zeros(3), algorithm.ExponentiatedState.zeros(3)
+    baseline, rule = algorithm.GapBaseline.zeros(3), algorithm.ExponentiatedState()
     line = torch.arange(LINES)[:, None].expand(LINES, LENGTH)
     history = []
     for _ in range(STEPS):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,15 +15,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status. A wrong use of it is a line on stderr and status 2, not a traceback."""
     arguments = _parser().parse_args(argv)
     try:
-        if arguments.command == "quickstart":
-            return _quickstart(arguments.dir, arguments.steps)
-        if arguments.command == "estimate":
-            return _estimate(arguments.config, arguments.gpus, arguments.gpu_memory, arguments.model_config)
-        if arguments.command == "report":
-            return _report(arguments.path)
-        if arguments.command == "report-bug":
-            return _report_bug(arguments.config, arguments.log)
-        return _show(arguments.path)
+        status: int = arguments.run(arguments)
+        return status
     except (FileNotFoundError, ValueError) as error:
         print(f"scalebio: {error}", file=sys.stderr)
         return 2
@@ -43,6 +37,7 @@ def _parser() -> argparse.ArgumentParser:
         "--dir", type=Path, default=Path("scalebio-quickstart"), help="where everything is put (default: %(default)s)"
     )
     quickstart.add_argument("--steps", type=_positive, help="optimiser steps (default: those of quickstart.yml)")
+    quickstart.set_defaults(run=_quickstart)
 
     show = commands.add_parser("show", help="print the mixture that a run learned")
     report = commands.add_parser(
@@ -51,8 +46,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Writes mixture.png and report.html beside the mixture.json of a run, also of one that goes on or "
         "was stopped, as far as its last checkpoint.",
     )
-    for of_a_run in (show, report):
+    for of_a_run, run in ((show, _show), (report, _report)):
         of_a_run.add_argument("path", type=Path, metavar="PATH", help="a mixture.json, or the output_dir of a run")
+        of_a_run.set_defaults(run=run)
 
     bug = commands.add_parser(
         "report-bug",
@@ -62,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     bug.add_argument("config", type=Path, metavar="CONFIG", nargs="?", help="the Axolotl config of the run")
     bug.add_argument("--log", type=Path, metavar="FILE", help="what the run printed")
+    bug.set_defaults(run=_report_bug)
 
     estimate = commands.add_parser(
         "estimate",
@@ -77,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     estimate.add_argument(
         "--model-config", type=Path, metavar="FILE", help="a config.json, if base_model's is not found"
     )
+    estimate.set_defaults(run=_estimate)
     return parser
 
 
@@ -94,51 +92,60 @@ def _positive(text: str) -> int:
     return number
 
 
-def _quickstart(directory: Path, steps: int | None) -> int:
+def _quickstart(arguments: argparse.Namespace) -> int:
     from .quickstart.command import run
 
-    return run(directory, steps=steps)
+    return run(arguments.dir, steps=arguments.steps)
 
 
-def _estimate(config: Path, gpus: int, gpu_memory: float, model_config: Path | None) -> int:
+def _estimate(arguments: argparse.Namespace) -> int:
+    from .config.names import listed
+    from .config.refusals import problems_of
     from .estimate.estimator import estimate
     from .estimate.lines import fits, lines_of
-    from .estimate.setting import is_on, refusals_of
 
-    found = estimate(config, gpus, model_config)
-    if not is_on(config):
+    with contextlib.redirect_stdout(sys.stderr):  # libraries that talk as they are imported
+        found = estimate(arguments.config, arguments.gpus, arguments.model_config)
+    if not listed(found.setting.cfg):
         print(
-            f"scalebio is off: plugins: in {config} does not list it, so its run is the column `ordinary`; "
+            f"scalebio is off: plugins: in {arguments.config} does not list it, so its run is the column `ordinary`; "
             "`this run` is what it takes once you add `plugins: [scalebio]`\n"
         )
-    print("\n".join(lines_of(found, gpu_memory)))
-    refused = refusals_of(config)
+    print("\n".join(lines_of(found, arguments.gpu_memory)))
+    refused = problems_of(found.setting.cfg)
     for problem in refused:
         print(f"scalebio: the run would be refused: {problem}", file=sys.stderr)
-    return 2 if refused else 0 if fits(found, gpu_memory) else 1
+    return 2 if refused else 0 if fits(found, arguments.gpu_memory) else 1
 
 
-def _show(path: Path) -> int:
+def _show(arguments: argparse.Namespace) -> int:
     from .report.mixture_file import read_mixture, summaries_of
     from .report.tables import weights_table
 
-    print(weights_table(summaries_of(read_mixture(_mixture_at(path)))))
+    print(weights_table(summaries_of(read_mixture(_mixture_at(arguments.path)))))
     return 0
 
 
-def _report(path: Path) -> int:
+def _report(arguments: argparse.Namespace) -> int:
     from .report.history import read_history
     from .report.mixture_file import read_mixture
     from .report.page import write_report
 
-    mixture = _mixture_at(path)
+    mixture = _mixture_at(arguments.path)
     print(write_report(mixture.parent, read_mixture(mixture), read_history(mixture.with_name("history.jsonl"))))
     return 0
 
 
-def _report_bug(config: Path | None, log: Path | None) -> int:
+def _report_bug(arguments: argparse.Namespace) -> int:
     from .report.bug import bug_report
 
+    config, log = arguments.config, arguments.log
+    if config is not None:
+        from .estimate.setting import read_config
+
+        config = read_config(config)
+    if log is not None and not log.is_file():
+        raise FileNotFoundError(f"no file {log}; give what a run printed")
     print(bug_report(__version__, config, log))
     print("scalebio: read it before you paste it; names of models and datasets are in it", file=sys.stderr)
     return 0

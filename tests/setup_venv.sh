@@ -45,7 +45,8 @@ echo "Installing into $venv with $version; this takes some minutes the first tim
 pip=("$venv/bin/python" -m pip --quiet --disable-pip-version-check)
 # Without a GPU a CPU build of torch will do: asked for by itself, it is taken where pip has been given one.
 if [[ $version == "Python 3.11."* ]] && ! command -v nvidia-smi >/dev/null; then
-    "${pip[@]}" install torch==2.13.0
+    "${pip[@]}" install --no-compile torch==2.13.0
 fi
-"${pip[@]}" install -e '.[dev]' "$@"
+# Not compiled: of 40,000 modules an import compiles the few that are used.
+"${pip[@]}" install --no-compile -e '.[dev]' "$@"
 echo "$wanted" >"$venv/.installed"

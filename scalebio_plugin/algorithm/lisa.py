@@ -32,6 +32,12 @@ def find_blocks(module: nn.Module) -> tuple[str, nn.ModuleList]:
     return path, blocks
 
 
+def block_of(name: str, path: str) -> int | None:
+    """Index of the block, in the list at `path`, that a parameter stands in; None outside of them."""
+    head, _, rest = name.partition(path + ".")
+    return int(rest.split(".", 1)[0]) if head == "" and rest else None
+
+
 def draw_layers(layers: int, active: int, seed: int, period: int) -> tuple[int, ...]:
     """Indices of the blocks that train in a period, ascending, drawn uniformly without replacement.
 
@@ -67,13 +73,10 @@ class LayerPlan:
         """
         path, blocks = find_blocks(module)
         members: list[list[str]] = [[] for _ in blocks]
-        others = []
+        others: list[str] = []
         for name in trainable:
-            head, _, rest = name.partition(path + ".")
-            if head == "" and rest:
-                members[int(rest.split(".", 1)[0])].append(name)
-            else:
-                others.append(name)
+            index = block_of(name, path)
+            (others if index is None else members[index]).append(name)
         return cls(tuple(tuple(names) for names in members), tuple(others))
 
     def active(self, layers: Iterable[int], *, train_others: bool) -> set[str]:

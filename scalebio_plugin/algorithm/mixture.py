@@ -83,14 +83,8 @@ class ExponentiatedState:
         mean_square: Running mean square of the centred gap over all sources, not yet corrected for its bias.
     """
 
-    step: int
-    mean_square: float
-
-    @classmethod
-    def zeros(cls, sources: int) -> ExponentiatedState:
-        """Before the first update."""
-        del sources  # the same shape for every number of sources
-        return cls(0, 0.0)
+    step: int = 0
+    mean_square: float = 0.0
 
 
 def exponentiated_gradient(

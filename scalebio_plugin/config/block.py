@@ -147,6 +147,10 @@ class ScaleBiOSettings(_Block):
         """1/α, the factor of the validation loss in w's objective; 0 where the penalty is infinite."""
         return 1.0 / self.penalty
 
+    def inner_rests_on_cpu(self, *, gpu: bool) -> bool:
+        """Whether u's values lie in CPU memory between its passes, in a run with or without a GPU."""
+        return self.inner.device == "cpu" or (self.inner.device == "auto" and self.lisa is not None and gpu)
+
     def validation_rows(self, per_pass: int, accumulation: int, ranks: int) -> int:
         """Rows (sequences; packed: bins) of a validation batch by default, all ranks together.
 

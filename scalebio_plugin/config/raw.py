@@ -5,7 +5,7 @@ What changes a config returns the line that says so, for the log.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .block import LisaArgs
@@ -62,16 +62,24 @@ def give_seed(cfg: dict[str, Any]) -> str | None:
 
 def take_over_lisa_keys(cfg: dict[str, Any]) -> str | None:
     """The host's `lisa_*` become `scalebio.lisa`, so that its own callback is not added as well."""
-    layers = cfg.get("lisa_n_layers")
-    block = cfg.get("scalebio") or {}
-    if not layers or block.get("lisa") is not None or block.get("apply"):
+    block = with_lisa_keys(cfg)
+    if block == (cfg.get("scalebio") or {}):
         return None
-    interval = cfg.get("lisa_step_interval") or LisaArgs().interval
-    cfg["scalebio"] = {**dict(block), "lisa": {"active_layers": layers, "interval": interval, "train_embeddings": True}}
+    cfg["scalebio"], taken = block, block["lisa"]
     for key in _HOST_LISA:
         if key in cfg:
             del cfg[key]
     return (
-        f"scalebio: took lisa_n_layers {layers} and lisa_step_interval {interval} over as scalebio.lisa; the layers "
-        "are found by structure, and embeddings and head train too, as in the host"
+        f"scalebio: took lisa_n_layers {taken['active_layers']} and lisa_step_interval {taken['interval']} over as "
+        "scalebio.lisa; the layers are found by structure, and embeddings and head train too, as in the host"
     )
+
+
+def with_lisa_keys(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """The `scalebio:` block, with the host's `lisa_*` in it unless it has a `lisa` of its own or applies a mixture."""
+    block = dict(cfg.get("scalebio") or {})
+    layers = cfg.get("lisa_n_layers")
+    if not layers or block.get("lisa") is not None or block.get("apply"):
+        return block
+    interval = cfg.get("lisa_step_interval") or LisaArgs().interval
+    return {**block, "lisa": {"active_layers": layers, "interval": interval, "train_embeddings": True}}

@@ -28,7 +28,7 @@ from ..algorithm.inner import Mark, Transfer, copied_state, exchange_entries, ow
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
-_CHUNK = 1 << 25  # elements put aside at a time
+ELEMENTS_ASIDE = 1 << 25  # of a tensor, at a time in an exchange
 
 
 class ZeroInner:
@@ -238,7 +238,8 @@ def without_steps(engine: DeepSpeedEngine) -> Iterator[None]:
 
 def _swap(one: Tensor, other: Tensor) -> None:
     """Exchange the contents of two tensors, wherever they are."""
-    for a, b in zip(torch.split(one.view(-1), _CHUNK), torch.split(other.view(-1), _CHUNK), strict=True):
+    parts = (torch.split(tensor.view(-1), ELEMENTS_ASIDE) for tensor in (one, other))
+    for a, b in zip(*parts, strict=True):
         aside = a.clone()
         a.copy_(b)
         b.copy_(aside)

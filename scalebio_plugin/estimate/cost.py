@@ -1,56 +1,52 @@
-"""Compute per optimiser step, in passes over the training batch (forward and backward), against the ordinary run."""
+"""Compute per optimiser step, in passes over the training batch (forward and backward); the ordinary run's is 1."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..config.block import ScaleBiOSettings
+
 FORWARD = 1.0 / 3.0  # of a forward and backward pass, where all weights train: 2 of 6 operations per weight and token
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """What of the `scalebio:` block decides compute.
+class Cost:
+    """What learning a mixture costs.
 
     Attributes:
-        validation: Validation sequences per optimiser step over training sequences per step.
-        symmetric: u has a validation pass, too.
-        pulls: The penalty is finite.
-        warmup: Optimiser steps. fraction, steps: of learning; at most one given.
+        block: The `scalebio:` block.
+        validation: Validation rows per optimiser step over training rows per step.
         max_steps: Optimiser steps of the run, where the config says.
     """
 
+    block: ScaleBiOSettings
     validation: float
-    symmetric: bool = False
-    pulls: bool = True
-    warmup: int = 0
-    fraction: float | None = None
-    steps: int | None = None
     max_steps: int | None = None
 
+    @property
+    def symmetric(self) -> bool:
+        """Whether u has a validation pass, too."""
+        return self.block.estimator == "symmetric"
 
-def while_learning(schedule: Schedule) -> float:
-    """Passes per step: w and u on the training batch, w (and u) on the validation batch."""
-    validation = schedule.validation if schedule.pulls else schedule.validation * FORWARD
-    mirrored = schedule.validation if schedule.symmetric and schedule.pulls else 0.0
-    return 2.0 + validation + mirrored
+    @property
+    def while_learning(self) -> float:
+        """Passes per step: w and u on the training batch, w (and u) on the validation batch."""
+        if self.block.pull == 0.0:
+            return 2.0 + self.validation * FORWARD
+        return 2.0 + self.validation * (2 if self.symmetric else 1)
 
+    @property
+    def whole_run(self) -> float | None:
+        """Mean passes per step over the run; None where it hangs on a length that the config does not say."""
+        learning = self._learning_share()
+        return None if learning is None else 1.0 + learning * (self.while_learning - 1.0)
 
-def whole_run(schedule: Schedule) -> float | None:
-    """Mean passes per step over the run; None where it hangs on a length that the config does not say.
-
-    `learn` counts the run's steps, warmup before it; a warmup of a run of unknown length can't be counted.
-    """
-    learning = _learning_share(schedule)
-    return None if learning is None else 1.0 + learning * (while_learning(schedule) - 1.0)
-
-
-def _learning_share(schedule: Schedule) -> float | None:
-    """Part of the run's optimiser steps that learn."""
-    if schedule.steps is None and schedule.warmup == 0:
-        return 1.0 if schedule.fraction is None else schedule.fraction
-    if schedule.max_steps is None:
-        return None
-    rest = schedule.max_steps - schedule.warmup
-    fraction = 1.0 if schedule.fraction is None else schedule.fraction
-    steps = schedule.steps if schedule.steps is not None else max(1, round(fraction * rest))
-    return max(0, min(steps, rest)) / schedule.max_steps
+    def _learning_share(self) -> float | None:
+        """Part of the run's optimiser steps that learn."""
+        learn, warmup = self.block.learn, self.block.warmup_steps
+        if learn.steps is None and warmup == 0:
+            return 1.0 if learn.fraction is None else learn.fraction
+        if self.max_steps is None:
+            return None
+        after = max(0, self.max_steps - warmup)
+        return min(learn.until(after), after) / self.max_steps

@@ -2,46 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 
-from .cost import while_learning, whole_run
 from .estimator import ALLOWANCE, Estimate, Run
-from .records import GIB, Bytes, Engine
+from .layout import Layout
+from .memory import Bytes
+from .optimizers import is_known
+from .passes import PassBytes
+from .setting import Setting
 
-# Row, and what of the state it sums; what is zero in every column is left out.
-_STATE = {
-    "weights, frozen": "frozen",
-    "weights, trained": "trained",
-    "gradients": "gradients",
-    "optimizer states": "optimizer",
-    "inner parameters": "inner_values",
-    "inner optimizer states": "inner_optimizer",
-    "gradient buckets": "buckets",
+GIB = 2**30
+# A row and what it shows of a run; a row that is zero in every column is left out.
+_ROWS: dict[str, Callable[[Run], float]] = {
+    "weights, frozen": lambda run: run.state.frozen.gpu,
+    "weights, trained": lambda run: run.state.trained.gpu,
+    "gradients": lambda run: run.state.gradients.gpu,
+    "optimizer states": lambda run: run.state.optimizer.gpu,
+    "inner parameters": lambda run: run.state.inner_values.gpu,
+    "inner optimizer states": lambda run: run.state.inner_optimizer.gpu,
+    "gradient buckets": lambda run: run.state.buckets.gpu,
+    # For a while: of a pass, a step and an exchange the largest counts.
+    "activations": lambda run: (run.passes or PassBytes(0, 0)).activations,
+    "logits and their loss": lambda run: (run.passes or PassBytes(0, 0)).logits,
+    "gathered in a pass": lambda run: run.state.gathered.gpu,
+    "(or: in the step)": lambda run: run.state.step.gpu,
+    "(or: in an exchange)": lambda run: run.state.exchange.gpu,
+    "CUDA context, allowance": lambda run: ALLOWANCE,
+    "peak": lambda run: run.peak,
+    "CPU memory per GPU": lambda run: run.state.held.cpu,
 }
-
-
-@dataclass(frozen=True)
-class _Row:
-    name: str
-    cells: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return f"{self.name:<26}" + "".join(f"{cell:>14}" for cell in self.cells)
 
 
 def lines_of(found: Estimate, gpu_memory: float) -> list[str]:
     """The whole report; `gpu_memory` in GiB."""
+    left = gpu_memory - found.run.peak / GIB
+    verdict = f"fits, {left:.1f} GiB left" if left >= 0 else f"does NOT fit, {-left:.1f} GiB too much"
     return [
         f"model        {found.model}",
-        f"parameters   {found.total:,} in all, {found.trained:,} train{_at_a_time(found)}: {found.method}",
-        f"engine       {_processes(found.engine, on_gpu=True)}; {found.batch}",
+        f"parameters   {found.total:,} in all, {found.trained:,} train{_at_a_time(found)}: {_method(found.setting)}",
+        f"engine       {_processes(found.setting.layout, on_gpu=True)}; {_batch(found.setting)}",
         "",
-        *(str(row) for row in _table(found)),
+        *_table(found),
         "",
         *_compute(found),
-        *(f"note         {note}" for note in found.notes),
-        *_fits(found, gpu_memory),
+        *(f"note         {note}" for note in _notes(found)),
+        f"{gpu_memory:g} GiB      {verdict}",
     ]
 
 
@@ -60,7 +65,7 @@ def summary_line(found: Estimate, *, on_gpu: bool) -> list[str]:
 
     result = [
         f"scalebio: {found.trained:,} of {found.total:,} parameters train{_at_a_time(found)} "
-        f"({found.method}; {_processes(found.engine, on_gpu)})",
+        f"({_method(found.setting)}; {_processes(found.setting.layout, on_gpu)})",
         f"  {unit} per {'GPU' if on_gpu else 'process'}: weights {of(state.frozen, state.trained)}, "
         f"gradients {of(state.gradients)}, optimizer states {of(state.optimizer)}",
         f"  of the inner set: parameters {of(state.inner_values)}, optimizer states {of(state.inner_optimizer)}",
@@ -71,72 +76,78 @@ def summary_line(found: Estimate, *, on_gpu: bool) -> list[str]:
     return result
 
 
-def _processes(engine: Engine, on_gpu: bool) -> str:
+def _method(setting: Setting) -> str:
+    """What trains."""
+    cfg, lisa = setting.cfg, setting.block.lisa
+    if cfg.get("adapter"):
+        bits = " on 4 bits" if cfg.get("load_in_4bit") else " on 8 bits" if cfg.get("load_in_8bit") else ""
+        return f"{'QLoRA' if cfg['adapter'] == 'qlora' else 'LoRA'} r={cfg.get('lora_r')}{bits}"
+    if lisa is not None and not setting.block.apply:
+        return f"LISA, {lisa.active_layers} blocks at a time{' and what is outside' if lisa.train_embeddings else ''}"
+    return "some parameters" if cfg.get("unfrozen_parameters") else "all parameters"
+
+
+def _processes(layout: Layout, on_gpu: bool) -> str:
     if on_gpu:
-        return f"{engine}, {engine.world} GPU{'s' * (engine.world > 1)}"
-    return f"{engine}, {engine.world} processes on the CPU" if engine.world > 1 else f"{engine} on the CPU"
+        return f"{layout}, {layout.world} GPU{'s' * (layout.world > 1)}"
+    return f"{layout}, {layout.world} processes on the CPU" if layout.world > 1 else f"{layout} on the CPU"
+
+
+def _batch(setting: Setting) -> str:
+    checkpointing = "gradient checkpointing" if setting.checkpointing else "no checkpointing"
+    return f"{setting.micro_batch} x {setting.length} tokens a pass, {setting.precision}, {checkpointing}"
 
 
 def _at_a_time(found: Estimate) -> str:
     return "" if found.active == found.trained else f" ({found.active:,} at a time)"
 
 
-def _gib(amount: float) -> str:
-    return f"{amount / GIB:.2f}"
-
-
-def _columns(found: Estimate) -> list[tuple[str, Run]]:
-    columns = [("this run", found.run), ("ordinary", found.ordinary)]
-    return columns if found.lisa_alone is None else [*columns, ("LISA alone", found.lisa_alone)]
-
-
-def _table(found: Estimate) -> Iterator[_Row]:
+def _table(found: Estimate) -> Iterator[str]:
     """GiB per GPU: this run, the same config without `scalebio`, LISA without bilevel; extra: this minus ordinary."""
-    columns = _columns(found)
-    yield _Row("GiB per GPU", (*(name for name, _ in columns), "extra"))
-    for name, part in _STATE.items():
-        yield from _row(name, [getattr(run.state, part).gpu for _, run in columns])
-    yield from _passing([run for _, run in columns])
-    yield from _row("CUDA context, allowance", [ALLOWANCE for _ in columns])
-    yield from _row("peak", [run.peak for _, run in columns])
-    yield from _row("CPU memory per GPU", [run.state.held.cpu for _, run in columns])
-
-
-def _row(name: str, amounts: list[float]) -> Iterator[_Row]:
-    if any(amounts):
+    columns = {"this run": found.run, "ordinary": found.ordinary, "LISA alone": found.lisa_alone}
+    runs = [run for run in columns.values() if run is not None]
+    yield _row("GiB per GPU", *(name for name, run in columns.items() if run is not None), "extra")
+    for name, of in _ROWS.items():
+        amounts = [of(run) for run in runs]
         extra = amounts[0] - amounts[1]
-        yield _Row(
-            name, (*(_gib(amount) for amount in amounts), "-" if abs(extra) < GIB / 200 else f"{extra / GIB:+.2f}")
-        )
+        if any(amounts):
+            difference = "-" if abs(extra) < GIB / 200 else f"{extra / GIB:+.2f}"
+            yield _row(name, *(f"{amount / GIB:.2f}" for amount in amounts), difference)
 
 
-def _passing(runs: list[Run]) -> Iterator[_Row]:
-    """What is there for a while; of a pass, an exchange and a step the largest counts."""
-    passes = [run.passes for run in runs]
-    if all(passes):
-        yield from _row("activations", [one.activations for one in passes if one])
-        yield from _row("logits and their loss", [one.logits for one in passes if one])
-    yield from _row("gathered in a pass", [run.state.gathered.gpu for run in runs])
-    yield from _row("(or: in the step)", [run.state.step.gpu for run in runs])
-    yield from _row("(or: in an exchange)", [run.state.exchange.gpu for run in runs])
+def _row(name: str, *cells: str) -> str:
+    return f"{name:<26}" + "".join(f"{cell:>14}" for cell in cells)
 
 
 def _compute(found: Estimate) -> list[str]:
-    if found.schedule is None:
+    if found.setting.block.apply:
         return ["compute      that of the ordinary run: no bilevel step"]
-    schedule = found.schedule
-    whole = whole_run(schedule)
+    cost = found.setting.cost
+    whole = cost.whole_run
     mean = "not known (add max_steps to count warmup and learn.steps)" if whole is None else f"{whole:.2f}"
-    parts = f"w 1 + u 1 + w on validation {schedule.validation:.2f}"
-    parts += f" + u on validation {schedule.validation:.2f}" if schedule.symmetric else ""
+    parts = f"w 1 + u 1 + w on validation {cost.validation:.2f}"
+    parts += f" + u on validation {cost.validation:.2f}" if cost.symmetric else ""
     return [
-        f"compute      a step takes {while_learning(schedule):.2f} times the ordinary one's passes while learning "
-        f"({parts})",
+        f"compute      a step takes {cost.while_learning:.2f} times the ordinary one's passes while learning ({parts})",
         f"             over the whole run: {mean}",
     ]
 
 
-def _fits(found: Estimate, gpu_memory: float) -> list[str]:
-    left = gpu_memory - found.run.peak / GIB
-    verdict = f"fits, {left:.1f} GiB left" if left >= 0 else f"does NOT fit, {-left:.1f} GiB too much"
-    return [f"{gpu_memory:g} GiB      {verdict}"]
+def _notes(found: Estimate) -> Iterator[str]:
+    """What the reader has to know."""
+    setting = found.setting
+    cfg, optimizer = setting.cfg, setting.optimizer
+    if found.rough:
+        yield f"activations: rough, by rule of thumb ({found.rough}: the model's code needs real data)"
+    if not is_known(optimizer):
+        yield f"optimizer {optimizer} is not known here: counted as AdamW, 8 bytes a parameter"
+    if optimizer.startswith("paged"):
+        yield "a paged optimizer's states may move to CPU memory; here they are counted on the GPU"
+    if cfg.get("load_in_8bit"):
+        yield "activations: rough for an 8-bit base, whose kernels keep int8 copies of inputs"
+    if cfg.get("activation_offloading") or cfg.get("layer_offloading"):
+        yield "activation_offloading and layer_offloading are not counted: less on the GPU, more on the CPU"
+    if setting.block.validation_batch_size is not None and cfg.get("sample_packing"):
+        yield "validation_batch_size counts sequences, several to a packed row: its compute is an upper bound"
+    if setting.block.lisa is not None and not setting.checkpointing:
+        yield "LISA without gradient_checkpointing: the lowest layers drawn, whose backward is longest"

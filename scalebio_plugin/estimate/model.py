@@ -1,24 +1,24 @@
 """The model of a config on the meta device: real modules and real adapters, no memory, no download.
 
-`axolotl`, `transformers` and `peft` are imported when they are needed. What the host would load in which precision is
+`axolotl`, `transformers` and `peft` are imported when they are needed. In which precision the host holds a parameter is
 said in `stored_types` (axolotl 0.19, loaders/model.py `_configure_embedding_dtypes`, utils/config `resolve_dtype`).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..algorithm.lisa import find_blocks
-from .records import Weight
+from ..algorithm.lisa import block_of
+from .memory import Parameter
 
 KNOWN = Path(__file__).with_name("models.json")
-HALVES = (torch.bfloat16, torch.float16)
 
 
 def config_of(base_model: str, folder: Path, given: Path | None, *, trust_remote_code: bool = False) -> tuple[Any, str]:
@@ -82,43 +82,21 @@ def choose_what_trains(model: nn.Module, cfg: Mapping[str, Any]) -> nn.Module:
 
 
 def _with_adapters(model: nn.Module, cfg: Mapping[str, Any]) -> nn.Module:
-    """The entries of the host's `_build_peft_lora_config` that decide shapes."""
-    from peft import LoraConfig, get_peft_model
+    """As the host puts them in; without the values that they would start from."""
+    from axolotl.loaders.adapter import load_lora
+    from axolotl.utils.dict import DictDefault
+    from peft import get_peft_model
 
-    targets = cfg.get("lora_target_modules") or []
-    if cfg.get("lora_target_linear"):
-        targets = sorted({*(targets if isinstance(targets, list) else [targets]), *linear_names(model)})
-    extra = {
-        "use_dora": cfg.get("peft_use_dora"),
-        "rank_pattern": cfg.get("lora_rank_pattern"),
-        "exclude_modules": cfg.get("lora_exclude_modules"),
-        "layers_to_transform": cfg.get("peft_layers_to_transform"),
-        "layers_pattern": cfg.get("peft_layers_pattern"),
-        "target_parameters": cfg.get("lora_target_parameters"),
-        "modules_to_save": cfg.get("lora_modules_to_save"),
-        "trainable_token_indices": cfg.get("peft_trainable_token_indices"),
-    }
-    lora = LoraConfig(
-        r=cfg.get("lora_r") or 8,
-        lora_alpha=cfg.get("lora_alpha") or 16,
-        lora_dropout=cfg.get("lora_dropout") or 0.0,
-        target_modules=targets or None,
-        fan_in_fan_out=bool(cfg.get("lora_fan_in_fan_out")),
-        task_type="CAUSAL_LM",
-        **{key: value for key, value in extra.items() if value},
-    )
+    given = {key: value for key, value in cfg.items() if value is not None}
+    defaults = {"lora_r": 8, "lora_alpha": 16, "lora_dropout": 0.0}
+    _, lora = load_lora(model, DictDefault({**defaults, **given}), config_only=True)
+    lora.init_lora_weights = True
     with torch.device("meta"):
         adapted: nn.Module = get_peft_model(model, lora)
     return adapted
 
 
-def linear_names(model: nn.Module) -> set[str]:
-    """Last parts of the names of all linear layers but the head: the host's `lora_target_linear`."""
-    linear = {name for name, module in model.named_modules() if "Linear" in type(module).__name__}
-    return {name.rsplit(".", 1)[-1] for name in linear} - {embedding_names(model)[1]}
-
-
-def embedding_names(model: nn.Module) -> tuple[str, str]:
+def embedding_and_head(model: nn.Module) -> tuple[str, str]:
     """Modules of the embeddings and the head, as the host at hand knows them by `model_type`."""
     from axolotl.loaders.utils import get_linear_embedding_layers
 
@@ -134,7 +112,7 @@ def stored_types(model: nn.Module, cfg: Mapping[str, Any], base: torch.dtype, *,
     """
     attention = cfg.get("attn_implementation")
     back = bool(cfg.get("adapter")) or fsdp or attention not in (None, "eager", "sdpa") or cfg.get("flash_attention")
-    raised = () if back else ("norm", *embedding_names(model))
+    raised = () if back else ("norm", *embedding_and_head(model))
     types: dict[str, torch.dtype] = {}
     for name, parameter in model.named_parameters():
         module = name.rpartition(".")[0]
@@ -143,34 +121,41 @@ def stored_types(model: nn.Module, cfg: Mapping[str, Any], base: torch.dtype, *,
     return types
 
 
-def weights_of(model: nn.Module, cfg: Mapping[str, Any], types: Mapping[str, torch.dtype]) -> list[Weight]:
-    """Every parameter with the bytes that the host loads it in."""
-    path, _ = find_blocks(model)
+def parameters_to_load(
+    model: nn.Module, path: str, cfg: Mapping[str, Any], types: Mapping[str, torch.dtype]
+) -> list[Parameter]:
+    """Every parameter of a model on the meta device as the host would load it; `path`: of the blocks."""
     quantised = _quantised(model, cfg)
-    kinds = (cfg.get("load_in_4bit"), cfg.get("load_in_8bit"))
-    embeddings = names_of_embeddings(model)
+
+    def stored(name: str, parameter: nn.Parameter) -> float:
+        if name in quantised:
+            return packed(parameter.shape, four_bits=bool(cfg.get("load_in_4bit")))
+        return parameter.numel() * types[name].itemsize
+
+    return _parameters(model, path, stored, quantised)
+
+
+def parameters_at_hand(model: nn.Module, path: str) -> list[Parameter]:
+    """Every parameter of a loaded model as it stands; `path`: of the blocks."""
+    return _parameters(model, path, lambda _, parameter: _bytes_of(parameter), ())
+
+
+def _parameters(
+    model: nn.Module, path: str, stored: Callable[[str, nn.Parameter], float], quantised: Container[str]
+) -> list[Parameter]:
+    embeddings = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
     return [
-        Weight(
-            name=name,
-            shape=tuple(parameter.shape),
-            stored=_packed(parameter.shape, *kinds) if name in quantised else parameter.numel() * types[name].itemsize,
-            trains=parameter.requires_grad,
-            block=block_of(name, path),
+        Parameter(
+            name,
+            _full_shape(parameter),
+            stored(name, parameter),
+            parameter.requires_grad,
+            block_of(name, path),
             quantised=name in quantised,
             embedding=name in embeddings,
         )
         for name, parameter in model.named_parameters()
     ]
-
-
-def names_of_embeddings(model: nn.Module) -> set[str]:
-    return {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
-
-
-def block_of(name: str, path: str) -> int | None:
-    """Index of the block in the list at `path` that a parameter stands in."""
-    head, _, rest = name.partition(path + ".")
-    return int(rest.split(".", 1)[0]) if head == "" and rest else None
 
 
 def _quantised(model: nn.Module, cfg: Mapping[str, Any]) -> set[str]:
@@ -179,7 +164,7 @@ def _quantised(model: nn.Module, cfg: Mapping[str, Any]) -> set[str]:
     eight = cfg.get("adapter") == "lora" and cfg.get("load_in_8bit")
     if not four and not eight:
         return set()
-    head = embedding_names(model)[1]
+    head = embedding_and_head(model)[1]
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) or _is_conv1d(module)]
     matrices = {f"{name}.weight" for name in linear if name.rsplit(".", 1)[-1] != head}
     return {name for name, parameter in model.named_parameters() if name in matrices and not parameter.requires_grad}
@@ -189,10 +174,25 @@ def _is_conv1d(module: nn.Module) -> bool:
     return type(module).__name__ == "Conv1D"
 
 
-def _packed(shape: torch.Size, four: bool | None, eight: bool | None) -> float:
+def packed(shape: torch.Size, *, four_bits: bool) -> float:
     """bitsandbytes' bytes: NF4 with blocks of 64, their maxima in 8 bits with one float32 per 256; or int8 by rows."""
     elements = shape.numel()
-    if four:
-        blocks = -(-elements // 64)
-        return elements / 2 + blocks + 4 * -(-blocks // 256)
-    return elements + 4 * shape[0]
+    if not four_bits:
+        return elements + 4 * shape[0]
+    blocks = -(-elements // 64)
+    return elements / 2 + blocks + 4 * -(-blocks // 256)
+
+
+def _bytes_of(parameter: nn.Parameter) -> float:
+    """With the constants of a bitsandbytes tensor, where they are there."""
+    constants = getattr(parameter, "quant_state", None)
+    extra = 0.0
+    for part in (constants, getattr(constants, "state2", None)):
+        absmax = getattr(part, "absmax", None)
+        extra += 0.0 if absmax is None else absmax.numel() * absmax.element_size()
+    return math.prod(_full_shape(parameter)) * parameter.element_size() + extra
+
+
+def _full_shape(parameter: nn.Parameter) -> tuple[int, ...]:
+    """DeepSpeed's ZeRO-3 leaves an empty tensor with its shape beside it; a quantised tensor is packed."""
+    return tuple(getattr(parameter, "ds_shape", None) or parameter.shape)

@@ -6,7 +6,7 @@ is counted is the peak: the saved tensors, a checkpointed block's recomputation,
 autocast's copies of weights. Not counted: parameters, their gradients (held from one micro-batch to the next), and what
 kernels and libraries use inside.
 
-Fake tensors stand on the CPU, whose operators differ from a GPU's in three ways that are made good in `_as_on_gpu`:
+Fake tensors stand on the CPU, whose operators differ from a GPU's in three ways that are made good in `as_on_gpu`:
 attention without a matrix of scores, dropout masks of one byte, layer norms that autocast takes to float32.
 """
 
@@ -47,76 +47,55 @@ class Pass:
 
 @dataclass(frozen=True)
 class PassBytes:
-    """Bytes at the peak of a pass, `logits` those with a vocabulary's width. `kept`: between forward and backward.
-
-    `rough`: a rule of thumb, since the model's code does not run without data.
-    """
+    """Bytes at the peak of a pass; `logits`: those with a vocabulary's width."""
 
     activations: float
     logits: float
-    kept: float = 0.0
-    rough: bool = False
 
     @property
     def total(self) -> float:
         return self.activations + self.logits
 
 
-def measure(
-    model: nn.Module,
-    one: Pass,
-    vocabulary: int,
-    dtype_of: Callable[[nn.Parameter], torch.dtype],
-    *,
-    as_gpu: bool = True,
-) -> PassBytes:
+def measure(model: nn.Module, one: Pass, vocabulary: int, dtype_of: Callable[[nn.Parameter], torch.dtype]) -> PassBytes:
     """Peak bytes of one pass of `model` (on the meta device; what trains by `requires_grad`). Uses the model up.
 
     Args:
         dtype_of: Precision in which a parameter stands in the module.
-        as_gpu: With a GPU's attention, dropout and autocast; False: with the CPU's, to compare with a run there.
     """
-    with FakeTensorMode() as fake:
-        _without_memory(model, dtype_of, fake)
+    with FakeTensorMode():
+        give_shapes(model, dtype_of)
         if one.checkpointing:
             model.gradient_checkpointing_enable()  # type: ignore[operator]
             model.enable_input_require_grads()  # type: ignore[operator]
-        return watch(model.train(), one, vocabulary, as_gpu=as_gpu)
+        ids, targets = batch_of(one)
+        live = Live(model.train(), one, vocabulary)
+        with live, as_on_gpu(one.autocast):
+            loss_of(model, one, ids, targets).backward()  # type: ignore[no-untyped-call]
+    return PassBytes(live.peak - live.peak_logits, live.peak_logits)
 
 
-def watch(model: nn.Module, one: Pass, vocabulary: int, *, as_gpu: bool = False) -> PassBytes:
-    """Run one pass and watch its storages; the model may be real or fake, and must hold gradients already."""
-    live = _Live(one.batch * one.length, vocabulary)
-    for parameter in model.parameters():
-        if parameter.requires_grad and parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        live.ignore(parameter, parameter.grad)
-    for buffer in model.buffers():
-        live.ignore(buffer)
-    ids = torch.zeros(one.batch, one.length, dtype=torch.long)
-    source, sequence = torch.zeros_like(ids), torch.arange(one.batch)[:, None].expand(one.batch, one.length)
-    targets = targets_of(ids, source, sequence, per_sequence=False)
-    with live, _as_on_gpu(one.autocast) if as_gpu else contextlib.nullcontext():
-        loss = _loss(model, one, ids, targets)
-        kept = live.now
-        loss.backward()  # type: ignore[no-untyped-call]
-    return PassBytes(live.peak - live.peak_logits, live.peak_logits, kept)
+def rule_of_thumb(one: Pass, hidden: int, layers: int, vocabulary: int) -> PassBytes:
+    """Where the model's code needs real data: 17 hidden states a block (Korthikanti et al., arXiv 2205.05198).
 
-
-def rough(one: Pass, hidden: int, layers: int, vocabulary: int) -> PassBytes:
-    """By rule of thumb: 17 hidden states a block (Korthikanti et al., arXiv 2205.05198), one where checkpointed.
-
-    Logits: float32 probabilities and two gradients of them, as cross entropy's backward holds.
+    One, where checkpointed. Logits: float32 probabilities and two gradients of them, as cross entropy's backward holds.
     """
     element = 4 if one.autocast is None else 2
     state = one.batch * one.length * hidden * element
     kept = layers + 17 if one.checkpointing else 17 * layers
-    return PassBytes(state * kept, one.batch * one.length * vocabulary * 12.0, rough=True)
+    return PassBytes(state * kept, one.batch * one.length * vocabulary * 12.0)
 
 
-def _loss(model: nn.Module, one: Pass, ids: Tensor, targets: Targets) -> Tensor:
-    """As in the host: autocast around the forward alone, its outputs as float32, the loss outside."""
-    with _autocast(one.autocast):
+def batch_of(one: Pass) -> tuple[Tensor, Targets]:
+    """Tokens, (batch, length), of one source."""
+    ids = torch.zeros(one.batch, one.length, dtype=torch.long)
+    sequence = torch.arange(one.batch)[:, None].expand_as(ids)
+    return ids, targets_of(ids, torch.zeros_like(ids), sequence, per_sequence=False)
+
+
+def loss_of(model: nn.Module, one: Pass, ids: Tensor, targets: Targets) -> Tensor:
+    """As in the host: autocast (bf16 stands for fp16) around the forward alone, its outputs as float32."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=one.autocast is not None):
         logits = model(input_ids=ids, use_cache=False).logits
     logits = logits.float()
     if one.plain_loss:
@@ -128,13 +107,8 @@ def _loss(model: nn.Module, one: Pass, ids: Tensor, targets: Targets) -> Tensor:
     return weighted_loss(losses, targets, one_source, targets.units.sum())
 
 
-def _autocast(dtype: torch.dtype | None) -> contextlib.AbstractContextManager[Any]:
-    """bf16 stands for fp16, which has the same size."""
-    return contextlib.nullcontext() if dtype is None else torch.autocast("cpu", torch.bfloat16)
-
-
-def _without_memory(model: nn.Module, dtype_of: Callable[[nn.Parameter], torch.dtype], fake: FakeTensorMode) -> None:
-    """Parameters and buffers become fake tensors on the CPU; tied ones stay tied."""
+def give_shapes(model: nn.Module, dtype_of: Callable[[nn.Parameter], torch.dtype]) -> None:
+    """Under a FakeTensorMode: parameters and buffers become fake tensors on the CPU; tied ones stay tied."""
     made: dict[nn.Parameter, nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in list(module._parameters.items()):
@@ -149,18 +123,23 @@ def _without_memory(model: nn.Module, dtype_of: Callable[[nn.Parameter], torch.d
                 module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
 
 
-class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Bytes of the storages that exist, and at their peak; `width`: the vocabulary, by which logits are told."""
+class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Bytes of the storages that come in a pass and exist `now`, and at their peak; of them those of `logits`.
 
-    def __init__(self, tokens: int, width: int) -> None:
+    The model's own tensors are not counted, nor its gradients, which are there already. Logits are told by their size.
+    """
+
+    def __init__(self, model: nn.Module, one: Pass, vocabulary: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.tokens, self.width = tokens, width
-        self.sizes: dict[int, tuple[int, bool]] = {}  # by the storage's address: bytes, has the width of logits
-        self.ignored: set[int] = set()
+        self.width, self.elements = vocabulary, one.batch * one.length * vocabulary
+        self.sizes: dict[int, tuple[int, bool]] = {}  # by the storage's address: bytes, has the size of logits
         self.now = self.logits = self.peak = self.peak_logits = 0
-
-    def ignore(self, *tensors: Tensor | None) -> None:
-        self.ignored |= {tensor.untyped_storage()._cdata for tensor in tensors if tensor is not None}
+        for parameter in model.parameters():
+            if parameter.requires_grad and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        own = [*model.parameters(), *gradients, *model.buffers()]
+        self.ignored = {tensor.untyped_storage()._cdata for tensor in own}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -174,7 +153,7 @@ class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
         key = storage._cdata
         if key in self.sizes or key in self.ignored:
             return
-        wide = tensor.dim() > 1 and tensor.shape[-1] == self.width and tensor.numel() == self.tokens * self.width
+        wide = tensor.dim() > 1 and tensor.shape[-1] == self.width and tensor.numel() == self.elements
         self.sizes[key] = storage.nbytes(), wide
         self.now += storage.nbytes()
         self.logits += storage.nbytes() * wide
@@ -205,7 +184,7 @@ class _Attention(torch.autograd.Function):
 
 
 @contextlib.contextmanager
-def _as_on_gpu(autocast: torch.dtype | None) -> Iterator[None]:
+def as_on_gpu(autocast: torch.dtype | None) -> Iterator[None]:
     """Attention, dropout and norms as CUDA has them. Replaced in torch's module: a mode is out of force in backward."""
     place = nn.functional
     before = place.scaled_dot_product_attention, place.dropout, place.layer_norm

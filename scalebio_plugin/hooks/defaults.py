@@ -33,7 +33,7 @@ class ExponentiatedGradient:
     ) -> tuple[Tensor, dict[str, Any]] | None:
         if rule != "exponentiated_gradient":
             return None
-        before = mixture.ExponentiatedState(**state) if state else mixture.ExponentiatedState.zeros(1)
+        before = mixture.ExponentiatedState(**state or {})
         logits, after = mixture.exponentiated_gradient(
             observation.gap_S, observation.weights_S, before, observation.logits_S, observation.learning_rate
         )

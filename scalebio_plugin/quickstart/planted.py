@@ -11,7 +11,7 @@ import json
 import os
 import random
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -24,7 +24,6 @@ Row = dict[str, str]  # instruction, input, output: the host's `type: alpaca`
 MakeRow = Callable[["Question", random.Random], Row]
 
 TRUE_WEIGHTS = {"clean": 1.0, "wrong": 0.0, "offtopic": 0.0}
-NINTHS = tuple(n / 9 for n in range(10))
 
 # The host's prompt for such rows, to train the tokenizer on.
 _PROMPT = (
@@ -80,11 +79,6 @@ def wrong_row(question: Question, rng: random.Random) -> Row:
     return _row(question, answer)
 
 
-def noisy_row(noise_rate: float) -> MakeRow:
-    """A maker of rows that are wrong with probability `noise_rate`."""
-    return lambda question, rng: (wrong_row if rng.random() < noise_rate else clean_row)(question, rng)
-
-
 def offtopic_row(question: Question, rng: random.Random) -> Row:
     """A sentence about something else, in other words."""
     del question
@@ -112,27 +106,11 @@ def write_data(directory: StrPath, *, seed: int = 0, rows: int = 1024, held_out:
         ValueError: There are fewer than rows + 2 * held_out questions.
     """
     makers: dict[str, MakeRow] = {"clean": clean_row, "wrong": wrong_row, "offtopic": offtopic_row}
-    return _write(Path(directory), makers, seed, rows, held_out)
+    return write_rows(Path(directory), makers, seed=seed, rows=rows, held_out=held_out)
 
 
-def ten_sources(
-    directory: StrPath,
-    noise_rates: Sequence[float] = NINTHS,
-    *,
-    seed: int = 0,
-    rows: int = 512,
-    held_out: int = 128,
-) -> dict[str, Path]:
-    """As `write_data`, with one source for each noise rate, the probability that an answer is wrong.
-
-    They are named by position and noise in percent: `s0_noise000`, `s1_noise011`, ...
-    """
-    makers = {f"s{i}_noise{round(100 * rate):03d}": noisy_row(rate) for i, rate in enumerate(noise_rates)}
-    return _write(Path(directory), makers, seed, rows, held_out)
-
-
-def _write(directory: Path, makers: dict[str, MakeRow], seed: int, rows: int, held_out: int) -> dict[str, Path]:
-    """Returns the paths by name, the sources first, in the order of `makers`."""
+def write_rows(directory: Path, makers: dict[str, MakeRow], *, seed: int, rows: int, held_out: int) -> dict[str, Path]:
+    """As `write_data`, of other sources: a maker of rows for each; returns the paths by name, theirs first."""
     if rows + 2 * held_out > len(QUESTIONS):
         most = len(QUESTIONS) - 2 * held_out
         raise ValueError(f"rows must be at most {most} with held_out {held_out}, got {rows}; lower one of them")

@@ -34,19 +34,12 @@ _PATH = (
 )
 
 
-def bug_report(version: str, config: Path | None = None, log: Path | None = None) -> str:
-    """Markdown, of scalebio's version, an Axolotl config, and what a run printed.
-
-    Raises:
-        FileNotFoundError: One of the files is not there.
-        ValueError: The config is none.
-    """
-    for path in (config, log):
-        if path is not None and not path.is_file():
-            raise FileNotFoundError(f"no file {path}; give an Axolotl config, and with --log what a run printed")
+def bug_report(version: str, config: Mapping[str, Any] | None = None, log: Path | None = None) -> str:
+    """Markdown, of scalebio's version, an Axolotl config, and what a run printed."""
     parts = [("Versions", "text", "\n".join([f"scalebio {version}", *_versions()]))]
     if config is not None:
-        parts.append(("Config", "yaml", _config(config)))
+        shown = yaml.safe_dump(shown_config(config), sort_keys=False, allow_unicode=True, width=120)
+        parts.append(("Config", "yaml", shown.rstrip()))
     if log is not None:
         parts.append(("End of the log", "text", _end_of(log)))
     return "\n\n".join(f"### {title}\n\n~~~{kind}\n{text}\n~~~" for title, kind, text in parts)
@@ -71,16 +64,6 @@ def _gpus() -> list[str]:
         return subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout.splitlines()
     except (OSError, subprocess.SubprocessError):
         return []
-
-
-def _config(path: Path) -> str:
-    try:
-        found = yaml.safe_load(path.read_text("utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML: {str(error).splitlines()[0]}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} is no Axolotl config: it must be a block of keys")
-    return yaml.safe_dump(shown_config(found), sort_keys=False, allow_unicode=True, width=120).rstrip()
 
 
 def shown_config(value: Any, key: str = "") -> Any:

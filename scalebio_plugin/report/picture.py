@@ -135,17 +135,15 @@ def _label_ends(axes: Axes, ends: Sequence[_End]) -> None:
 def _spread(heights: Floats, gap: float) -> Floats:
     """The positions at least `gap` apart, in the same order and inside [0, 1] if they fit, nearest in least squares.
 
-    With position r lowered by r * gap the constraint is that they do not decrease: isotonic regression, by pooling
-    adjacent violators.
+    With position r lowered by r * gap the constraint is that they do not decrease: isotonic regression.
     """
+    from scipy.optimize import isotonic_regression
+
+    if not len(heights):
+        return heights
     order = np.argsort(heights, kind="stable")
     ranks = gap * np.arange(len(heights))
-    pools: list[list[float]] = []
-    for value in heights[order] - ranks:
-        pools.append([value])
-        while len(pools) > 1 and np.mean(pools[-2]) > np.mean(pools[-1]):
-            pools[-2:] = [pools[-2] + pools[-1]]
-    fitted = np.array([np.mean(pool) for pool in pools for _ in pool])
+    fitted = isotonic_regression(heights[order] - ranks).x
     spread = np.empty_like(heights)
     spread[order] = np.clip(fitted, 0, max(0.0, 1 - gap * (len(heights) - 1))) + ranks
     return spread

@@ -22,9 +22,9 @@ from ..data.tags import SourceCollator
 from ..data.validation import MicroBatches, ValidationStream, stream_of
 from ..engines import engine_of
 from ..engines.base import plain_name
-from ..estimate.at_hand import from_model
+from ..estimate.estimator import from_model
+from ..estimate.layout import layout_of
 from ..estimate.lines import summary_line
-from ..estimate.setting import engine_of as estimated_engine
 from ..hooks.manager import manager_of
 from ..hooks.spec import RunFacts
 from ..report.folder import RunFolder, fingerprint
@@ -105,10 +105,7 @@ def _validation_stream(
 
 
 def _inner_device(settings: ScaleBiOSettings) -> torch.device | None:
-    where = settings.inner.device
-    if where == "auto":
-        where = "cpu" if settings.lisa is not None and torch.cuda.is_available() else "model"
-    return torch.device("cpu") if where == "cpu" else None
+    return torch.device("cpu") if settings.inner_rests_on_cpu(gpu=torch.cuda.is_available()) else None
 
 
 def _facts(settings: ScaleBiOSettings, prepared: Prepared, steps: int, seed: int) -> RunFacts:
@@ -158,6 +155,6 @@ def _next_config(written: Mapping[str, Any], output_dir: str) -> str | None:
 def _announce_memory(cfg: DictDefault, trainer: ScaleBiOTrainer, learning: Learning) -> None:
     """What the run will hold, counted from its own parameters; activations are what `scalebio estimate` adds."""
     plain = cfg.to_dict()
-    engine = estimated_engine(plain, Path(), learning.engine.world, 2.0 if cfg.bf16 or cfg.fp16 else 4.0)
-    found = from_model(trainer.model, plain, engine=engine, inner_on_cpu=learning.inner_device is not None)
+    layout = layout_of(plain, Path(), learning.engine.world, 2.0 if cfg.bf16 or cfg.fp16 else 4.0)
+    found = from_model(trainer.model, plain, layout=layout, inner_on_cpu=learning.inner_device is not None)
     LOG.info("\n".join(summary_line(found, on_gpu=trainer.args.device.type != "cpu")))

@@ -108,7 +108,7 @@ def literal_exponentiated(gaps: list[Tensor], weights: list[float], rate: float,
 
 
 def run_exponentiated(gaps: list[Tensor], logits: Tensor, rate: float = 0.1) -> Tensor:
-    state = ExponentiatedState.zeros(len(logits))
+    state = ExponentiatedState()
     for gap in gaps:
         logits, state = exponentiated_gradient(gap, weights_of(logits), state, logits, rate)
     return logits
@@ -145,7 +145,7 @@ def test_the_learning_rate_is_a_speed_in_nats():
 
 @pytest.mark.parametrize("before", [0, 3])
 def test_a_gap_of_zero_leaves_the_logits_as_they_are(before):
-    logits, state = normal(5), ExponentiatedState.zeros(5)
+    logits, state = normal(5), ExponentiatedState()
     for step in range(before):
         logits, state = exponentiated_gradient(normal(5, seed=step), weights_of(logits), state, logits, 0.1)
     zeros = torch.zeros(5, dtype=torch.float64)
@@ -161,7 +161,7 @@ def test_equal_gaps_move_nothing_visibly():
 @pytest.mark.parametrize("rule", ["adam", "exponentiated_gradient"])
 def test_a_source_with_the_lowest_gap_wins(rule):
     gap, logits = torch.tensor([0.2, -0.1, 0.3], dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
-    adam_state, exponentiated_state = AdamState.zeros(3), ExponentiatedState.zeros(3)
+    adam_state, exponentiated_state = AdamState.zeros(3), ExponentiatedState()
     for _ in range(300):
         weights = weights_of(logits)
         if rule == "adam":

@@ -5,10 +5,6 @@ One launch an engine runs all of its cases (starting the host twice takes longer
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +13,8 @@ import pytest
 import torch
 
 from tests import host
-from tests.engines.worker import Outcome, run_case
+from tests.engines.launch import launch as on_ranks
+from tests.engines.worker import Outcome, run_case, run_cases
 
 STEPS = 10
 TOLERANCE = 1e-5  # float32
@@ -122,21 +119,10 @@ def engine_inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def launch(cases: dict[str, dict[str, Any]], folder: Path, ranks: int = 2) -> None:
-    """Run the cases on `ranks` ranks; raises with the end of the log."""
+    """Run the cases on `ranks` ranks; their outcomes are left in `folder`."""
     if any("deepspeed" in case for case in cases.values()):
         pytest.importorskip("deepspeed")
-    (folder / "cases.json").write_text(json.dumps(cases))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-    command += ["-m", "tests.engines.worker", str(folder / "cases.json"), str(folder)]
-    root = Path(__file__).resolve().parents[2]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(root)}
-    with (folder / "log.txt").open("w") as log:
-        done = subprocess.run(command, env=environment, stdout=log, stderr=subprocess.STDOUT, timeout=900, check=False)
-    if done.returncode:
-        lines = [
-            line[:300] for line in (folder / "log.txt").read_text().splitlines() if "rank" in line and "]:" in line
-        ]
-        raise RuntimeError("\n".join(lines[-40:]))
+    on_ranks(run_cases, cases, folder, log=folder / "log.txt", ranks=ranks)
 
 
 @pytest.fixture(scope="module")

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.engines.launch import launch
+
 pytest.importorskip("deepspeed")
 
-WORKER = Path(__file__).with_name("zero_worker.py")
 STAGES = (1, 2, 3)
 QUICK = ("adamw_3", "uneven", "bf16", "error")
 SETTINGS = ("overlap", "no_overlap", "scattered", "all_reduce", "small_buckets")
@@ -37,15 +35,9 @@ Results = dict[int, dict[str, list[dict[str, Any]]]]  # by stage, case and rank
 
 
 def launched(folder: Path, items: list[str]) -> Results:
-    environment = {
-        **os.environ,
-        "CUDA_VISIBLE_DEVICES": "",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(WORKER.parents[2]),
-    }
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(WORKER)]
-    done = subprocess.run([*command, str(folder), *items], env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-4000:]
+    from tests.engines.zero_worker import run_items
+
+    launch(run_items, folder, items, log=folder / "log.txt")
     results: Results = {stage: {} for stage in STAGES}
     for item in items:
         stage, case = item.split(":")

@@ -1,16 +1,8 @@
-"""What every rank runs: a list of cases through the host, one after the other, and what each came to.
-
-    torchrun --nproc_per_node 2 -m tests.engines.worker CASES.json OUT
-
-CASES.json maps a name to the keyword arguments of `tests.host.train`, with `directory`. OUT/<name>.<rank>.pt holds an
-`Outcome` as a dict.
-"""
+"""What every rank runs: a list of cases through the host, one after the other, and what each came to."""
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -223,20 +215,15 @@ def die_while_saving(rank: int, step: int) -> None:
     checkpoint.write_inner = write_or_die
 
 
-def main(cases: Path, out: Path) -> None:
+def run_cases(cases: dict[str, dict[str, Any]], out: Path) -> None:
+    """`cases`: the keyword arguments of `tests.host.train`, with `directory`. Leaves OUT/<case>.<rank>.pt."""
     destroy = torch.distributed.destroy_process_group
     torch.distributed.destroy_process_group = lambda *args: None  # the host ends it with a run; here others follow
     torch.compiler.set_stance("force_eager")  # optimizers that compile their step: it takes longer than the steps
-    for name, arguments in json.loads(cases.read_text()).items():
+    for name, arguments in cases.items():
         host.forget_parameters()
         outcome = run_case(arguments)
         forget_state()
         if outcome is not None:
             torch.save(asdict(outcome), out / f"{name}.{os.environ['RANK']}.pt")
     destroy()
-    sys.stdout.flush()
-    os._exit(0)  # threads of the host's reporting would be waited for
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,4 +1,4 @@
-"""One rank of tests/engines/test_zero.py: `torchrun … zero_worker.py <folder> <stage>:<case> …`, a JSON file for each.
+"""What a rank of tests/engines/test_zero.py runs: `<stage>:<case>`, one after the other, a JSON file for each.
 
 u and w on one DeepSpeed engine, through accelerate's own wrapper, beside a literal reference: two copies of the module,
 each with its optimizer, in this process, on the batches of all ranks.
@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-
-os.environ.update(DS_ACCELERATOR="cpu", ACCELERATE_TORCH_DEVICE="cpu")
 
 import deepspeed
 import torch
@@ -380,7 +377,8 @@ def error(stage: int, case: Case, folder: Path) -> dict[str, Any]:
     }
 
 
-def main(folder: Path, items: list[str]) -> None:
+def run_items(folder: Path, items: list[str]) -> None:
+    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
     PartialState._prepare_backend = lambda self, *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
     gloo.prepare_deepspeed()
     stage_1_and_2.split_half_float_double = lambda tensors: [tensors]  # knows no CPU tensor: they would not be reduced
@@ -392,10 +390,3 @@ def main(folder: Path, items: list[str]) -> None:
         result = checks[CASES[name].check](int(stage), CASES[name], within)
         (within / f"{name}_{os.environ['RANK']}.json").write_text(json.dumps(result))
     torch.distributed.destroy_process_group()  # as the host does
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)  # the threads of the backend have aborted an interpreter that was shutting down
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])

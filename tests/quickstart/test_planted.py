@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from scalebio_plugin.quickstart.planted import NUMERALS, build_model, build_tokenizer, ten_sources, write_data
+from scalebio_plugin.quickstart.planted import NUMERALS, build_model, build_tokenizer, write_data
 
 FOLLOWER = dict(zip(NUMERALS, [*NUMERALS[1:], NUMERALS[0]], strict=True))
 STRANGE = ["", "Hello,  world's\n\n\tend ", "naïve Ω 語 🙂", *NUMERALS[:3]]
@@ -54,17 +53,6 @@ def test_what_is_held_out_is_asked_nowhere_else(data: dict[str, list[dict[str, s
     assert [len(asked[name]) for name in ("clean", "validation", "test")] == [1024, 128, 128]
     assert asked["validation"].isdisjoint(asked["test"])
     assert (asked["validation"] | asked["test"]).isdisjoint(asked["clean"] | asked["wrong"] | asked["offtopic"])
-
-
-def test_ten_sources_are_wrong_at_their_rates(tmp_path: Path) -> None:
-    rates = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.9, 1.0]
-    paths = ten_sources(tmp_path, rates)
-    names = [name for name in paths if name not in ("validation", "test")]
-    assert names[1] == "s1_noise010"
-    for name, rate in zip(names, rates, strict=True):
-        rows = read(paths[name])
-        wrong = sum(not all(steps_right(row)) for row in rows) / len(rows)
-        assert abs(wrong - rate) <= 4 * math.sqrt(rate * (1 - rate) / len(rows))
 
 
 def test_more_rows_than_questions_is_an_error(tmp_path: Path) -> None:

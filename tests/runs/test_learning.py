@@ -55,17 +55,22 @@ def test_the_planted_mixture_is_found(tmp_path: Path, seed: int) -> None:
     assert first_found(learn(tmp_path, seed=seed, steps=100)) is not None
 
 
+def noisy(rate: float) -> planted.MakeRow:
+    """Rows that are wrong with probability `rate`."""
+    return lambda question, rng: (planted.wrong_row if rng.random() < rate else planted.clean_row)(question, rng)
+
+
 @pytest.mark.slow
 def test_ten_sources_end_ordered_by_their_noise(tmp_path: Path) -> None:
     planted.build_model(tmp_path / "model")
-    paths = planted.ten_sources(tmp_path / "data")
-    names = [name for name in paths if name.startswith("s")]
-    datasets = [{"path": f"data/{name}.jsonl", "type": "alpaca"} for name in names]
+    rates = {f"ninths{n}": n / 9 for n in range(10)}
+    makers = {name: noisy(rate) for name, rate in rates.items()}
+    planted.write_rows(tmp_path / "data", makers, seed=0, rows=512, held_out=128)
+    datasets = [{"path": f"data/{name}.jsonl", "type": "alpaca"} for name in rates]
     run = host.train(tmp_path, datasets=datasets, max_steps=200, **SETTINGS)
     weights = run.weights[-1].tolist()
-    print(dict(zip(names, weights, strict=True)))
-    noise = [int(name[-3:]) for name in names]
-    assert -spearmanr(noise, weights).statistic > 0.9
+    print(dict(zip(rates, weights, strict=True)))
+    assert -spearmanr([*rates.values()], weights).statistic > 0.9
 
 
 @pytest.mark.slow

@@ -1,11 +1,11 @@
-"""A slow literal twin of the training step: two whole models, loops over tokens, the formulas as the papers write them.
+"""A literal twin of the training step: two whole models, loops over sequences, the formulas as the papers write them.
 
 It shares no code with the package but the draw of LISA's layers. A run of the host with
 `tests.runs.twin.RecorderPlugin` in its `plugins:` is recorded: the model before the first step, and of every step the
 batches, the learning rates and the state of the random generator. `Twin` then trains w and u anew from the recording.
 
 Nothing that the package adds to a batch is used: where a sequence ends is read from the position ids, and its source is
-the file that its text stands in. Unless dropout is on, every sequence is run by itself, without padding or packing.
+the file that its text stands in. Without dropout no sequence is padded or packed: those of one length run at once.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Recording:
 class Sequence:
     """One sequence at one parameter set: the losses of its targets, and its source."""
 
-    losses: list[Tensor]
+    losses: Tensor  # (targets,)
     source: int
 
 
@@ -143,23 +143,21 @@ class Twin:
 
     def sequences(self, model: nn.Module, batches: list[Batch], files: dict[str, int]) -> list[Sequence]:
         """Every sequence of the batches that has a target, at `model`'s parameters."""
-        found = []
+        texts, sources, in_batch = [], [], []
         for batch in batches:
-            labels, tokens = batch["labels"].tolist(), batch["input_ids"].tolist()
             given = {key: value for key, value in batch.items() if key != "labels"}
-            rows = model(**given).logits.unbind() if self.whole else None
+            rows = model(**given).logits if self.whole else None
             for row, first, end in pieces(batch):
-                targets = [t for t in range(first + 1, end) if labels[row][t] != IGNORED]
-                if not targets:
+                tokens, labels = batch["input_ids"][row, first:end], batch["labels"][row, first:end]
+                if (labels[1:] == IGNORED).all():
                     continue
-                if rows is None:
-                    alone = batch["input_ids"][row : row + 1, first : targets[-1] + 1]
-                    predictions = model(input_ids=alone).logits[0].unbind()
-                else:
-                    predictions = rows[row].unbind()[first:end]
-                losses = [cross_entropy(predictions[t - 1 - first], labels[row][t]) for t in targets]
-                found.append(Sequence(losses, self.source_of(tokens[row][first:end], files)))
-        return found
+                length = 1 + int((labels != IGNORED).nonzero().max())  # what follows the last target is padding
+                texts.append((tokens[:length], labels[1:length]))
+                sources.append(self.source_of(tokens.tolist(), files))
+                in_batch.append(None if rows is None else rows[row, first : first + length])
+        logits = in_batch if self.whole else logits_alone(model, [tokens for tokens, _ in texts])
+        losses = [cross_entropy(given[:-1], labels) for given, (_, labels) in zip(logits, texts, strict=True)]
+        return [Sequence(*of) for of in zip(losses, sources, strict=True)]
 
     # ---- losses
 
@@ -172,15 +170,13 @@ class Twin:
         weights = softmax(self.logits)
         sums, units = [0.0] * len(weights), [0.0] * len(weights)
         for sequence in sequences:
-            for loss in sequence.losses:
-                sums[sequence.source] += self.unit(sequence) * float(loss.detach())
-                units[sequence.source] += self.unit(sequence)
+            sums[sequence.source] += self.unit(sequence) * float(sequence.losses.detach().sum())
+            units[sequence.source] += self.unit(sequence) * len(sequence.losses)
         n = sum(units)
         objective = 0.0
         for sequence in sequences:
             i = sequence.source
-            for loss in sequence.losses:
-                objective = objective + weights[i] / self.share[i] * self.unit(sequence) * loss / n
+            objective = objective + weights[i] / self.share[i] * self.unit(sequence) * sequence.losses.sum() / n
         return objective, sums, units
 
     def validation_loss(self, model: nn.Module, step: RecordedStep) -> Tensor:
@@ -190,9 +186,7 @@ class Twin:
         total = 0.0
         for sequence in sequences:
             j = sequence.source
-            factor = self.validation_weight[j] / self.validation_share[j]
-            for loss in sequence.losses:
-                total = total + factor * loss / n
+            total = total + self.validation_weight[j] / self.validation_share[j] * sequence.losses.sum() / n
         return total
 
     # ---- the step
@@ -318,8 +312,20 @@ def rows_of(dataset: Any) -> list[Row]:
     return list(zip(dataset["input_ids"], dataset["labels"], strict=True))
 
 
-def cross_entropy(logits: Tensor, label: int) -> Tensor:
-    return torch.logsumexp(logits, 0) - logits[label]
+def logits_alone(model: nn.Module, texts: list[Tensor]) -> list[Tensor]:
+    """Of every text, as if run by itself: those of one length side by side, so that none is padded or packed."""
+    found: dict[int, Tensor] = {}
+    for length in {len(tokens) for tokens in texts}:
+        numbers = [number for number, tokens in enumerate(texts) if len(tokens) == length]
+        logits = model(input_ids=torch.stack([texts[number] for number in numbers])).logits
+        found.update(zip(numbers, logits, strict=True))
+    return [found[number] for number in range(len(texts))]
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Of the labels that are targets."""
+    logits, labels = logits[labels != IGNORED], labels[labels != IGNORED]
+    return torch.logsumexp(logits, 1) - logits[range(len(labels)), labels]
 
 
 def softmax(logits: list[float]) -> list[float]:

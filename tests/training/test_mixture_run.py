@@ -164,7 +164,7 @@ def test_a_run_moves_the_logits_by_the_rule(rule):
             gradient = mixture_gradient(gap, weights, 30.0)
             logits, state = mixture.adam(gradient, state or mixture.AdamState.zeros(3), logits, 0.1)
         else:
-            state = state or mixture.ExponentiatedState.zeros(3)
+            state = state or mixture.ExponentiatedState()
             logits, state = mixture.exponentiated_gradient(gap, weights, state, logits, 0.1)
         torch.testing.assert_close(run.logits_S, logits, rtol=1e-9, atol=1e-9)
     assert run.updates == 10

@@ -1,0 +1,186 @@
+"""`scalebio estimate`: what it says, and the promises of the README."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from scalebio_plugin import cli
+from scalebio_plugin.estimate.estimator import estimate, from_model
+from scalebio_plugin.estimate.lines import GIB, lines_of, summary_line
+from scalebio_plugin.estimate.passes import PassBytes
+
+from .tiny import LORA, bilevel, estimated, real
+
+EXAMPLES = sorted((Path(__file__).parents[2] / "example_configs").glob("*.yml"))
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where activations are not the point: they are not counted."""
+    monkeypatch.setattr("scalebio_plugin.estimate.estimator.measure", lambda *_: PassBytes(2.0**27, 2.0**26))
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "config.yml"
+    path.write_text(yaml.safe_dump(bilevel(tmp_path)))
+    return path
+
+
+def test_it_says_that_it_fits(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["estimate", str(config), "--gpu-memory", "8"]) == 0
+    printed = capsys.readouterr().out
+    assert "LlamaForCausalLM, 8 blocks" in printed
+    assert "2.25 times" in printed
+    assert "8 GiB      fits" in printed
+    for row in ("gradients", "optimizer states", "inner parameters", "inner optimizer states", "peak", "logits"):
+        assert row in printed
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("plugins", [None, [], ["axolotl.integrations.liger.LigerPlugin"]], ids=str)
+def test_it_says_that_the_plugin_is_off(
+    config: Path, capsys: pytest.CaptureFixture[str], plugins: list[str] | None
+) -> None:
+    cli.main(["estimate", str(config), "--gpu-memory", "8"])
+    numbers = capsys.readouterr().out
+    assert "is off" not in numbers
+    config.write_text(yaml.safe_dump({**bilevel(config.parent), "plugins": plugins}))
+    assert cli.main(["estimate", str(config), "--gpu-memory", "8"]) == 0
+    first, _, rest = capsys.readouterr().out.partition("\n\n")
+    assert "scalebio is off" in first
+    assert "add `plugins: [scalebio]`" in first
+    assert rest == numbers
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("name", ["scalebio", "scalebio_plugin.ScaleBiOPlugin", "scalebio_plugin:ScaleBiOPlugin"])
+def test_every_name_of_the_plugin_turns_it_on(config: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    config.write_text(yaml.safe_dump({**bilevel(config.parent), "plugins": [name]}))
+    cli.main(["estimate", str(config), "--gpu-memory", "8"])
+    assert "is off" not in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("quick")
+def test_it_says_that_it_does_not_fit(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["estimate", str(config), "--gpu-memory", "1"]) == 1
+    assert "does NOT fit" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"base_model": None}, "needs base_model"),
+        ({"base_model": "no/such-model"}, "--model-config FILE"),
+        ({"scalebio": {"penaltyy": 1.0}}, "penaltyy"),
+        ({"deepspeed": "nowhere.json"}, "nowhere.json"),
+        ({"scalebio": {"lisa": {"active_layers": 9}}}, "at most 8"),
+        ({"adapter": "llama-adapter"}, "lora, qlora and none can"),
+        ({"datasets": [{"path": "a"}]}, "at least two sources"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_wrong_config_is_status_2(
+    config: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any], message: str
+) -> None:
+    config.write_text(yaml.safe_dump({**bilevel(config.parent), **change}))
+    assert cli.main(["estimate", str(config)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_missing_config_is_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["estimate", str(tmp_path / "none.yml")]) == 2
+    assert "no file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--gpus", "0"], ["--gpu-memory", "-1"], []], ids=" ".join)
+def test_a_wrong_use_is_an_error(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["estimate", *(["config.yml"] if arguments else []), *arguments])
+
+
+@pytest.mark.usefixtures("quick")
+def test_applying_a_mixture_costs_what_the_ordinary_run_costs(tmp_path: Path) -> None:
+    found = estimated({**bilevel(tmp_path), "scalebio": {"apply": "mixture.json"}}, tmp_path)
+    assert found.run == found.ordinary
+    assert any("ordinary run: no bilevel step" in line for line in lines_of(found, 8.0))
+
+
+def test_adapters_add_the_inner_set_and_nothing_else(tmp_path: Path) -> None:
+    found = estimated({**bilevel(tmp_path), **LORA}, tmp_path)
+    extra = found.run.peak - found.ordinary.peak
+    assert extra == pytest.approx(12 * found.trained)
+    assert found.run.state.gradients == found.ordinary.state.gradients
+
+
+def test_a_model_whose_code_needs_data_is_estimated_roughly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def needs_data(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("data-dependent")
+
+    monkeypatch.setattr("scalebio_plugin.estimate.estimator.measure", needs_data)
+    found = estimated(bilevel(tmp_path), tmp_path)
+    assert found.run.passes is not None
+    assert found.run.passes.activations > found.run.passes.logits > 0
+    assert any("activations: rough" in line for line in lines_of(found, 8.0))
+
+
+@pytest.mark.usefixtures("quick")
+def test_unknown_optimizers_and_paged_ones_are_told(tmp_path: Path) -> None:
+    for name, told in (("tomorrow", "counted as AdamW"), ("paged_adamw_8bit", "may move to CPU memory")):
+        found = estimated({**bilevel(tmp_path), "optimizer": name}, tmp_path)
+        assert any(told in line for line in lines_of(found, 8.0))
+
+
+@pytest.mark.parametrize("block", [{}, {"lisa": {"active_layers": 2}}], ids=["full", "lisa"])
+def test_the_summary_is_a_few_lines(block: dict[str, Any]) -> None:
+    found = from_model(real("llama", {}), {"optimizer": "adamw_torch", "scalebio": block})
+    lines = summary_line(found, on_gpu=True)
+    assert 3 <= len(lines) <= 6
+    assert lines[0].startswith("scalebio: ")
+    assert lines[0].endswith("; one process, 1 GPU)")
+    assert any("CPU memory" in line for line in lines) == bool(block)
+
+
+@pytest.mark.parametrize("device", ["model", "cpu"])
+def test_the_summary_of_a_machine_without_gpu_says_so_and_shows_no_zeros(device: str) -> None:
+    block = {"inner": {"device": device}}
+    found = from_model(real("llama", {}), {"optimizer": "adamw_torch", "scalebio": block})
+    text = "\n".join(summary_line(found, on_gpu=False))
+    assert "one process on the CPU)" in text
+    assert "GPU" not in text
+    assert " 0.00" not in text
+    held = found.run.state.held
+    assert f"together {(held.gpu + held.cpu) / 2**20:.2f}, " in text
+    assert "MiB per process" in text
+
+
+# ---- the promises of the README
+
+
+@pytest.mark.slow
+def test_yi_34b_fits_where_the_readme_says() -> None:
+    (lisa,) = [path for path in EXAMPLES if path.stem == "yi-34b-lisa"]
+    cfg = {**yaml.safe_load(lisa.read_text()), "fsdp_version": 2, "fsdp_config": {"offload_params": False}}
+    sharded = estimated(cfg, lisa.parent, 8)
+    assert sharded.run.peak < 48 * GIB < sharded.ordinary.peak
+    qlora = {
+        **{"base_model": "01-ai/Yi-34B", "sequence_len": 1024, "micro_batch_size": 1, "bf16": True},
+        **{"adapter": "qlora", "load_in_4bit": True, "lora_r": 16, "lora_target_linear": True},
+        **{"gradient_checkpointing": True, "gradient_accumulation_steps": 16},
+    }
+    assert estimated(qlora, lisa.parent).run.peak < 48 * GIB
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", [path for path in EXAMPLES if path.stem != "quickstart"], ids=lambda path: path.stem)
+def test_every_example_can_be_estimated(path: Path) -> None:
+    found = estimate(path)
+    assert found.run.passes is not None
+    assert not found.rough
+    assert math.isfinite(found.run.peak)
