@@ -19,6 +19,12 @@ TEST_SETS = {"test_datasets": [{"path": "data/validation.jsonl", "type": "alpaca
 COUNTED = {"sample_packing_eff_est", "total_num_tokens", "total_supervised_tokens"}
 
 
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Few rows, as the runs have whole epochs."""
+    return host.make_inputs(tmp_path_factory.mktemp("packing"), rows=32)
+
+
 def counted_anew(run: host.Run) -> int:
     """Steps that the host counts for the training set of a run, from its config as the user wrote it."""
     from axolotl.utils.trainer import calculate_total_num_steps
@@ -132,7 +138,7 @@ def test_a_given_validation_batch_holds_so_many_sequences(inputs: Path, tmp_path
     stream = run.trainer.learning.validation
     for step in range(6):
         batches = list(stream.batches(step))
-        assert sum(len(batch["scalebio_sequence"].unique()) for batch in batches) == 7 + len(batches)  # -1 on padding
+        assert sum(int((batch["scalebio_sequence"].unique() >= 0).sum()) for batch in batches) == 7  # -1 on padding
         assert all(len(batch["input_ids"]) <= 2 for batch in batches)
 
 

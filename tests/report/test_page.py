@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from html.parser import HTMLParser
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -69,8 +68,8 @@ def document(**sources: dict[str, Any]) -> dict[str, Any]:
     return mixture_document(summaries, known)
 
 
-@pytest.fixture
-def page(tmp_path: Path) -> Page:
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
     sources = {
         ODD: (0.2, 0.02, 0.004, 1000, 100),
         "long answers": (0.6, -0.01, 0.001, 4000, 100),
@@ -78,7 +77,7 @@ def page(tmp_path: Path) -> Page:
         "rare": (0.05, 0.001, None, 1000, 100),
     }
     history = [record(step, {name: source[0] for name, source in sources.items()}) for step in range(1, 21)]
-    return Page(write_report(tmp_path, document(**sources), history).read_text(encoding="utf-8"))
+    return Page(write_report(tmp_path_factory.mktemp("page"), document(**sources), history).read_text(encoding="utf-8"))
 
 
 def test_every_source_is_a_line_with_its_numbers(page: Page) -> None:

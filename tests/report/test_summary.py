@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -252,15 +250,6 @@ class TestTables:
         lines = progress_table(record(1, weights)).splitlines()
         assert [line.split()[0] for line in lines[1:21]] == [f"s{i:02d}" for i in range(24, 4, -1)]
         assert lines[21:] == ["... and 5 more (sum of weights 0.0462)"]
-
-
-def test_importing_the_report_pulls_in_neither_torch_nor_matplotlib():
-    code = (
-        "import sys, scalebio_plugin.report.summary\n"
-        "print([m for m in ('torch', 'axolotl', 'matplotlib') if m in sys.modules])"
-    )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "[]"
 
 
 def test_the_blocks_that_lisa_moved_are_told():

@@ -173,26 +173,20 @@ class TestLisaRuns:
         assert {name.split(".")[-2] for name in others} == (outside if train_embeddings else set())
         frozen = {name.split(".")[-2] for name, p in run.trainer.model.named_parameters() if not p.requires_grad}
         assert outside & frozen == (set() if train_embeddings else outside)
+        trained: set[str] = set()
         for number, layers in enumerate(expected):
             active = {name for layer in layers for name in steps.plan.blocks[layer]}
             active |= others if train_embeddings else set()
             assert steps.active[number] == active
             assert steps.model_state[number] == active
             assert steps.inner_state[number] == active
+            trained |= active
+            assert set(run.inner[number]) == trained
         for number in range(1, 8):
             assert moved(run.model[number - 1], run.model[number]) == steps.active[number]
             assert moved(run.inner[number - 1], run.inner[number]) == steps.active[number]
         document = json.loads((tmp_path / "scalebio/mixture.json").read_text())
         assert document["layer_steps"] == [sum(layer in layers for layers in expected) for layer in range(4)]
-
-    def test_the_inner_set_grows_with_the_layers_drawn(
-        self, inputs: Path, tmp_path: Path, four: dict[str, str], steps: Steps
-    ) -> None:
-        run = host.train(inputs, output_dir=str(tmp_path), parameters=True, **self.SETTINGS, **four)
-        trained: set[str] = set()
-        for number, active in enumerate(steps.active):
-            trained |= active
-            assert set(run.inner[number]) == trained
 
     def test_layers_after_a_resume_are_those_of_the_unbroken_run(
         self, inputs: Path, tmp_path: Path, four: dict[str, str], steps: Steps

@@ -27,7 +27,10 @@ CASES = {
     "after learning, packed": {**PACKED, "scalebio": {"learn": {"steps": 4}}},
     "warmup": {"scalebio": {"warmup_steps": 4}},
     "update_interval": {"scalebio": {"update_interval": 4, "mixture_update": "adam"}},
-    "epochs": {"max_steps": None, "num_epochs": 2, "micro_batch_size": 12, "gradient_accumulation_steps": 5},
+    "epochs": {
+        "datasets": [{**entry, "shards": 3, "shards_idx": 0} for entry in host.BASE["datasets"]],
+        **{"max_steps": None, "num_epochs": 2, "micro_batch_size": 4, "gradient_accumulation_steps": 5},
+    },
 }
 
 
