@@ -282,21 +282,22 @@ class TestWithTheHost:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["wheel", "editable"])
+@pytest.mark.parametrize("kind", ["wheel", "editable"], scope="class")
 class TestBuiltAndInstalled:
-    """Built and installed into an environment of its own, offline."""
+    """Built and installed into environments of its own, offline."""
 
-    @pytest.fixture
-    def wheel(self, kind, tmp_path):
-        run(sys.executable, "-c", f"import hatchling.build as b; b.build_{kind}({str(tmp_path)!r})", cwd=ROOT)
-        (wheel,) = tmp_path.glob("*.whl")
+    @pytest.fixture(scope="class")
+    def wheel(self, kind, tmp_path_factory):
+        folder = tmp_path_factory.mktemp(kind)
+        run(sys.executable, "-c", f"import hatchling.build as b; b.build_{kind}({str(folder)!r})", cwd=ROOT)
+        (wheel,) = folder.glob("*.whl")
         return wheel
 
     @pytest.fixture
     def python(self, wheel, tmp_path):
         venv.create(tmp_path / "venv", symlinks=True)
         python = tmp_path / "venv/bin/python"
-        self.pip(python, "install", "--no-deps", "--no-index", wheel)
+        self.pip(python, "install", "--no-compile", "--no-deps", "--no-index", wheel)
         return python
 
     @staticmethod

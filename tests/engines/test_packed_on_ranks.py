@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests import host
 from tests.engines.test_engines import LAYOUTS, STEPS, TOLERANCE, Layout, engine_inputs, farthest, launch
 from tests.engines.worker import Outcome, run_case
 
@@ -27,12 +28,11 @@ PACKED: dict[str, Any] = {
 
 def arguments_of(inputs: Path, out: Path, layout: Layout | None) -> dict[str, Any]:
     """The micro-batches that two ranks take at a time, one process takes one after the other."""
-    from tests import host
-
     engine = {"gradient_accumulation_steps": 2}
     if layout is not None:
         engine = {**layout.keys, "plugins": [f"tests.engines.ranks.{layout.device}", *host.BASE["plugins"]]}
-    return {"directory": str(inputs), "output_dir": str(out), **PACKED, **engine}
+    datasets = [{**entry, "split": "train[:50%]"} for entry in host.BASE["datasets"]]  # 18 steps
+    return {"directory": str(inputs), "output_dir": str(out), "datasets": datasets, **PACKED, **engine}
 
 
 @pytest.fixture(scope="module")
