@@ -16,7 +16,7 @@ from transformers import Trainer, set_seed
 
 from .config import raw
 from .config.block import ScaleBiOSettings, settings_of
-from .data.applied import applied_rows
+from .data.draw import applied_rows
 from .data.entries import validate_validation_datasets
 from .data.sources import Prepared, announce, meta_of, prepare
 from .hooks.manager import manager_of
@@ -47,18 +47,15 @@ class ScaleBiOPlugin(BasePlugin):
 
     def load_datasets(self, cfg: DictDefault, preprocess: bool = False) -> TrainDatasetMeta:
         settings = _settings(cfg)
-        if settings.apply is not None:
-            return self._apply(cfg, settings, preprocess)
-        manager_of(settings.mixture_update, settings.extensions)  # what does not exist is an error before any loading
-        self.prepared = prepare(cfg, settings)
-        announce(self.prepared, settings)
-        return meta_of(cfg, self.prepared.rows, self.prepared.evaluation, preprocess)
-
-    def _apply(self, cfg: DictDefault, settings: ScaleBiOSettings, preprocess: bool) -> TrainDatasetMeta:
-        """An ordinary run, on rows drawn by the weights."""
-        document = read_mixture(str(settings.apply))
-        prepared = prepare(cfg, settings)
-        rows = applied_rows(prepared, document["weights"], settings, int(cfg.seed or 0))
+        if settings.apply is not None:  # an ordinary run, on rows drawn by the weights
+            learned = read_mixture(settings.apply)["weights"]
+            prepared = prepare(cfg, settings)
+            rows = applied_rows(prepared, learned, settings, int(cfg.seed or 0))
+        else:
+            manager_of(settings.mixture_update, settings.extensions)  # what is missing is an error before any loading
+            prepared = self.prepared = prepare(cfg, settings)
+            announce(prepared, settings)
+            rows = prepared.rows
         return meta_of(cfg, rows, prepared.evaluation, preprocess)
 
     def get_trainer_cls(self, cfg: DictDefault) -> type[Trainer] | None:

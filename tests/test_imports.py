@@ -27,7 +27,7 @@ FLOORS = (
 )
 MAY_IMPORT_THE_HOST = {
     *("plugin", "estimate/model"),
-    *(f"data/{name}" for name in ("applied", "entries", "resampled", "sources", "table", "tags", "validation")),
+    *(f"data/{name}" for name in ("draw", "entries", "resampled", "sources", "table", "tags", "validation")),
     *(f"training/{name}" for name in ("callbacks", "connect", "prepare_model", "random_state", "trainer")),
 }
 HEAVY = HOST | {"torch", "numpy", "pandas", "matplotlib", "pydantic", "yaml"}

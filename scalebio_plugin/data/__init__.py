@@ -4,8 +4,7 @@ entries     entries of a list in the config, validated and loaded one after the 
 tags        the mark of its source that every row and token carries
 table       what a set of sources holds
 sources     the training set and the validation data, tagged and counted
-draw        rows drawn by the weights
-applied     `apply`: the training set of an ordinary run on a mixture
+draw        rows drawn by the weights, after learning or by `apply`
 validation  the validation batches, a function of (seed, step)
 resampled   the batches after learning, drawn by the weights
 """

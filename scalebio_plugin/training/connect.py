@@ -64,6 +64,8 @@ def connect(
         layers = LayerSampling(settings.lisa, plan, manager, seed, type(trainer.model).__name__)
     trainer.data_collator = SourceCollator(trainer.data_collator, trainer.processing_class.padding_side)
     share = torch.from_numpy(table.shares(settings.loss_unit))
+    counts = tuple(table.tokens.tolist()), tuple(table.sequences.tolist())
+    facts = RunFacts(tuple(table.names), *counts, settings.model_dump(), steps, seed)
     learning = trainer.learning = Learning(
         run=MixtureRun(settings, table.names, share, manager, steps),
         engine=engine_of(trainer, switches_layers=layers is not None),
@@ -73,11 +75,11 @@ def connect(
         trainable=trainable,
         inner_device=_inner_device(settings),
         manager=manager,
-        facts=_facts(settings, prepared, steps, seed),
+        facts=facts,
         folder=RunFolder(
             path=Path(cfg.output_dir) / "scalebio",
             names=table.names,
-            provenance=_provenance(cfg, settings, prepared, seed),
+            provenance=_provenance(cfg, settings, prepared, facts),
             next_config=_next_config(written, cfg.output_dir),
         ),
     )
@@ -108,39 +110,24 @@ def _inner_device(settings: ScaleBiOSettings) -> torch.device | None:
     return torch.device("cpu") if settings.inner_rests_on_cpu(gpu=torch.cuda.is_available()) else None
 
 
-def _facts(settings: ScaleBiOSettings, prepared: Prepared, steps: int, seed: int) -> RunFacts:
-    table = prepared.table
-    return RunFacts(
-        sources=tuple(table.names),
-        tokens=tuple(table.tokens.tolist()),
-        sequences=tuple(table.sequences.tolist()),
-        settings=settings.model_dump(),
-        steps=steps,
-        seed=seed,
-    )
-
-
-def _provenance(cfg: DictDefault, settings: ScaleBiOSettings, prepared: Prepared, seed: int) -> Provenance:
-    table, validation = prepared.table, prepared.validation
+def _provenance(cfg: DictDefault, settings: ScaleBiOSettings, prepared: Prepared, facts: RunFacts) -> Provenance:
     config = {
         "scalebio": settings.model_dump(),
         "datasets": [entry.to_dict() for entry in cfg.datasets],
         "base_model": cfg.base_model,
         "learning_rate": cfg.learning_rate,
     }
-    parts = {"config": config, "data": table.digest, "validation": validation.table.digest if validation else ""}
+    validation = prepared.validation.table.digest if prepared.validation else ""
+    parts = {"config": config, "data": prepared.table.digest, "validation": validation}
     return Provenance(
-        penalty=settings.penalty,
-        estimator=settings.estimator,
-        loss_unit=settings.loss_unit,
-        mixture_update=settings.mixture_update,
+        **settings.model_dump(include={"penalty", "estimator", "loss_unit", "mixture_update"}),
         steps=0,
         updates=0,
-        seed=seed,
+        seed=facts.seed,
         versions={"scalebio": __version__} | {name: metadata.version(name) for name in _HOSTS},
         fingerprint={name: fingerprint(part) for name, part in parts.items()},
-        tokens=dict(zip(table.names, table.tokens.tolist(), strict=True)),
-        examples=dict(zip(table.names, table.sequences.tolist(), strict=True)),
+        tokens=dict(zip(facts.sources, facts.tokens, strict=True)),
+        examples=dict(zip(facts.sources, facts.sequences, strict=True)),
     )
 
 
