@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import socket
@@ -53,6 +54,7 @@ def _rank(rank: int, ranks: int, port: int, log: Path, function: Callable[..., N
     os.environ.update({name: str(value) for name, value in places.items()}, MASTER_ADDR="127.0.0.1")
     multiprocessing.set_start_method("fork", force=True)  # as in a process of its own: of the loader's workers
     torch.set_num_threads(1)
+    gc.freeze()  # what the server has imported: a collection would look through it, and copy it page by page
     with log.open("a") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)

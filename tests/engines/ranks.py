@@ -1,4 +1,4 @@
-"""Test device: lets the host run two ranks on the CPU (gloo) under torchrun. List one of the plugins first.
+"""Test device: lets the host run two ranks on the CPU (gloo), as torchrun starts them. List one of the plugins first.
 
 accelerate and the host take several processes for several GPUs: so the process group, the device of the mesh and the
 placement of the model are told otherwise here. Nothing of the plugin is touched.

@@ -59,8 +59,12 @@ class Layout:
     """An engine: the test device that lets it run here, and the host's keys."""
 
     device: str
-    keys: dict[str, Any]
+    engine: dict[str, Any]
     lisa: bool = True
+
+    @property
+    def keys(self) -> dict[str, Any]:
+        return {**self.engine, "plugins": [f"tests.engines.ranks.{self.device}", *host.BASE["plugins"]]}
 
 
 FSDP2 = {
@@ -102,7 +106,6 @@ def arguments_of(inputs: Path, mode: str, out: Path, layout: Layout | None) -> d
     keys["scalebio"] = {"validation_batch_size": 8, **keys.get("scalebio", {})}
     if layout is not None:
         keys.update(layout.keys)
-        keys["plugins"] = [f"tests.engines.ranks.{layout.device}", *host.BASE["plugins"]]
     return {"directory": str(inputs), "output_dir": str(out), **keys}
 
 
@@ -223,7 +226,6 @@ def resumed(request: pytest.FixtureRequest, engine_inputs: Path, tmp_path_factor
         if "lisa" in name and not layout.lisa:
             continue
         common = {"directory": str(engine_inputs), "micro_batch_size": 2, **SAVING, **keys, **layout.keys}
-        common["plugins"] = [f"tests.engines.ranks.{layout.device}", *host.BASE["plugins"]]
         killed = {**common, "output_dir": str(folder / f"{i}/killed")}
         cases[f"{name}, whole"] = {**common, "output_dir": str(folder / f"{i}/whole")}
         cases[f"{name}, killed"] = {**killed, "stop_after": 8}
@@ -259,9 +261,7 @@ def test_resumed_run_ends_with_the_same_bytes(name: str, resumed: Path) -> None:
 @pytest.mark.slow
 def test_a_rank_that_dies_while_saving_leaves_no_checkpoint_to_resume_from(engine_inputs: Path, tmp_path: Path) -> None:
     """Rank 1 dies before it has written its part of checkpoint 6, rank 0 after all of its own."""
-    layout = LAYOUTS["fsdp2"]
-    common = {"directory": str(engine_inputs), "micro_batch_size": 2, **SAVING, **layout.keys}
-    common["plugins"] = [f"tests.engines.ranks.{layout.device}", *host.BASE["plugins"]]
+    common = {"directory": str(engine_inputs), "micro_batch_size": 2, **SAVING, **LAYOUTS["fsdp2"].keys}
     killed = {**common, "output_dir": str(tmp_path / "killed")}
     whole = {**common, "output_dir": str(tmp_path / "whole")}
     with pytest.raises(RuntimeError):
@@ -278,10 +278,9 @@ def test_a_rank_that_dies_while_saving_leaves_no_checkpoint_to_resume_from(engin
 
 @pytest.mark.slow
 def test_ddp_goes_on_in_one_process(engine_inputs: Path, tmp_path: Path, one_process: dict[str, Outcome]) -> None:
-    layout = LAYOUTS["ddp"]
     keys = {**arguments_of(engine_inputs, "full", tmp_path / "out", None), **SAVING}
     two = {**keys, "micro_batch_size": 2, "stop_after": 8}
-    launch({"two": {**two, "plugins": [f"tests.engines.ranks.{layout.device}", *host.BASE["plugins"]]}}, tmp_path)
+    launch({"two": {**two, **LAYOUTS["ddp"].keys}}, tmp_path)
     alone = run_case({**keys, "auto_resume_from_checkpoints": True})
     assert alone is not None
     assert len(alone.weights) == STEPS - 6

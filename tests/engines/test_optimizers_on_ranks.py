@@ -72,7 +72,6 @@ def run(cases: dict[str, Case], layout: Layout, folder: Path, ranks: int = 2) ->
         for kind, more in ((name, {}), (f"{name}, no pull", NO_PULL)):
             keys = {"max_steps": STEPS, "micro_batch_size": 2, "gradient_accumulation_steps": 2, **wide, **layout.keys}
             keys |= {**case, "scalebio": {**case.get("scalebio", {}), **more}}
-            keys["plugins"] = [f"tests.engines.ranks.{layout.device}", *host.BASE["plugins"]]
             arguments[kind] = {"directory": str(inputs), "output_dir": str(folder / f"out{len(arguments)}"), **keys}
     todo = list(arguments)
     for start in range(0, len(todo), 2 * A_LAUNCH):
@@ -160,8 +159,8 @@ def test_a_resumed_run_ends_with_the_same_bits(engine: str, tmp_path: Path) -> N
     cases = {}
     for name, case in RESUMED[engine].items():
         keys = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2, "micro_batch_size": 2, **wide, **layout.keys}
-        keys |= {**case, "plugins": [f"tests.engines.ranks.{layout.device}", *host.BASE["plugins"]]}
-        keys["directory"], killed = str(inputs), str(tmp_path / f"{name} killed")
+        keys |= {**case, "directory": str(inputs)}
+        killed = str(tmp_path / f"{name} killed")
         cases[f"{name}, whole"] = {**keys, "output_dir": str(tmp_path / f"{name} whole")}
         cases[f"{name}, killed"] = {**keys, "output_dir": killed, "stop_after": 5}
         cases[f"{name}, resumed"] = {**keys, "output_dir": killed, "auto_resume_from_checkpoints": True}

@@ -28,9 +28,7 @@ PACKED: dict[str, Any] = {
 
 def arguments_of(inputs: Path, out: Path, layout: Layout | None) -> dict[str, Any]:
     """The micro-batches that two ranks take at a time, one process takes one after the other."""
-    engine = {"gradient_accumulation_steps": 2}
-    if layout is not None:
-        engine = {**layout.keys, "plugins": [f"tests.engines.ranks.{layout.device}", *host.BASE["plugins"]]}
+    engine = {"gradient_accumulation_steps": 2} if layout is None else layout.keys
     datasets = [{**entry, "split": "train[:50%]"} for entry in host.BASE["datasets"]]  # 18 steps
     return {"directory": str(inputs), "output_dir": str(out), "datasets": datasets, **PACKED, **engine}
 
