@@ -38,7 +38,7 @@ BASE: dict[str, Any] = {
     "micro_batch_size": 4,  # of 1, six steps would show few sources
     "sequence_len": 128,  # what the rows take, with room for a second one in a packed row
     "dataset_num_proc": 1,  # of a few rows: forked workers take longer; see also `_hasten`
-    "dataloader_num_workers": 0,  # as many seconds as the steps; tests/runs/ordinary.py has the host's default
+    "dataloader_num_workers": 0,  # the same of tiny batches; tests/runs/ordinary.py has the host's default
     "save_strategy": "no",  # what is saved and resumed is asked of runs that say so
     # What is compared.
     "logging_steps": 1,  # every loss
