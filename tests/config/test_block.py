@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -110,12 +109,9 @@ def test_every_leaf_is_described(name, field):
 
 
 @pytest.mark.parametrize("model", [ScaleBiOSettings, LearnArgs, InnerArgs, LisaArgs])
-def test_a_block_cannot_be_changed_and_takes_no_other_keys(model):
-    block = model()
+def test_a_block_cannot_be_changed(model):
     with pytest.raises(ValidationError, match="frozen"):
-        setattr(block, next(iter(model.model_fields)), None)
-    with pytest.raises(ValidationError, match="typo"):
-        model.model_validate({"typo": 1})
+        setattr(model(), next(iter(model.model_fields)), None)
 
 
 @pytest.mark.parametrize(
@@ -149,14 +145,7 @@ OUT_OF_RANGE: list[tuple[str, Any]] = [
     *[("extensions", value) for value in ("my.module", [1])],
     ("mixture_update", 3),
 ]
-
-
-@pytest.mark.parametrize(("key", "value"), OUT_OF_RANGE)
-def test_a_value_out_of_range_is_an_error_that_names_its_key(key, value):
-    assert f"scalebio.{key}" in error_of(config(**{key: value}))
-
-
-BROKEN: list[tuple[str, Any]] = [
+WRONG_KIND: list[tuple[str, Any]] = [  # the rules that look across the config see it before its types are checked
     *[("bounds", value) for value in (0.5, [0.1, 0.5], {"a": 0.5}, {"a": None}, {"a": [0.1]}, {"a": [0.1, 0.2, 0.3]})],
     *[("bounds", value) for value in ({"a": ["low", 0.5]}, {"a": [None, 0.5]}, {"a": {"min": 0.1}}, {"a": [-0.1, 2]})],
     *[("groups", value) for value in (["a", "b"], {"g": "a"}, {"g": 3}, {"g": None}, {"g": [["a"]]})],
@@ -168,10 +157,9 @@ BROKEN: list[tuple[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("key", "value"), BROKEN)
-def test_a_value_of_the_wrong_kind_is_an_error_that_names_its_key_and_no_crash(key, value):
-    """The rules that look across the config see it before its types are checked."""
-    assert key in error_of(config(**{key: value}))
+@pytest.mark.parametrize(("key", "value"), [*OUT_OF_RANGE, *WRONG_KIND])
+def test_a_value_that_cannot_be_is_an_error_that_names_its_key_and_no_crash(key, value):
+    assert f"scalebio.{key}" in error_of(config(**{key: value}))
 
 
 @pytest.mark.parametrize("penalty", [0.1, 1, 10.0, 1e6, float("inf"), "10"])
@@ -228,36 +216,21 @@ def test_entries_that_the_host_has_parsed_already_are_read_too():
 @pytest.mark.parametrize("mode", ["python", "json"])
 @pytest.mark.parametrize("exclude_none", [True, False])
 @pytest.mark.parametrize(
-    "block",
-    [{}, FULL, {"lisa": {}}, {"learn": {"fraction": 0.5}}, {"mixture_init": "proportional"}],
-    ids=lambda b: str(b)[:40],
+    "given",
+    [
+        *(config(**block) for block in ({}, FULL, {"lisa": {}}, {"learn": {"fraction": 0.5}})),
+        *(config(**block) for block in ({"mixture_init": "proportional"}, {"penalty": float("inf")})),
+        {**GOOD, "scalebio": {"apply": __file__, "max_repeats": 2.0}},
+    ],
+    ids=lambda given: str(given["scalebio"])[:80],
 )
-def test_the_output_can_be_read_again(block, mode, exclude_none):
+def test_the_output_can_be_read_again_whole_and_the_block_alone(given, mode, exclude_none):
     """Ray validates a second time, on the worker, what the first time gave (exclude_none: as the host does)."""
-    once = Host.model_validate(config(**block))
-    again = Host.model_validate(once.model_dump(mode=mode, exclude_none=exclude_none))
-    assert again.scalebio == once.scalebio
+    once = Host.model_validate(given)
+    output = once.model_dump(mode=mode, exclude_none=exclude_none)
+    again = Host.model_validate(output)
+    assert again.scalebio == once.scalebio == ScaleBiOSettings.model_validate(output["scalebio"])
     assert again.model_dump() == once.model_dump()
-
-
-def test_the_output_with_an_infinite_penalty_can_be_read_again():
-    once = Host.model_validate(config(penalty=float("inf")))
-    assert Host.model_validate(once.model_dump(exclude_none=True)).scalebio == once.scalebio
-
-
-def test_the_output_of_an_applied_mixture_can_be_read_again(tmp_path: Path):
-    (tmp_path / "mixture.json").write_text("{}")
-    block = {"apply": str(tmp_path / "mixture.json"), "max_repeats": 2.0}
-    once = Host.model_validate({"datasets": GOOD["datasets"], "scalebio": block})
-    again = Host.model_validate(once.model_dump(exclude_none=True))
-    assert again.scalebio == once.scalebio
-
-
-def test_the_parsed_block_can_be_parsed_alone():
-    """The frozen model is made again from the host's plain config."""
-    once = Host.model_validate(config(**FULL)).scalebio
-    assert ScaleBiOSettings.model_validate(once.model_dump()) == once
-    assert ScaleBiOSettings.model_validate(once.model_dump(exclude_none=True)) == once
 
 
 def test_what_is_no_mapping_is_left_to_pydantic():

@@ -20,10 +20,8 @@ def names(*entries: dict | str) -> list[str]:
         ("./data/clean.jsonl", "clean"),
         ("/mnt/data/clean.JSONL", "clean"),
         ("~/data/clean.parquet", "clean"),
-        ("./data/folder", "folder"),
-        ("/mnt/data/folder", "folder"),
+        *((f"{place}/folder", "folder") for place in ("./data", "/mnt/data", "s3://bucket/some")),
         ("/mnt/data/folder/", "folder"),
-        ("s3://bucket/some/folder", "folder"),
         ("data/v1.5-clean.jsonl", "v1.5-clean"),
         ("org/data-v1.5", "org/data-v1.5"),
     ],
@@ -33,35 +31,19 @@ def test_a_path_gives_a_readable_name(path, name):
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "expected"),
+    ("path", "first", "second", "expected"),
     [
-        (
-            {"path": "gsm8k", "name": "main"},
-            {"path": "gsm8k", "name": "socratic"},
-            ["gsm8k/main", "gsm8k/socratic"],
-        ),
-        (
-            {"path": "json", "data_files": "a.jsonl"},
-            {"path": "json", "data_files": ["b.jsonl", "c.jsonl"]},
-            ["json/a", "json/b+c"],
-        ),
-        (
-            {"path": "org/data", "split": "train"},
-            {"path": "org/data", "split": "test"},
-            ["org/data/train", "org/data/test"],
-        ),
-        (
-            {"path": "org/data", "type": "alpaca"},
-            {"path": "org/data", "type": "completion"},
-            ["org/data/alpaca", "org/data/completion"],
-        ),
-        ({"path": "org/data", "name": "x"}, {"path": "org/data"}, ["org/data/x", "org/data"]),
-        ({"path": "a/x.jsonl"}, {"path": "b/x.jsonl"}, ["x", "x#2"]),
-        ({"path": "org/data"}, {"path": "org/data"}, ["org/data", "org/data#2"]),
+        ("gsm8k", {"name": "main"}, {"name": "socratic"}, ["gsm8k/main", "gsm8k/socratic"]),
+        ("json", {"data_files": "a.jsonl"}, {"data_files": ["b.jsonl", "c.jsonl"]}, ["json/a", "json/b+c"]),
+        ("org/data", {"split": "train"}, {"split": "test"}, ["org/data/train", "org/data/test"]),
+        ("org/data", {"type": "alpaca"}, {"type": "completion"}, ["org/data/alpaca", "org/data/completion"]),
+        ("org/data", {"name": "x"}, {}, ["org/data/x", "org/data"]),
+        ("a/x.jsonl", {}, {"path": "b/x.jsonl"}, ["x", "x#2"]),
+        ("org/data", {}, {}, ["org/data", "org/data#2"]),
     ],
 )
-def test_entries_of_one_path_are_told_apart_by_what_differs(first, second, expected):
-    assert names(first, second) == expected
+def test_entries_of_one_path_are_told_apart_by_what_differs(path, first, second, expected):
+    assert names({"path": path, **first}, {"path": path, **second}) == expected
 
 
 def test_only_what_is_needed_is_added():
@@ -97,12 +79,8 @@ def test_given_names_are_taken():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["one"], r"one name per entry of datasets: \(2\), got 1"),
-        (["one", "two", "three"], r"one name per entry of datasets: \(2\), got 3"),
-        ([], r"\(2\), got 0"),
-        (["one", "one"], r"unique and not empty, got \['one', 'one'\]; rename"),
-        (["one", ""], r"unique and not empty"),
-        (["one", "  "], r"unique and not empty"),
+        *((["one"] * count, rf"one name per entry of datasets: \(2\), got {count}") for count in (0, 1, 3)),
+        *((["one", name], rf"unique and not empty, got \['one', '{name}'\]; rename") for name in ("one", "", "  ")),
     ],
 )
 def test_given_names_that_cannot_be_are_refused(given, message):
