@@ -16,8 +16,7 @@ ROOT = Path(__file__).parents[1]
 FULL_NAME = "scalebio_plugin.ScaleBiOPlugin"
 
 TOY_HOST = {
-    "axolotl/__init__.py": "",
-    "axolotl/integrations/__init__.py": "",
+    **{f"axolotl/{folder}__init__.py": "" for folder in ("", "integrations/", "utils/", "utils/schemas/")},
     "axolotl/integrations/base.py": """
         def load_plugin(plugin_name):
             return f"loaded {plugin_name}"
@@ -25,8 +24,6 @@ TOY_HOST = {
         def normalize_plugin_name(target):
             return target.replace(":", ".")
     """,
-    "axolotl/utils/__init__.py": "",
-    "axolotl/utils/schemas/__init__.py": "",
     "axolotl/utils/schemas/config.py": "",
     "axolotl/utils/config/__init__.py": """
         import axolotl.utils.schemas.config
@@ -67,27 +64,22 @@ class TestWithAToyHost:
 
     @pytest.fixture
     def python(self, toy_host, tmp_path):
-        def python(code: str) -> str:
-            return run(sys.executable, "-S", "-c", dedent(code), path=(toy_host, ROOT), cwd=tmp_path)
+        def python(code: str, before: str = "") -> str:
+            """What is printed by code that runs after `install`."""
+            code = f"{before}\nfrom scalebio_plugin.boot import install\ninstall()\n{dedent(code)}"
+            return run(sys.executable, "-S", "-c", code, path=(toy_host, ROOT), cwd=tmp_path)
 
         return python
 
     def test_costs_a_process_without_the_host_two_small_modules(self, python):
-        added = python("""
-            import sys
-            before = set(sys.modules)
-            from scalebio_plugin.boot import install
-            install()
-            print(*sorted(set(sys.modules) - before - {"__future__"}))
-        """)
+        before = "import sys; before = set(sys.modules)"
+        added = python('print(*sorted(set(sys.modules) - before - {"__future__"}))', before)
         assert added == "scalebio_plugin scalebio_plugin.boot"
 
     @pytest.mark.parametrize("name", ["scalebio", FULL_NAME, "scalebio_plugin:ScaleBiOPlugin", "other.Plugin"])
     def test_only_the_short_name_is_replaced(self, python, name):
         expected = FULL_NAME if name == "scalebio" else name
         printed = python(f"""
-            from scalebio_plugin.boot import install
-            install()
             from axolotl.integrations.base import load_plugin, normalize_plugin_name
             print(load_plugin({name!r}), normalize_plugin_name({name!r}))
         """)
@@ -96,37 +88,30 @@ class TestWithAToyHost:
     @pytest.mark.parametrize("imported", ["before", "after"])
     def test_order_of_import_and_install_and_their_number_do_not_matter(self, python, imported):
         host = "import axolotl.integrations.base as base, axolotl.utils.config as config"
-        install = "from scalebio_plugin.boot import install; install(); install()"
-        first, second = (host, install) if imported == "before" else (install, host)
-        printed = python(f"""
-            {first}
-            {second}
+        code = """
+            install()
+            import axolotl.integrations.base as base, axolotl.utils.config as config
             install()
             print(base.load_plugin("scalebio"))
             functions = base.load_plugin, base.normalize_plugin_name, config.validate_config
             print(*(hasattr(f.__wrapped__, "__wrapped__") for f in functions))
-        """)
-        assert printed == f"loaded {FULL_NAME}\nFalse False False"
+        """
+        assert python(code, host if imported == "before" else "") == f"loaded {FULL_NAME}\nFalse False False"
 
     def test_leaves_no_trace_in_the_import_system(self, python):
-        printed = python("""
-            import inspect, sys
-            before = list(sys.meta_path)
-            from scalebio_plugin.boot import install
-            install()
+        code = """
             import axolotl.integrations.base as base
             waiting = len(sys.meta_path) - len(before)
             import axolotl.utils.config
             print(waiting, sys.meta_path == before)
             print(type(base.__spec__.loader).__name__, base.__loader__ is base.__spec__.loader)
             print("def load_plugin" in inspect.getsource(base))
-        """)
+        """
+        printed = python(code, "import inspect, sys; before = list(sys.meta_path)")
         assert printed == "1 True\nSourceFileLoader True\nTrue"
 
     def test_a_spec_that_is_only_looked_at_does_not_use_it_up(self, python):
         printed = python("""
-            from scalebio_plugin.boot import install
-            install()
             from importlib.util import find_spec
             print(find_spec("axolotl.integrations.base").loader.get_filename().endswith("base.py"))
             from axolotl.integrations.base import load_plugin
@@ -140,8 +125,6 @@ class TestWithAToyHost:
         printed = python("""
             import os
             os.environ["BROKEN"] = "1"
-            from scalebio_plugin.boot import install
-            install()
             try:
                 import axolotl.integrations.base
             except ImportError as error:
@@ -156,8 +139,6 @@ class TestWithAToyHost:
         (toy_host / "axolotl/integrations/base.py").write_text("def load(name): return name")
         (toy_host / "axolotl/utils/config/__init__.py").write_text("")
         printed = python("""
-            from scalebio_plugin.boot import install
-            install()
             import axolotl.integrations.base as base, axolotl.utils.config as config
             print([name for module in (base, config) for name in vars(module) if not name.startswith("__")])
         """)
@@ -170,8 +151,6 @@ class TestWithAToyHost:
                 def find_spec(self, name, path=None, target=None):
                     others = (f.find_spec(name, path, target) for f in sys.meta_path if f is not self)
                     return next((spec for spec in others if spec), None)
-            from scalebio_plugin.boot import install
-            install()
             sys.meta_path.insert(0, Asking())
             from axolotl.integrations.base import load_plugin
             print(load_plugin("scalebio"))
@@ -186,11 +165,7 @@ class TestInstalled:
         printed = run(sys.executable, "-c", "import sys; print({'axolotl', 'torch', 'pydantic'} & set(sys.modules))")
         assert printed == "set()"
 
-    def test_a_fresh_interpreter_knows_the_name(self, toy_host, tmp_path):
-        code = "from axolotl.integrations.base import load_plugin; print(load_plugin('scalebio'))"
-        assert run(sys.executable, "-c", code, path=(toy_host,), cwd=tmp_path) == f"loaded {FULL_NAME}"
-
-    def test_a_spawned_child_knows_the_name(self, toy_host, tmp_path):
+    def test_a_fresh_interpreter_and_its_spawned_child_know_the_name(self, toy_host, tmp_path):
         script = """
             import multiprocessing
 
@@ -200,10 +175,11 @@ class TestInstalled:
 
             if __name__ == "__main__":
                 with multiprocessing.get_context("spawn").Pool(1) as pool:
-                    print(pool.apply(loaded))
+                    print(loaded(), "and", pool.apply(loaded))
         """
         write({"script.py": script}, tmp_path)
-        assert run(sys.executable, "script.py", path=(toy_host,), cwd=tmp_path) == f"loaded {FULL_NAME}"
+        printed = run(sys.executable, "script.py", path=(toy_host,), cwd=tmp_path)
+        assert printed == f"loaded {FULL_NAME} and loaded {FULL_NAME}"
 
 
 @pytest.mark.host_contract
@@ -222,15 +198,8 @@ class TestWithTheHost:
     def config(self):
         from axolotl.utils.dict import DictDefault
 
-        return DictDefault(
-            {
-                "base_model": "tiny",
-                "datasets": [{"path": "data/a.jsonl", "type": "alpaca"}],
-                "micro_batch_size": 1,
-                "gradient_accumulation_steps": 1,
-                "learning_rate": 1e-3,
-            }
-        )
+        numbers = {"micro_batch_size": 1, "gradient_accumulation_steps": 1, "learning_rate": 1e-3}
+        return DictDefault({"base_model": "tiny", "datasets": [{"path": "a.jsonl", "type": "alpaca"}], **numbers})
 
     @pytest.mark.parametrize("name", ["scalebio", FULL_NAME])
     def test_both_names_load_the_plugin(self, name):
@@ -310,12 +279,11 @@ class TestBuiltAndInstalled:
         return directory
 
     def test_the_path_files_are_at_the_root_alone(self, wheel):
-        names = zipfile.ZipFile(wheel).namelist()
-        assert sorted(name for name in names if name.startswith("scalebio_axolotl.")) == [
+        names = [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith((".pth", ".start"))]
+        assert sorted(name for name in names if not name.startswith("_")) == [
             "scalebio_axolotl.pth",
             "scalebio_axolotl.start",
         ]
-        assert not [name for name in names if "/" in name and name.endswith((".pth", ".start"))]
 
     def test_the_example_configs_travel_with_the_code(self, kind, wheel):
         names = zipfile.ZipFile(wheel).namelist()

@@ -247,7 +247,9 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 
 def test_bounded_weights_are_within_boxes_and_groups_and_sum_to_one(case):
+    before = case.weights.clone()
     weights = case.bounds.bounded(case.weights)
+    assert torch.equal(case.weights, before)
     assert float(weights.sum()) == pytest.approx(1.0, abs=1e-13)
     assert case.violation(weights) < 1e-11
 
@@ -274,30 +276,29 @@ def test_weights_within_the_bounds_stay(case):
     torch.testing.assert_close(wide.bounded(inside), inside, rtol=0, atol=1e-8)
 
 
-def test_the_input_of_bounded_is_left_as_it_is(case):
-    before = case.weights.clone()
-    case.bounds.bounded(case.weights)
-    assert torch.equal(case.weights, before)
-
-
 def box(low: list[float], high: list[float]) -> Bounds:
     return Bounds(torch.tensor(low, dtype=torch.float64), torch.tensor(high, dtype=torch.float64))
 
 
-def test_a_cap_hands_the_rest_out_in_proportion():
-    weights = box([0, 0, 0], [0.4, 1, 1]).bounded(torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64))
-    torch.testing.assert_close(weights, torch.tensor([0.4, 0.4, 0.2], dtype=torch.float64), rtol=0, atol=1e-12)
+BOXES = {  # floors, caps, weights, bounded weights
+    "a cap hands the rest out in proportion": ([0, 0, 0], [0.4, 1, 1], [0.7, 0.2, 0.1], [0.4, 0.4, 0.2]),
+    "a floor takes from the others in proportion": ([0.3, 0, 0], [1, 1, 1], [0.1, 0.6, 0.3], [0.3, 1.4 / 3, 0.7 / 3]),
+    "a box of one point is met": ([0.2, 0.5, 0.3], [0.2, 0.5, 0.3], [0.8, 0.1, 0.1], [0.2, 0.5, 0.3]),
+    **{
+        f"{tiny} comes back to its floor": ([0.1, 0], [1, 1], [tiny, 1.0], [0.1, 0.9])  # a weight that nearly vanished
+        for tiny in (1e-12, 1e-30)
+    },
+    **{
+        f"{tiny} takes what a cap leaves": ([0, 0], [0.5, 1], [1.0 - tiny, tiny], [0.5, 0.5])  # it must go somewhere
+        for tiny in (1e-12, 1e-30, 0.0)
+    },
+}
 
 
-def test_a_floor_takes_from_the_others_in_proportion():
-    weights = box([0.3, 0, 0], [1, 1, 1]).bounded(torch.tensor([0.1, 0.6, 0.3], dtype=torch.float64))
-    expected = torch.tensor([0.3, 0.7 * 2 / 3, 0.7 / 3], dtype=torch.float64)
-    torch.testing.assert_close(weights, expected, rtol=0, atol=1e-12)
-
-
-def test_a_box_of_one_point_is_met():
-    weights = box([0.2, 0.5, 0.3], [0.2, 0.5, 0.3]).bounded(torch.tensor([0.8, 0.1, 0.1], dtype=torch.float64))
-    torch.testing.assert_close(weights, torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64), rtol=0, atol=1e-12)
+@pytest.mark.parametrize(("floors", "caps", "weights", "expected"), BOXES.values(), ids=BOXES.keys())
+def test_boxes_bound_as_computed_by_hand(floors, caps, weights, expected):
+    bounded = box(floors, caps).bounded(torch.tensor(weights, dtype=torch.float64))
+    torch.testing.assert_close(bounded, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-12)
 
 
 def test_a_group_keeps_the_proportions_within_it():
@@ -305,19 +306,6 @@ def test_a_group_keeps_the_proportions_within_it():
     weights = bounds.bounded(torch.tensor([0.4, 0.2, 0.3, 0.1], dtype=torch.float64))
     expected = torch.tensor([0.2, 0.1, 0.7 * 0.75, 0.7 * 0.25], dtype=torch.float64)
     torch.testing.assert_close(weights, expected, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("tiny", [1e-12, 1e-30])
-def test_a_weight_that_nearly_vanished_comes_back_to_its_floor(tiny):
-    weights = box([0.1, 0], [1, 1]).bounded(torch.tensor([tiny, 1.0], dtype=torch.float64))
-    torch.testing.assert_close(weights, torch.tensor([0.1, 0.9], dtype=torch.float64), rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("other", [1e-12, 1e-30, 0.0])
-def test_a_cap_holds_even_if_the_others_have_next_to_nothing(other):
-    """What a capped source cannot have must go somewhere, also to one that started at 0."""
-    weights = box([0, 0], [0.5, 1]).bounded(torch.tensor([1.0 - other, other], dtype=torch.float64))
-    torch.testing.assert_close(weights, torch.tensor([0.5, 0.5], dtype=torch.float64), rtol=0, atol=1e-12)
 
 
 def test_a_source_held_at_zero_stays_there_through_the_logits():
