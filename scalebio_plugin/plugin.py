@@ -14,6 +14,7 @@ from axolotl.utils.logging import get_logger
 from torch import nn
 from transformers import Trainer, set_seed
 
+from . import __version__
 from .config import raw
 from .config.block import ScaleBiOSettings, settings_of
 from .data.draw import applied_rows
@@ -83,7 +84,7 @@ class ScaleBiOPlugin(BasePlugin):
         if self.prepared is not None:
             from .training.connect import connect
 
-            connect(cfg, _settings(cfg), self.prepared, trainer, self.written)
+            connect(cfg, _settings(cfg), self.prepared, trainer, self.written, __version__)
 
 
 def _settings(cfg: DictDefault) -> ScaleBiOSettings:

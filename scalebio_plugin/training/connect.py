@@ -13,7 +13,6 @@ import yaml
 from axolotl.utils.dict import DictDefault
 from axolotl.utils.logging import get_logger
 
-from .. import __version__
 from ..algorithm.lisa import LayerPlan
 from ..config.block import ScaleBiOSettings
 from ..data.resampled import ResampledStream
@@ -46,8 +45,14 @@ def connect(
     prepared: Prepared,
     trainer: ScaleBiOTrainer,
     written: Mapping[str, Any],
+    version: str,
 ) -> None:
-    """Give the finished trainer its mixture, its validation batches and its tags. `written`: the user's config."""
+    """Give the finished trainer its mixture, its validation batches and its tags.
+
+    Args:
+        written: The config as its user wrote it.
+        version: Of the plugin.
+    """
     table, steps, seed = prepared.table, int(trainer.args.max_steps), int(cfg.seed or 0)
     if steps <= settings.warmup_steps:
         raise ValueError(
@@ -79,7 +84,7 @@ def connect(
         folder=RunFolder(
             path=Path(cfg.output_dir) / "scalebio",
             names=table.names,
-            provenance=_provenance(cfg, settings, prepared, facts),
+            provenance=_provenance(cfg, settings, prepared, facts, version),
             next_config=_next_config(written, cfg.output_dir),
         ),
     )
@@ -110,7 +115,9 @@ def _inner_device(settings: ScaleBiOSettings) -> torch.device | None:
     return torch.device("cpu") if settings.inner_rests_on_cpu(gpu=torch.cuda.is_available()) else None
 
 
-def _provenance(cfg: DictDefault, settings: ScaleBiOSettings, prepared: Prepared, facts: RunFacts) -> Provenance:
+def _provenance(
+    cfg: DictDefault, settings: ScaleBiOSettings, prepared: Prepared, facts: RunFacts, version: str
+) -> Provenance:
     config = {
         "scalebio": settings.model_dump(),
         "datasets": [entry.to_dict() for entry in cfg.datasets],
@@ -124,7 +131,7 @@ def _provenance(cfg: DictDefault, settings: ScaleBiOSettings, prepared: Prepared
         steps=0,
         updates=0,
         seed=facts.seed,
-        versions={"scalebio": __version__} | {name: metadata.version(name) for name in _HOSTS},
+        versions={"scalebio": version} | {name: metadata.version(name) for name in _HOSTS},
         fingerprint={name: fingerprint(part) for name, part in parts.items()},
         tokens=dict(zip(facts.sources, facts.tokens, strict=True)),
         examples=dict(zip(facts.sources, facts.sequences, strict=True)),
