@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,8 @@ def table_of(tokens: list[int], sequences: list[int]) -> SourceTable:
         ([300, 4000, 50], [30, 10, 25], [0.2, 0.5, 0.3]),
         ([7, 7, 7], [1, 7, 3], [0.1, 0.1, 0.8]),
         ([500, 500], [50, 50], [0.0, 1.0]),
+        ([100, 50, 10], [10, 5, 1], [0.2, 0.3, 0.5]),  # equal lengths: the fractions are the weights
+        ([1000, 100, 30], [10, 20, 30], [1000 / 1130, 100 / 1130, 30 / 1130]),  # the shares: every sequence counts one
     ],
 )
 def test_rows_drawn_by_the_fractions_hold_tokens_by_the_weights(tokens, sequences, weights):
@@ -38,16 +41,6 @@ def test_rows_drawn_by_the_fractions_hold_tokens_by_the_weights(tokens, sequence
     assert (held / held.sum()).tolist() == pytest.approx(weights)
 
 
-def test_with_equal_lengths_the_fractions_are_the_weights():
-    weights = np.array([0.2, 0.3, 0.5])
-    assert table_of([100, 50, 10], [10, 5, 1]).sampling(weights).tolist() == pytest.approx(weights.tolist())
-
-
-def test_at_the_token_shares_every_sequence_counts_the_same():
-    table = table_of([1000, 100, 30], [10, 20, 30])
-    assert table.sampling(table.shares("token")).tolist() == pytest.approx([10 / 60, 20 / 60, 30 / 60])
-
-
 @pytest.mark.parametrize(("unit", "expected"), [("token", [0.75, 0.25]), ("sequence", [0.2, 0.8])])
 def test_shares_are_parts_of_the_units(unit, expected):
     assert table_of([300, 100], [10, 40]).shares(unit).tolist() == pytest.approx(expected)
@@ -56,20 +49,20 @@ def test_shares_are_parts_of_the_units(unit, expected):
 # ---- whole numbers
 
 
-ALLOTMENTS = [
-    pytest.param([0.5, 0.5], 10, [100, 100], id="even"),
-    pytest.param([1 / 3, 1 / 3, 1 / 3], 10, [100, 100, 100], id="not divisible"),
-    pytest.param([0.7, 0.2, 0.1], 7, [100, 100, 100], id="fractions"),
-    pytest.param([0.7, 0.2, 0.1], 100, [20, 100, 100], id="one is full"),
-    pytest.param([0.7, 0.2, 0.1], 100, [20, 30, 100], id="two are full"),
-    pytest.param([0.7, 0.2, 0.1], 100, [20, 30, 10], id="all are full"),
-    pytest.param([0.0, 0.4, 0.6], 50, [100, 100, 100], id="one has nothing"),
-    pytest.param([0.0, 1.0], 50, [100, 20], id="the only one is full"),
-    pytest.param([0.999999, 0.000001], 10, [5, 100], id="nearly nothing takes the rest"),
-    pytest.param([0.25] * 4, 2, [10] * 4, id="fewer rows than sources"),
-    pytest.param([0.5, 0.5], 0, [10, 10], id="no rows"),
-    pytest.param([0.5, 0.5], 10, [0, 10], id="a source without rows"),
-]
+ALLOTMENTS = {
+    "even": ([0.5, 0.5], 10, [100, 100]),
+    "not divisible": ([1 / 3, 1 / 3, 1 / 3], 10, [100, 100, 100]),
+    "fractions": ([0.7, 0.2, 0.1], 7, [100, 100, 100]),
+    "one is full": ([0.7, 0.2, 0.1], 100, [20, 100, 100]),
+    "two are full": ([0.7, 0.2, 0.1], 100, [20, 30, 100]),
+    "all are full": ([0.7, 0.2, 0.1], 100, [20, 30, 10]),
+    "one has nothing": ([0.0, 0.4, 0.6], 50, [100, 100, 100]),
+    "the only one is full": ([0.0, 1.0], 50, [100, 20]),
+    "nearly nothing takes the rest": ([0.999999, 0.000001], 10, [5, 100]),
+    "fewer rows than sources": ([0.25] * 4, 2, [10] * 4),
+    "no rows": ([0.5, 0.5], 0, [10, 10]),
+    "a source without rows": ([0.5, 0.5], 10, [0, 10]),
+}
 
 
 def exact(fractions: list[float], rows: int, most: list[int]) -> list[float]:
@@ -82,7 +75,7 @@ def exact(fractions: list[float], rows: int, most: list[int]) -> list[float]:
     return [min(m, high * f) for m, f in zip(most, fractions, strict=True)]
 
 
-@pytest.mark.parametrize(("fractions", "rows", "most"), ALLOTMENTS)
+@pytest.mark.parametrize(("fractions", "rows", "most"), ALLOTMENTS.values(), ids=ALLOTMENTS.keys())
 def test_numbers_are_whole_within_one_of_exact_and_as_many_as_there_can_be(fractions, rows, most):
     found = _allot(np.array(fractions), rows, np.array(most))
     wanted = exact(fractions, rows, most)
@@ -134,16 +127,11 @@ def test_sources_are_drawn_by_their_fractions(fractions):
 
 
 @pytest.mark.parametrize("max_repeats", [1, 2, 3, 4])
-def test_no_row_is_drawn_more_often_than_max_repeats(max_repeats):
-    source = source_of(100, 50, 10)
-    drawn = resample(source, np.array([0.1, 0.1, 0.8]), 160, max_repeats, 1)
-    assert np.bincount(drawn).max() <= max_repeats
-
-
-@pytest.mark.parametrize("max_repeats", [1, 2, 3])
-def test_what_a_full_source_cannot_give_the_others_do(max_repeats):
+def test_no_row_is_drawn_more_often_than_max_repeats_and_the_others_give_what_a_full_source_cannot(max_repeats):
     source = source_of(100, 100, 10)
-    counts = np.bincount(source[resample(source, np.array([0.2, 0.1, 0.7]), 100, max_repeats, 1)], minlength=3)
+    drawn = resample(source, np.array([0.2, 0.1, 0.7]), 100, max_repeats, 1)
+    assert np.bincount(drawn).max() <= max_repeats
+    counts = np.bincount(source[drawn], minlength=3)
     assert counts.sum() == 100
     assert counts[2] == 10 * max_repeats
     assert counts[0] / counts[1] == pytest.approx(2.0, rel=0.05)
@@ -172,8 +160,7 @@ def test_sources_come_mixed():
     """No stretch of the run belongs to one source."""
     source = np.sort(source_of(500, 500))
     drawn = source[resample(source, np.array([0.5, 0.5]), 1000, 4.0, 1)]
-    halves = drawn[:500].mean(), drawn[500:].mean()
-    assert halves == pytest.approx((0.5, 0.5), abs=0.1)
+    assert (drawn[:500].mean(), drawn[500:].mean()) == pytest.approx((0.5, 0.5), abs=0.1)
 
 
 def test_mean_loss_over_the_drawn_tokens_is_the_weighted_loss():
@@ -215,11 +202,11 @@ def item(source: int, *tokens: int) -> dict[str, Any]:
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_every_token_of_a_padded_batch_has_its_source_and_padding_has_none(side):
     features = [item(2, 5, 5, 5), item(0, 6), item(1, 7, 7)]
+    before = copy.deepcopy(features)
     batch = SourceCollator(host_collator(side), side)(features)
-    sources = {5: 2, 6: 0, 7: 1, 0: -1}
-    assert batch[COLUMN].tolist() == [[sources[t] for t in row] for row in batch["input_ids"].tolist()]
-    numbers = {5: 0, 6: 1, 7: 2, 0: -1}
-    assert batch[SEQUENCE].tolist() == [[numbers[t] for t in row] for row in batch["input_ids"].tolist()]
+    assert features == before
+    for column, of_token in ((COLUMN, {5: 2, 6: 0, 7: 1, 0: -1}), (SEQUENCE, {5: 0, 6: 1, 7: 2, 0: -1})):
+        assert batch[column].tolist() == [[of_token[t] for t in row] for row in batch["input_ids"].tolist()]
 
 
 def test_packed_sequences_are_numbered_through_the_batch():
@@ -230,12 +217,6 @@ def test_packed_sequences_are_numbered_through_the_batch():
     assert (batch[SEQUENCE][tokens == 0] == -1).all()
     expected = torch.tensor([-1, 0, 0, 1, 2, 0, 1])[tokens]
     assert torch.equal(batch[COLUMN], expected)
-
-
-def test_the_features_are_left_as_they_are():
-    features = [item(1, 5, 5)]
-    SourceCollator(host_collator("right"), "right")(features)
-    assert features == [item(1, 5, 5)]
 
 
 def test_rows_without_a_tag_pass_through():

@@ -107,13 +107,15 @@ def flat() -> nn.Module:
 class Trained:
     """u and w in one module, as the trainer does it: u's step first."""
 
-    def __init__(self, make: Callable[[], nn.Module], when: str | None, seed: int = 0):
+    def __init__(self, make: Callable[[], nn.Module], when: str | None, seed: int = 0, *, hooked: bool = False):
         torch.manual_seed(0)
         self.model = make()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.01)
         transfer = None if when is None else simulated_transfer(when, seed=seed)
         self.inner = InnerParameters(dict(self.model.named_parameters()), self.optimizer, transfer=transfer)
         self.inner.follow(self.inner.parameters)
+        if hooked:
+            self.inner.wait_in(self.model)
 
     def step(self, number: int) -> None:
         with self.inner.in_place(for_passes=True):
@@ -140,17 +142,14 @@ def test_both_sets_train_the_same_bits(when, make, hooked):
     for number in range(4):
         alone.step(number)
     for seed in range(3):
-        beside = Trained(make, when, seed)
-        if hooked:
-            beside.inner.wait_in(beside.model)
+        beside = Trained(make, when, seed, hooked=hooked)
         for number in range(4):
             beside.step(number)
         assert_same(beside, alone)
 
 
 def test_a_pass_begins_before_all_has_arrived_and_each_block_waits_for_its_own():
-    beside = Trained(Blocks, "late")
-    beside.inner.wait_in(beside.model)
+    beside = Trained(Blocks, "late", hooked=True)
     seen = []
     for layer in beside.model.layers:
         layer.register_forward_hook(lambda *_: seen.append(set(beside.inner.arriving)))
@@ -158,10 +157,8 @@ def test_a_pass_begins_before_all_has_arrived_and_each_block_waits_for_its_own()
         assert len(beside.inner.arriving) == 10
         loss_of(beside.model, 0)
         assert not beside.inner.arriving
-    rest = [
-        {f"layers.{layer}.0.{kind}" for layer in layers for kind in ("weight", "bias")} for layers in ((1, 2), (2,))
-    ]
-    assert seen == [*rest, set()]
+    ahead = [(1, 2), (2,), ()]
+    assert seen == [{f"layers.{n}.0.{kind}" for n in numbers for kind in ("weight", "bias")} for numbers in ahead]
 
 
 def test_the_simulation_shows_a_pass_that_does_not_wait():
@@ -176,8 +173,7 @@ def test_the_simulation_shows_a_pass_that_does_not_wait():
 
 @WHENEVER
 def test_w_has_arrived_after_an_error(when):
-    beside = Trained(Blocks, when)
-    beside.inner.wait_in(beside.model)
+    beside = Trained(Blocks, when, hooked=True)
     beside.step(0)
     before = plain(beside.everything())
     with pytest.raises(KeyError), beside.inner.in_place(for_passes=True):
@@ -188,9 +184,7 @@ def test_w_has_arrived_after_an_error(when):
 
 @WHENEVER
 def test_restored_it_goes_on_with_the_same_bits(when):
-    whole, again = Trained(Blocks, when), Trained(Blocks, when)
-    for trained in (whole, again):
-        trained.inner.wait_in(trained.model)
+    whole, again = (Trained(Blocks, when, hooked=True) for _ in range(2))
     for number in range(2):
         whole.step(number)
     saved, optimizer = whole.everything(), copy.deepcopy(whole.optimizer.state_dict())
@@ -203,8 +197,7 @@ def test_restored_it_goes_on_with_the_same_bits(when):
 
 
 def test_hooks_do_not_keep_u_alive():
-    beside = Trained(Blocks, "late")
-    beside.inner.wait_in(beside.model)
+    beside = Trained(Blocks, "late", hooked=True)
     beside.step(0)
     reference = weakref.ref(beside.inner)
     del beside.inner

@@ -163,9 +163,8 @@ class TestLayouts:
         assert state.exchange.gpu == state.buckets.gpu == 0
 
     def test_fsdp2_keeps_whole_gradients_while_passes_accumulate(self) -> None:
-        assert of(Kind.FSDP2, world=4).gathered.gpu - of(
-            Kind.FSDP2, Training(accumulates=False), world=4
-        ).gathered.gpu == pytest.approx(2_000)
+        whole, reduced = (of(Kind.FSDP2, Training(accumulates=accumulates), world=4) for accumulates in (True, False))
+        assert whole.gathered.gpu - reduced.gathered.gpu == pytest.approx(2_000)
 
     @pytest.mark.parametrize(
         ("stage", "trained", "gradients", "states"),
@@ -179,10 +178,8 @@ class TestLayouts:
         assert state.frozen.gpu == (500 if stage == 3 else 2_000)
 
     def test_offloading_moves_bytes_and_loses_none(self) -> None:
-        here, there = (
-            of(Kind.DEEPSPEED, world=2, stage=3),
-            of(Kind.DEEPSPEED, world=2, stage=3, offload_optimizer=True, offload_weights=True),
-        )
+        here = of(Kind.DEEPSPEED, world=2, stage=3)
+        there = of(Kind.DEEPSPEED, world=2, stage=3, offload_optimizer=True, offload_weights=True)
         for part in ("frozen", "trained", "optimizer", "inner_values", "inner_optimizer"):
             assert getattr(there, part) == Bytes(cpu=getattr(here, part).gpu), part
 

@@ -56,6 +56,8 @@ def launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_it_prints_progress_and_the_learned_beside_the_true(launched, tmp_path: Path, capsys) -> None:
     calls = launched(TRAINS)
     assert quickstart.run(tmp_path / "new", steps=20) == 0
+    example = quickstart.example_config("quickstart.yml")
+    assert (tmp_path / "new" / "quickstart.yml").read_bytes() == example.read_bytes()
     made, trained = calls.read_text().splitlines()
     assert made.startswith('["-m", "scalebio_plugin.quickstart.planted", "."] 1')
     assert trained == '["-m", "axolotl.cli.train", "quickstart.yml", "--max_steps=20"] 1 \'\''
@@ -64,11 +66,8 @@ def test_it_prints_progress_and_the_learned_beside_the_true(launched, tmp_path: 
     assert [int(line[0]) for line in progress] == list(range(2, 21, 2))
     assert progress[-1] == ["20", "0.9000", "0.1000", "0.0000", "2.000"]
     table = out[out.index("source") :].splitlines()
-    assert [line.split() for line in table[1:4]] == [
-        ["clean", "1.00", "0.9000"],
-        ["wrong", "0.00", "0.1000"],
-        ["offtopic", "0.00", "0.0000"],
-    ]
+    assert [line.split()[0] for line in table[1:4]] == ["clean", "wrong", "offtopic"]
+    assert [line.split()[1:] for line in table[1:4]] == [["1.00", "0.9000"], ["0.00", "0.1000"], ["0.00", "0.0000"]]
     assert "a warning of the host" not in out
     assert "a warning of the host" in (tmp_path / "new" / "quickstart.log").read_text()
     assert str(tmp_path / "new" / "out" / "scalebio" / "report.html") in out
@@ -106,11 +105,7 @@ def test_a_directory_of_somebody_else_is_left_alone(launched, tmp_path: Path) ->
     assert not calls.exists()
 
 
-def test_the_config_is_the_example(launched, tmp_path: Path) -> None:
-    launched(TRAINS)
-    quickstart.run(tmp_path / "new")
-    example = quickstart.example_config("quickstart.yml")
-    assert (tmp_path / "new" / "quickstart.yml").read_bytes() == example.read_bytes()
+def test_an_example_that_is_not_there_is_named() -> None:
     with pytest.raises(FileNotFoundError, match="nothing.yml"):
         quickstart.example_config("nothing.yml")
 
