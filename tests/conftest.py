@@ -5,6 +5,7 @@ Set before anything imports the host, which reads most of these at import.
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +22,28 @@ os.environ.update(
     }
 )
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: more threads only wait for each other
+
+ON_RANKS = ("test_engines.py", "test_optimizers_on_ranks.py", "test_packed_on_ranks.py", "test_zero.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest begins first."""
+    items.sort(key=lambda item: item.path.name not in ON_RANKS)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A file is one process's, as `loadfile` has it, and files with runs on ranks are all the same one's.
+
+    Two such runs at a time would be four processes that wait for each other on two cores.
+    """
+    from xdist.scheduler import LoadFileScheduling
+
+    class OneRunOnRanks(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = super()._split_scope(nodeid)
+            return "ranks" if file.endswith(ON_RANKS) else file
+
+    return OneRunOnRanks(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 @pytest.fixture(scope="session")

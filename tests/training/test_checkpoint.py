@@ -48,3 +48,26 @@ def test_files_in_a_format_of_another_version_are_refused(tmp_path: Path) -> Non
     for read in (checkpoint.read_mixture, checkpoint.read_inner):
         with pytest.raises(ValueError, match=r"has the format 2, this version of the plugin reads 1"):
             read(str(tmp_path), ALONE)
+
+
+@pytest.mark.parametrize(
+    ("files", "half"),
+    [
+        (["scalebio_mixture.pt", "trainer_state.json"], True),  # killed before the last file of ours
+        (["scalebio_mixture.pt", "trainer_state.json", "scalebio_complete"], False),
+        ([], True),  # killed before any file
+        (["trainer_state.json"], False),  # written without the plugin
+    ],
+)
+def test_a_checkpoint_that_was_not_written_to_its_end_is_known(tmp_path: Path, files: list[str], half: bool) -> None:
+    whole, newer = tmp_path / "checkpoint-9", tmp_path / "checkpoint-10"
+    for folder in (whole, newer):
+        folder.mkdir()
+    (whole / "scalebio_complete").touch()
+    for name in files:
+        (newer / name).touch()
+    assert checkpoint.is_half_written(str(newer)) == half
+    assert checkpoint.last_whole_checkpoint(str(tmp_path)) == str(whole if half else newer)
+    if half:
+        with pytest.raises(ValueError, match=r"checkpoint-10 was not written to its end"):
+            checkpoint.read_mixture(str(newer), ALONE)
