@@ -4,6 +4,7 @@ Set before anything imports the host, which reads most of these at import.
 """
 
 import os
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,18 @@ ON_RANKS = ("test_engines.py", "test_optimizers_on_ranks.py", "test_packed_on_ra
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes longest begins first."""
     items.sort(key=lambda item: item.path.name not in ON_RANKS)
+
+
+@cache
+def step_back() -> None:
+    """On cores that a run on ranks shares with other tests, its ranks would wait long for each other."""
+    if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "nice"):
+        os.nice(10)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.path.name not in ON_RANKS:
+        step_back()
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
