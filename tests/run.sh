@@ -8,6 +8,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+unset PYTHONDONTWRITEBYTECODE # else each process compiles anew what was not compiled when it was installed
 bash tests/setup_venv.sh
 venv=$(cd "${VENV:-.venv}" && pwd)
 export PATH="$venv/bin:$PATH"

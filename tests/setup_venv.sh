@@ -43,10 +43,12 @@ fi
 echo "Installing into $venv with $version; this takes some minutes the first time."
 "$python" -m venv "$venv"
 pip=("$venv/bin/python" -m pip --quiet --disable-pip-version-check)
+# Of 40,000 modules an import compiles the few that are used, unless it may not keep them.
+compile=--no-compile
+if [ -n "${PYTHONDONTWRITEBYTECODE:-}" ]; then compile=--compile; fi
 # Without a GPU a CPU build of torch will do: asked for by itself, it is taken where pip has been given one.
 if [[ $version == "Python 3.11."* ]] && ! command -v nvidia-smi >/dev/null; then
-    "${pip[@]}" install --no-compile torch==2.13.0
+    "${pip[@]}" install "$compile" torch==2.13.0
 fi
-# Not compiled: of 40,000 modules an import compiles the few that are used.
-"${pip[@]}" install --no-compile -e '.[dev]' "$@"
+"${pip[@]}" install "$compile" -e '.[dev]' "$@"
 echo "$wanted" >"$venv/.installed"
