@@ -24,7 +24,13 @@ os.environ.update(
 )
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: more threads only wait for each other
 
-ON_RANKS = ("test_engines.py", "test_optimizers_on_ranks.py", "test_packed_on_ranks.py", "test_zero.py")
+ON_RANKS = (
+    "test_engines.py",
+    "test_launched.py",
+    "test_optimizers_on_ranks.py",
+    "test_packed_on_ranks.py",
+    "test_zero.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,4 +1,4 @@
-"""One optimiser step, from top to bottom: of a run that learns (`learning`), and of its warmup (`warmup`).
+"""One optimiser step, from top to bottom: of a run that learns (`Step.learn`), and of its warmup (`Step.warm_up`).
 
 The host's loop asks for the micro-batches of a step one by one, accumulates what their backward passes give, then clips
 and steps. So a step is a generator: it yields w's loss of each micro-batch in turn, and what comes before, between and

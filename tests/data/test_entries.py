@@ -17,6 +17,12 @@ OLD_KEYS = {**TURNS, "message_field_role": "from", "message_field_content": "val
 TEMPLATE = "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {{ eos_token }}{% endfor %}"
 VALIDATION = host.BASE["scalebio"]["validation_datasets"]
 pytestmark = pytest.mark.host_contract
+# The test runs' own process would save it (see `host._hasten`), and hide what a user meets.
+SAVES_NO_EMPTY_SET = pytest.mark.skipif(
+    not host.HOST_AVERAGES_MEANS,
+    reason="on 0.21 the host's process that saves an unpacked set without rows dies on a circular import of the host; "
+    "the error carries the note with the place of the entry",
+)
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +156,7 @@ def test_what_cannot_be_loaded_is_told_by_its_place(
 @pytest.mark.parametrize(
     ("where", "packed"),
     [
-        ("datasets", {}),
+        pytest.param("datasets", {}, marks=SAVES_NO_EMPTY_SET),
         ("datasets", PACKED),
         ("first of datasets", PACKED),
         ("validation_datasets", PACKED),

@@ -11,7 +11,7 @@ import torch
 
 from tests import host
 
-LISA = {"active_layers": 2, "interval": 4}
+LISA = {"active_layers": 2, "interval": 7}
 PACKED = {"sample_packing": True, "micro_batch_size": 1}
 GPT2 = {"base_model": "gpt2"}
 DROPOUT = {"overrides_of_model_config": {"attention_dropout": 0.1}}
@@ -38,11 +38,11 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_without_pull_both_sets_stay_the_same_bits(name: str, inputs: Path, tmp_path: Path) -> None:
-    run = train(name, float("inf"), 30, inputs, tmp_path)
+    run = train(name, float("inf"), 50, inputs, tmp_path)
     history = [json.loads(line) for line in (run.folder / "history.jsonl").read_text().splitlines()]
     if "dropout" in name:
         assert model_is_random(run)
-    assert len(run.inner) == 30
+    assert len(run.inner) == 50
     assert run.inner[-1]
     for model, inner in zip(run.model, run.inner, strict=True):
         assert all(torch.equal(model[parameter], value) for parameter, value in inner.items())

@@ -92,7 +92,6 @@ PRODUCT = {
         {**METHODS[method].host, **accumulated(micro_batches), **(PACKED if packed == "packed" else {})},
         {**METHODS[method].scalebio, "loss_unit": unit, "estimator": estimator, **(ADAM if rule == "adam" else {})},
         model=METHODS[method].model,
-        steps=6,  # two periods of LISA; what comes later is asked of the cases above
     )
     for names in product(
         METHODS, (1, 4), ("padded", "packed"), ("token", "sequence"), ("forward", "symmetric"), ("eg", "adam")

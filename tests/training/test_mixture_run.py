@@ -327,4 +327,4 @@ def test_other_sources_are_refused_by_name_and_change_nothing(saved, message):
 
 
 def test_the_same_sources_are_no_error():
-    refuse_other_sources(("a", "b"), ["a", "b"], "mixture.json")
+    assert refuse_other_sources(("a", "b"), ["a", "b"], "mixture.json") is None
