@@ -1,11 +1,14 @@
 """Two ranks on every engine train what one process trains: λ, w and u after ten steps, at equal global batches.
 
-One launch an engine runs all of its cases (starting the host twice takes longer than any of them).
+One launch an engine runs all of its cases (starting the host twice takes longer than any of them). By default engines run
+one mode of each kind, and all of them in the slow suite.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +56,8 @@ MODES: dict[str, dict[str, Any]] = {
     DRAWN: {"scalebio": {"lisa": {"active_layers": 4, "interval": 1}}, "base_model": "eight_layers"},
 }
 
+EACH_KIND = ("full", "full, uneven", "lora", "full, symmetric, sequence", "lisa, accumulated, embeddings", DRAWN)
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -91,6 +96,8 @@ LAYOUTS = {
     "zero2": zero(2),
     "zero3": zero(3),
 }
+_OTHERS = tuple(mode for mode in MODES if mode not in EACH_KIND)
+LAUNCHES = {engine: [tuple(MODES)] if engine in ("zero1", "zero2") else [EACH_KIND, _OTHERS] for engine in LAYOUTS}
 
 
 def arguments_of(inputs: Path, mode: str, out: Path, layout: Layout | None) -> dict[str, Any]:
@@ -135,21 +142,9 @@ def one_process(engine_inputs: Path, tmp_path_factory: pytest.TempPathFactory) -
     return {mode: outcome for mode, outcome in found.items() if outcome is not None}
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        pytest.param("ddp", marks=pytest.mark.host_contract),
-        pytest.param("fsdp2", marks=pytest.mark.host_contract),
-        pytest.param("zero1", marks=pytest.mark.slow),
-        pytest.param("zero2", marks=pytest.mark.slow),
-        "zero3",
-    ],
-)
-def two_ranks(
-    request: pytest.FixtureRequest, engine_inputs: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, list[Outcome]]:
-    layout, folder = LAYOUTS[request.param], tmp_path_factory.mktemp(request.param)
-    modes = [mode for mode in MODES if layout.lisa or "lisa" not in mode]
+def run_modes(modes: Iterable[str], layout: Layout, engine_inputs: Path, folder: Path) -> dict[str, list[Outcome]]:
+    """The outcomes of both ranks, by mode; the first one's with what the run saved."""
+    modes = [mode for mode in modes if layout.lisa or "lisa" not in mode]
     launch(
         {mode: arguments_of(engine_inputs, mode, folder / f"out{i}", layout) for i, mode in enumerate(modes)}, folder
     )
@@ -160,6 +155,32 @@ def two_ranks(
     for i, mode in enumerate(modes):
         outcomes[mode][0].saved = saved_tensors(folder / f"out{i}")
     return outcomes
+
+
+@pytest.fixture(scope="module")
+def two_ranks(
+    engine_inputs: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, str], dict[str, list[Outcome]]]:
+    """The outcomes of the launch that a mode is in. (As a parameter of a fixture it would be launched once a mode.)"""
+
+    @cache
+    def launched(engine: str, modes: tuple[str, ...]) -> dict[str, list[Outcome]]:
+        return run_modes(modes, LAYOUTS[engine], engine_inputs, tmp_path_factory.mktemp(engine))
+
+    return lambda engine, mode: launched(engine, next(modes for modes in LAUNCHES[engine] if mode in modes))
+
+
+def on_engines(modes: Sequence[str]) -> list[Any]:
+    """(engine, mode) of a test: each engine's first launch by default, what is in its second among the slow tests."""
+    found = []
+    for engine, launches in LAUNCHES.items():
+        for mode in modes:
+            marks = [pytest.mark.host_contract] if engine in ("ddp", "fsdp2") else []
+            if engine in ("zero1", "zero2") or mode not in launches[0]:
+                marks.append(pytest.mark.slow)
+            if LAYOUTS[engine].lisa or "lisa" not in mode:
+                found.append(pytest.param(engine, mode, marks=marks))
+    return found
 
 
 def saved_tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -173,13 +194,14 @@ def saved_tensors(folder: Path) -> dict[str, torch.Tensor]:
     }
 
 
-@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != DRAWN])
+@pytest.mark.parametrize(("engine", "mode"), on_engines([mode for mode in MODES if mode != DRAWN]))
 def test_two_ranks_are_one_process(
-    mode: str, one_process: dict[str, Outcome], two_ranks: dict[str, list[Outcome]]
+    engine: str,
+    mode: str,
+    one_process: dict[str, Outcome],
+    two_ranks: Callable[[str, str], dict[str, list[Outcome]]],
 ) -> None:
-    if "lisa" in mode and mode not in two_ranks:
-        pytest.skip("LISA is refused on this engine")
-    alone, (first, second) = one_process[mode], two_ranks[mode]
+    alone, (first, second) = one_process[mode], two_ranks(engine, mode)[mode]
     assert len(first.weights) == STEPS
     assert all(torch.equal(a, b) for a, b in zip(first.weights, second.weights, strict=True)), "ranks disagree on λ"
     assert first.layers == second.layers == alone.layers
@@ -291,14 +313,15 @@ def test_ddp_goes_on_in_one_process(engine_inputs: Path, tmp_path: Path, one_pro
 # ---- bytes
 
 
-@pytest.mark.parametrize("mode", ["full", "lora", DRAWN])
+@pytest.mark.parametrize(("engine", "mode"), on_engines(["full", "lora", DRAWN]))
 def test_a_rank_holds_what_estimate_counts(
-    mode: str, one_process: dict[str, Outcome], two_ranks: dict[str, list[Outcome]]
+    engine: str,
+    mode: str,
+    one_process: dict[str, Outcome],
+    two_ranks: Callable[[str, str], dict[str, list[Outcome]]],
 ) -> None:
     """Tensor by tensor, on a model of eight layers: weights, optimizer states, and both of the inner set."""
-    if "lisa" in mode and mode not in two_ranks:
-        pytest.skip("LISA is refused on this engine")
-    for outcome in [one_process[mode], *two_ranks[mode]]:
+    for outcome in [one_process[mode], *two_ranks(engine, mode)[mode]]:
         print(mode, outcome.measured, outcome.formula)
         assert outcome.measured["inner_values"] > 0
         for name, counted in outcome.formula.items():
