@@ -120,7 +120,8 @@ def _show(arguments: argparse.Namespace) -> int:
     from .report.mixture_file import read_mixture, summaries_of
     from .report.tables import weights_table
 
-    print(weights_table(summaries_of(read_mixture(_mixture_at(arguments.path)))))
+    document = read_mixture(_mixture_at(arguments.path))
+    print(weights_table(summaries_of(document), document.get("verdict")))
     return 0
 
 

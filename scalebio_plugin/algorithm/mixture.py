@@ -9,9 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import torch
 from torch import Tensor
+
+from .evidence import LEAST_UPDATES, LEVEL, Evidence, boundary, evident_fraction
 
 
 def weights_of(logits_S: Tensor) -> Tensor:  # (S,)
@@ -118,6 +121,143 @@ def exponentiated_gradient(
     rms = (mean_square / (1 - decay**step)) ** 0.5
     logits = logits_S if rms == 0.0 else logits_S - learning_rate * centred / rms
     return logits, ExponentiatedState(step, mean_square)
+
+
+HOLD = 3  # the power of a fraction of evidence that stays evident when later gaps are 0
+LEAST_OTHERS = 0.01  # how much weight the other sources keep together, so that they can come back in time
+
+
+@dataclass(frozen=True)
+class EvidentState:
+    """What `move_on_evidence` goes on from.
+
+    Attributes:
+        evident_S: (S,), E, the evident part of the summed gaps.
+        fraction_S: (S,), the largest fraction f of the sum that was evidence since the sum last changed sign.
+    """
+
+    evident_S: Tensor
+    fraction_S: Tensor
+
+    @classmethod
+    def zeros(cls, *shape: int) -> EvidentState:
+        """Before the first update."""
+        return cls(torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64))
+
+
+def move_on_evidence(
+    evidence: Evidence, state: EvidentState, logits_S: Tensor, learning_rate: float
+) -> tuple[Tensor, EvidentState]:
+    """λ ← λ − η (E_t − E_{t−1}), E the evident part of the sum of all gaps over their running RMS.
+
+    So λ stays where it is on noise, and where there is a signal all that was gathered while it was in doubt counts at
+    once. What was evidence remains so in part, f³ of it: later gaps, which are 0 where the mixture has arrived, are
+    those of another mixture (with all of it what slow noise did would stay, with none λ would leave where it belongs).
+    What goes beyond the largest distance between two logits is forgotten, so that λ turns as soon as its gaps do.
+
+    Args:
+        evidence: With this update's gaps.
+        state: What the last call returned.
+        logits_S: (S,), λ before the update.
+        learning_rate: η, nats an update at a gap that stands at its RMS.
+
+    Returns:
+        λ after the update, and the state for the next one.
+    """
+    if evidence.updates < LEAST_UPDATES:
+        return logits_S, state
+    total, error = evidence.sums()
+    fraction = evident_fraction(total, error, boundary(evidence.updates, logits_S.shape[-1]))
+    held = torch.where(total * state.evident_S > 0, state.fraction_S, 0.0)
+    largest, fraction = torch.maximum(fraction, held), torch.maximum(fraction, held**HOLD)
+    moved = logits_S - learning_rate * (fraction * total - state.evident_S)
+    return _within_reach(moved, logits_S), EvidentState(fraction * total, largest)
+
+
+def _within_reach(logits_S: Tensor, before_S: Tensor) -> Tensor:  # (S,)
+    """No logit falls so far below the largest that the others would keep less than LEAST_OTHERS together."""
+    largest = logits_S.amax(-1, keepdim=True)
+    reach = math.log(max(1, logits_S.shape[-1] - 1) * (1 - LEAST_OTHERS) / LEAST_OTHERS)
+    as_before = before_S - before_S.amax(-1, keepdim=True) + largest
+    return torch.maximum(logits_S, torch.minimum(largest - reach, as_before))
+
+
+def weight_interval(
+    weights_S: Tensor, evidence: Evidence, learning_rate: float, *, gated: bool, level: float = 0.05
+) -> tuple[Tensor, Tensor]:
+    """(S,) ends of an interval for each weight: what the noise of the gaps may have made of it.
+
+    λ_i is a sum of gaps, whose standard error says by how much it would differ in a run with other noise. Both ends of
+    that sum's interval go through the rule (`gated`: `move_on_evidence`; else the plain sum). The noise of source j
+    comes to p_i through the logits of all: half_i² + Σ_j (p_j / (1 − p_i))² half_j², with half² divided by (1 − 1/S)
+    for what centring took away. It covers where the gaps do not answer to the weights, and is wide where they do (near
+    an optimum inside the simplex they bring λ back). An interval of no width: nothing has passed the boundary.
+    """
+    total, error = evidence.sums()
+    if evidence.updates < LEAST_UPDATES:
+        return torch.zeros_like(weights_S), torch.ones_like(weights_S)
+    reach, sources = NormalDist().inv_cdf(1 - level / 2) * error, weights_S.shape[-1]
+    ends = [total - reach, total + reach]
+    if gated:
+        limit = boundary(evidence.updates, sources)
+        ends = [end * evident_fraction(end, error, limit) for end in ends]
+    own = (learning_rate * (ends[1] - ends[0]) / 2) ** 2 / (1 - 1 / sources)
+    others = (weights_S**2 * own).sum(-1, keepdim=True) - weights_S**2 * own
+    width = (own + others / (1 - weights_S).clamp(min=1e-12) ** 2).sqrt()
+    odds = torch.logit(weights_S)
+    return torch.sigmoid(odds - width), torch.sigmoid(odds + width)
+
+
+def towards_prior(logits_S: Tensor, prior_S: Tensor, step: float) -> Tensor:  # (S,)
+    """The proximal step of a Kullback-Leibler prior: argmin over p of step · KL(p | prior) + KL(p | softmax(λ)).
+
+    Exact also within `Bounds`: the sum is (1 + step) KL(p | result) and a constant, so that it is least at the result's
+    projection.
+
+    Args:
+        logits_S: (S,).
+        prior_S: (S,), > 0.
+        step: Learning rate times the prior's strength over that of the gaps.
+    """
+    return (logits_S + step * prior_S.log()) / (1 + step)
+
+
+LITTLE = 0.02  # total variation that is no movement
+STILL = 0.05  # total variation over the recent updates of a mixture that has settled
+
+
+def verdict(
+    evidence: Evidence, logits_S: Tensor, *, moved: float, away: float, bounded: Callable[[Tensor], Tensor]
+) -> str:
+    """What can be said of a mixture.
+
+    `no signal`: nothing has passed the boundary and the mixture is where it began. `converged`: it has moved, was still
+    over the recent updates, and no recent gap says otherwise: at an optimum inside the simplex all are 0; at a bound
+    they point outwards: were those that are told from 0 followed for one nat, the mixture would move by less than
+    LITTLE. Else `still moving`.
+
+    Args:
+        moved: Total variation between the weights when `evidence.recent` began, and now.
+        away: Total variation from the first weights.
+        bounded: Weights (S,) -> the closest within the bounds.
+    """
+    if away <= LITTLE and not bool((evidence.ratio().abs() > 1).any()):
+        return "no signal"
+    recent, sources = evidence.recent, len(logits_S)
+    if moved > STILL or recent.count < 2 * LEAST_UPDATES:
+        return "still moving"
+    certain = NormalDist().inv_cdf(1 - LEVEL / (2 * sources)) * recent.error()
+    told = torch.where(recent.mean().abs() > certain, recent.mean(), 0.0)
+    largest = float(told.abs().max())
+    if largest == 0.0:
+        return "converged"
+    followed = bounded(weights_of(logits_S - told / largest))
+    return "still moving" if total_variation(followed, weights_of(logits_S)) > LITTLE else "converged"
+
+
+def total_variation(first_S: Tensor, second_S: Tensor) -> float:
+    """Half the sum of the absolute differences of two mixtures, 0 to 1."""
+    return float((first_S - second_S).abs().sum() / 2)
 
 
 @dataclass(frozen=True)

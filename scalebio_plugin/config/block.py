@@ -68,6 +68,18 @@ class LisaArgs(_Block):
     )
 
 
+class PriorArgs(_Block):
+    """A pull of the mixture towards given weights, by their Kullback-Leibler divergence."""
+
+    weights: dict[str, Weight] | None = Field(
+        default=None, description="{name: weight}, above 0, which must sum to 1. Default: the weights at the start."
+    )
+    strength: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = Field(
+        default=0.1,
+        description="Nats of validation loss that leaving the prior must gain for each nat of divergence.",
+    )
+
+
 class ScaleBiOSettings(_Block):
     """Everything under `scalebio:`. All keys are optional."""
 
@@ -92,12 +104,14 @@ class ScaleBiOSettings(_Block):
         "validation data (u descends L2 − L1/α): less bias for one more validation pass; needs penalty >= 3.",
     )
     mixture_update: str = Field(
-        default="exponentiated_gradient",
-        description="Rule that moves λ: `exponentiated_gradient` (normalised by its running RMS), `adam` (the "
-        "paper's), or the name of an extension's.",
+        default="evidence",
+        description="Rule that moves λ: `evidence` (by what of the summed gaps is not noise), "
+        "`exponentiated_gradient` (by every gap over its running RMS), `adam` (the paper's), or an extension's.",
     )
-    mixture_learning_rate: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = Field(
-        default=0.03, description="Learning rate of λ; the paper's for `adam` is 0.01. 0 freezes λ at `mixture_init`."
+    mixture_learning_rate: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] | None = Field(
+        default=None,
+        description="Learning rate of λ, about what a logit moves in an update. Default: 0.05 for `evidence`, 0.01 for "
+        "`adam` (the paper's), else 0.03. 0 freezes λ at `mixture_init`.",
     )
     mixture_init: Literal["uniform", "proportional"] | dict[str, Weight] = Field(
         default="uniform",
@@ -109,6 +123,10 @@ class ScaleBiOSettings(_Block):
     )
     groups: dict[str, list[str]] = Field(
         default_factory=dict, description="{group: [source names]} for `bounds`; a source belongs to one group at most."
+    )
+    prior: PriorArgs | None = Field(
+        default=None,
+        description="Keeps the mixture near given weights where the validation loss gains little by leaving.",
     )
     warmup_steps: Annotated[int, Field(ge=0)] = Field(
         default=0,
@@ -141,6 +159,13 @@ class ScaleBiOSettings(_Block):
     extensions: list[str] = Field(
         default_factory=list, description="Hook implementations to register: `module` or `module:attribute`."
     )
+
+    @property
+    def rate(self) -> float:
+        """Learning rate of λ."""
+        if self.mixture_learning_rate is not None:
+            return self.mixture_learning_rate
+        return {"evidence": 0.05, "adam": 0.01}.get(self.mixture_update, 0.03)
 
     @property
     def pull(self) -> float:

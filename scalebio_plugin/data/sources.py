@@ -95,6 +95,8 @@ def prepare(cfg: DictDefault, settings: ScaleBiOSettings) -> Prepared:
         merged = merged.flatten_indices()  # the host counts tokens on the plain column, rows left out included
     table, drawable = count(merged, names)
     _refuse_empty(table, "datasets", names)
+    if settings.apply is None:
+        _refuse_out_of_reach(table, settings)
     evaluation = untagged(evaluation)
     validation = None if settings.apply is not None else _load_validation(cfg, settings, evaluation)
     return Prepared(merged, evaluation, table, drawable, validation)
@@ -124,6 +126,16 @@ def announce(prepared: Prepared, settings: ScaleBiOSettings) -> None:
         for name, sequences, tokens, share in zip(table.names, table.sequences, table.tokens, shares, strict=True)
     ]
     LOG.info("scalebio: learning the weights of\n" + "\n".join(rows))
+    held = [
+        f"{name} {most:.4f}"
+        for name, most in zip(table.names, table.most(settings.max_repeats), strict=True)
+        if most < 1
+    ]
+    if held:
+        LOG.info(
+            f"scalebio: by their size, at max_repeats {settings.max_repeats}, these weights stay below: "
+            + ", ".join(held)
+        )
     if prepared.validation is not None and not prepared.validation.held_out:
         LOG.warning(
             "scalebio: the mixture is tuned for the evaluation data, so eval_loss is no longer held out; give "
@@ -229,6 +241,29 @@ def _first_of_equal_rows(dataset: Dataset) -> list[int]:
             seen.add(digest)
             kept.append(index)
     return kept
+
+
+def _refuse_out_of_reach(table: SourceTable, settings: ScaleBiOSettings) -> None:
+    """Bounds that the sizes of the sources do not allow, before anything is trained.
+
+    Raises:
+        ValueError: A weight would have to be above what `max_repeats` of its rows give it, or all together below 1.
+    """
+    most = dict(zip(table.names, table.most(settings.max_repeats).tolist(), strict=True))
+    problems = []
+    for name, (low, _) in settings.bounds.items():
+        reach = sum(most[member] for member in settings.groups.get(name, [name]))
+        if low > reach:
+            problems.append(f"  - {name}: at least {low:g}, and can have {reach:.4g}")
+    highest = sum(min(most[name], settings.bounds.get(name, (0.0, 1.0))[1]) for name in table.names)
+    if highest < 1.0:
+        problems.append(f"  - all sources together can have {highest:.4g}")
+    if problems:
+        raise ValueError(
+            "scalebio.bounds ask for more than the sources hold, each of whose rows is drawn at most max_repeats "
+            f"({settings.max_repeats}) times in an epoch:\n" + "\n".join(problems) + "\nlower the bounds or raise "
+            "scalebio.max_repeats"
+        )
 
 
 def _refuse_empty(table: SourceTable, where: str, names: Sequence[str]) -> None:

@@ -36,6 +36,10 @@ class SourceTable:
     def shares(self, loss_unit: str) -> np.ndarray:  # (S,), sum 1
         return self.units(loss_unit) / self.units(loss_unit).sum()
 
+    def most(self, max_repeats: int) -> np.ndarray:  # (S,)
+        """The largest weight that a pass over the training set can give a source: of max_repeats times its rows."""
+        return np.minimum(1.0, max_repeats * self.shares("token"))
+
     def sampling(self, weights: np.ndarray) -> np.ndarray:  # (S,), sum 1
         """Fractions q of sequences to draw so that an ordinary run's token-mean loss is Σ weights_i L2_i.
 

@@ -24,8 +24,24 @@ class AdamOnLogits:
         return logits, vars(after)
 
 
+class MoveOnEvidence:
+    """`mixture_update: evidence`, the default."""
+
+    @hookimpl(trylast=True)
+    def scalebio_update_mixture(
+        self, rule: str, observation: Observation, state: dict[str, Any] | None
+    ) -> tuple[Tensor, dict[str, Any]] | None:
+        if rule != "evidence":
+            return None
+        before = mixture.EvidentState(**state) if state else mixture.EvidentState.zeros(len(observation.logits_S))
+        logits, after = mixture.move_on_evidence(
+            observation.evidence, before, observation.logits_S, observation.learning_rate
+        )
+        return logits, vars(after)
+
+
 class ExponentiatedGradient:
-    """`mixture_update: exponentiated_gradient`, the default."""
+    """`mixture_update: exponentiated_gradient`."""
 
     @hookimpl(trylast=True)
     def scalebio_update_mixture(
@@ -48,4 +64,4 @@ class UniformLayers:
         return lisa.draw_layers(layers, active, seed, period)
 
 
-BUILT_IN = (AdamOnLogits(), ExponentiatedGradient(), UniformLayers())
+BUILT_IN = (AdamOnLogits(), MoveOnEvidence(), ExponentiatedGradient(), UniformLayers())

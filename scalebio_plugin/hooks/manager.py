@@ -10,6 +10,7 @@ import pluggy
 import torch
 from torch import Tensor
 
+from ..algorithm.evidence import Evidence
 from . import spec
 from .defaults import BUILT_IN
 
@@ -47,8 +48,9 @@ def manager_of(rule: str, extensions: Sequence[str]) -> pluggy.PluginManager:
         ValueError: As `build_manager`, or no one answers for `rule`.
     """
     manager = build_manager(extensions, BUILT_IN)
-    zeros = torch.zeros(2, dtype=torch.float64)
-    updated(manager, rule, spec.Observation(zeros, zeros + 0.5, zeros, zeros, learning_rate=0.0, step=1), None)
+    zeros, none = torch.zeros(2, dtype=torch.float64), Evidence.zeros(2)
+    nothing = spec.Observation(zeros, zeros + 0.5, zeros, zeros, learning_rate=0.0, step=1, evidence=none)
+    updated(manager, rule, nothing, None)
     return manager
 
 
@@ -65,8 +67,8 @@ def updated(
     )
     if answer is None:
         raise ValueError(
-            f"scalebio.mixture_update: no rule {rule!r}; the built-in ones are exponentiated_gradient and adam, others "
-            "come from scalebio.extensions"
+            f"scalebio.mixture_update: no rule {rule!r}; the built-in ones are evidence, exponentiated_gradient and "
+            "adam, others come from scalebio.extensions"
         )
     return answer
 

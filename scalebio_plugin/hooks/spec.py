@@ -30,6 +30,8 @@ import pluggy
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..algorithm.evidence import Evidence
+
 PROJECT = "scalebio"
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
@@ -45,6 +47,7 @@ class Observation:
         gradient_S: (S,), α p ⊙ (g − p·g).
         learning_rate: `mixture_learning_rate`.
         step: Optimiser step, from 1.
+        evidence: What all gaps so far say, this update's included.
     """
 
     logits_S: Tensor
@@ -53,6 +56,7 @@ class Observation:
     gradient_S: Tensor
     learning_rate: float
     step: int
+    evidence: Evidence
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ class RunFolder:
         if not history:
             return None
         known = replace(self.provenance, steps=steps, updates=len(history), layer_steps=layer_steps)
-        document = mixture_document(summarise(history, self.names), known)
+        document = mixture_document(summarise(history, self.names), known, history[-1].get("verdict"))
         write_mixture(self.path / "mixture.json", document)
         return document
 

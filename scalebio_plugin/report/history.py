@@ -19,13 +19,24 @@ Floats = NDArray[np.float64]
 
 
 class HistoryRecord(TypedDict):
-    """One mixture update, one line of `history.jsonl`."""
+    """One mixture update, one line of `history.jsonl`.
+
+    Three differences of losses have three names. inner_loss and loss are means over what this batch holds; `pull`
+    estimates L2_i(w) − L2_i(u) from it, for every source; `gap` is the pull less an average over the sources (see
+    `algorithm.evidence`): above 0 a source loses weight.
+    """
 
     step: int  # optimiser step, from 1
     weights: dict[str, float]
+    interval: dict[str, list[float]] | None  # 95%, see `algorithm.mixture.weight_interval`; None: the rule has none
     loss: dict[str, float | None]  # the source's mean training loss in this batch; None if it had no example there
     inner_loss: dict[str, float | None]  # the same at the inner parameters
-    gap: dict[str, float]  # estimate of the source's loss at the model less that at the inner parameters; never None
+    pull: dict[str, float]  # nats, never None
+    gap: dict[str, float]  # nats
+    gap_mean: dict[str, float]  # over the last third to two thirds of the updates
+    gap_se: dict[str, float] | None  # standard error of gap_mean, autocorrelation counted; None: too few updates
+    evidence: dict[str, float]  # z / z0 of all gaps: beyond ±1 they are not noise, below 0 the source gains
+    verdict: str  # no signal, still moving, converged
     units: dict[str, int]  # target tokens of the source in this batch; its sequences with `loss_unit: sequence`
     train_loss: float
     val_loss: float
@@ -59,19 +70,13 @@ def series(history: Sequence[HistoryRecord], key: str, names: Sequence[str]) -> 
     return np.array([[row[name] for name in names] for row in rows], dtype=np.float64)
 
 
-def centred_gap(history: Sequence[HistoryRecord], names: Sequence[str]) -> Floats:  # (N, S)
-    """g_i - sum_j p_j g_j: what the pull costs a source beyond the mixture's average."""
-    gap = series(history, "gap", names)
-    average: Floats = (series(history, "weights", names) * gap).sum(axis=1, keepdims=True)
-    return gap - average
-
-
 def metrics(record: HistoryRecord) -> dict[str, float]:
     """An update as `scalebio/<what>/<source>`, for every dashboard the host reports to."""
     values = {"scalebio/val_loss": record["val_loss"]}
     for name in record["weights"]:
         values[f"scalebio/weight/{name}"] = record["weights"][name]
         values[f"scalebio/gap/{name}"] = record["gap"][name]
+        values[f"scalebio/evidence/{name}"] = record["evidence"][name]
         loss = record["loss"][name]
         if loss is not None:
             values[f"scalebio/loss/{name}"] = loss

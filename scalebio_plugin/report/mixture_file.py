@@ -37,7 +37,7 @@ class Provenance:
     layer_steps: list[int] | None = None
 
 
-def mixture_document(summaries: Mapping[str, SourceSummary], facts: Provenance) -> dict[str, Any]:
+def mixture_document(summaries: Mapping[str, SourceSummary], facts: Provenance, verdict: str | None) -> dict[str, Any]:
     """The content of `mixture.json`. Weights are divided by their sum, which float32 leaves a rounding away from 1."""
     total = math.fsum(summary.weight for summary in summaries.values())
     ordered = {name: replace(summary, weight=summary.weight / total) for name, summary in largest_first(summaries)}
@@ -48,13 +48,14 @@ def mixture_document(summaries: Mapping[str, SourceSummary], facts: Provenance) 
         for name, summary in ordered.items()
     }
     weights = {name: summary.weight for name, summary in ordered.items()}
-    return {"schema": SCHEMA, "weights": weights, "sources": sources, **run}
+    return {"schema": SCHEMA, "weights": weights, "verdict": verdict, "sources": sources, **run}
 
 
 def summaries_of(document: Mapping[str, Any]) -> dict[str, SourceSummary]:
     """What `mixture_document` was given, back from its document; largest weight first."""
-    fields = SourceSummary.__dataclass_fields__
-    return {name: SourceSummary(**{key: source[key] for key in fields}) for name, source in document["sources"].items()}
+    fields = SourceSummary.__dataclass_fields__.keys()
+    known = {name: {key: source[key] for key in fields & source.keys()} for name, source in document["sources"].items()}
+    return {name: SourceSummary(**source) for name, source in known.items()}
 
 
 def write_mixture(path: StrPath, document: Mapping[str, Any]) -> None:

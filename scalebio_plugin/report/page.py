@@ -13,7 +13,7 @@ from .history import HistoryRecord
 from .mixture_file import summaries_of
 from .picture import draw_mixture
 from .summary import SourceSummary
-from .tables import layers_line
+from .tables import VERDICTS, interval_in_words, layers_line
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 62rem; margin: 2rem auto;
@@ -29,10 +29,12 @@ _HOW_TO_READ = """
 <p>The <b>weights</b> p are those of the training loss &Sigma; p<sub>i</sub> L<sub>i</sub>, where L<sub>i</sub> is a
 source's mean loss: they are not fractions of rows. <b>Rows</b> says which fraction of the sequences of an ordinary run
 that mixture comes to.</p>
-<p>The <b>gap</b> is what pulling the model towards the validation data costs a source beyond the mixture's average
-(mean of the last half of the updates, with its standard error, s.e.). Above 0 a source loses weight, below 0 it gains.
-Where it is less than two standard errors from 0, the data do not tell the source from the average mixture, and its
-weight may be chance.</p>
+<p>The <b>gap</b> is what pulling the model towards the validation data costs a source beyond the average of the
+sources (mean of the last third to two thirds of the updates, with its standard error, s.e.). Above 0 a source loses
+weight, below 0 it gains. <b>Gains</b> and <b>loses</b> stand where all gaps of the run together are more than noise:
+noise alone would come to that, at any update, in one run of twenty. The <b>95% interval</b> says what the noise of the
+gaps may have made of a weight, under this rule and this data; another model or other validation data are not in it. One
+of no width: no evidence has moved the weight.</p>
 """
 
 
@@ -72,8 +74,10 @@ def _in_a_sentence(document: Mapping[str, Any]) -> str:
     summaries = summaries_of(document)
     told = [name for name, summary in summaries.items() if summary.is_told_from_average]
     of = f"{document['updates']} updates of the weights in {document['steps']} optimiser steps, penalty"
-    sure = f"{len(told)} of {len(summaries)} sources differ from the average mixture by more than two standard errors"
-    return escape(f"{of} {document['penalty']:g}. {sure}.")
+    sure = f"{len(told)} of {len(summaries)} sources are told from the average of the sources"
+    verdict = document.get("verdict")
+    said = f" Verdict: {verdict}, {VERDICTS[verdict]}." if verdict else ""
+    return escape(f"{of} {document['penalty']:g}. {sure}.{said}")
 
 
 def _weights(document: Mapping[str, Any]) -> str:
@@ -82,12 +86,13 @@ def _weights(document: Mapping[str, Any]) -> str:
     # What `apply` samples by: p over the mean target tokens of a sequence.
     rows_of = {name: summaries[name].weight * source["examples"] / source["tokens"] for name, source in sources.items()}
     most, all_rows = max(document["weights"].values()), sum(rows_of.values())
-    head = ("source", "", "weight", "rows", "gap", "s.e.", "", "loss", "target tokens", "sequences")
+    head = ("source", "", "weight", "95% interval", "rows", "gap", "s.e.", "", "loss", "target tokens", "sequences")
     lines = [
         [
             _cell(escape(name), "text"),
             _cell(f'<div style="width: {summary.weight / most:.1%}"></div>', "bar"),
             _cell(f"{summary.weight:.4f}"),
+            _cell(interval_in_words(summary.interval).replace("-", "–")),
             _cell(f"{rows_of[name] / all_rows:.1%}"),
             _cell(f"{summary.gap:+.2g}"),
             _cell("–" if summary.gap_se is None else f"{summary.gap_se:.1g}"),
@@ -104,7 +109,8 @@ def _weights(document: Mapping[str, Any]) -> str:
 def _verdict(summary: SourceSummary) -> str:
     if not summary.is_told_from_average:
         return "as the average" if summary.gap_se is not None else "too few updates"
-    return "loses" if summary.gap > 0 else "gains"
+    pushed = summary.gap if summary.evidence is None else summary.evidence
+    return "loses" if pushed > 0 else "gains"
 
 
 def _facts(document: Mapping[str, Any]) -> str:

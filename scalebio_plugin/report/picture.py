@@ -78,9 +78,21 @@ def _draw_panels(panels: Sequence[Axes], history: Sequence[HistoryRecord], names
     if window > 1:
         middle.set_title(f"running mean of {window} updates", loc="right", fontsize=7, color=INK, y=1, pad=-6)
     uniform = _End(1 / len(names), f"uniform  1/{len(names)}", INK)
+    _draw_intervals(top, steps, history, names, colours)
     _label_ends(top, [uniform, *_curves(top, steps, weights, names, colours)])
     _label_ends(middle, _curves(middle, steps, loss, names, colours))
     _label_ends(bottom, _curves(bottom, steps, _running_mean(val_loss, window), ["validation"], {0: INK}))
+
+
+def _draw_intervals(
+    axes: Axes, steps: Floats, history: Sequence[HistoryRecord], names: Sequence[str], colours: Mapping[int, str]
+) -> None:
+    """The 95% intervals of the coloured sources, as bands, over the updates that have one."""
+    known = [record.get("interval") for record in history]
+    for i, colour in colours.items():
+        ends = [(np.nan, np.nan) if interval is None else interval[names[i]] for interval in known]
+        low, high = np.array(ends, dtype=np.float64).T
+        axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0, zorder=2)
 
 
 def _colours(weights: Floats) -> dict[int, str]:  # weights: (S,)

@@ -8,9 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .history import Floats, HistoryRecord, centred_gap, series
-
-MOST_STRETCHES = 10  # of which `batch_means_error` takes means
+from .history import Floats, HistoryRecord, series
 
 
 @dataclass(frozen=True)
@@ -23,10 +21,17 @@ class SourceSummary:
     inner_loss: float | None
     gap: float
     gap_se: float | None
+    interval: tuple[float, float] | None = None
+    evidence: float | None = None
 
     @property
     def is_told_from_average(self) -> bool:
-        """Whether the gap is more than two standard errors from 0; never in a control, in which every gap is 0."""
+        """Whether the gaps are more than noise; never in a control, in which every gap is 0.
+
+        What was written before there was `evidence` has two standard errors of the gap as its bound.
+        """
+        if self.evidence is not None:
+            return abs(self.evidence) > 1
         return self.gap_se is not None and abs(self.gap) > 2 * self.gap_se
 
 
@@ -34,45 +39,44 @@ def summarise(history: Sequence[HistoryRecord], names: Sequence[str]) -> dict[st
     """The state of every source at the end of a history of at least one update.
 
     weight            that of the last update.
+    interval          its 95% interval: what the noise of the gaps may have made of it, see
+                      `algorithm.mixture.weight_interval`; None where the rule has none.
     weight_average    the mean over the last quarter of the updates (rounded up).
     loss, inner_loss  means over those batches of the same quarter that held the source; None if none did.
-    gap               the mean over the last half of the updates (rounded up) of g_i - sum_j p_j g_j: what the
-                      validation pull costs this source beyond the mixture's average. Above 0 the source loses weight.
-    gap_se            the standard error of `gap`, see `batch_means_error`; None if that half is below 4 updates.
+    gap               the mean over the last third to two thirds of the updates: what the validation pull costs this
+                      source beyond the average of the sources. Above 0 the source loses weight.
+    gap_se            its standard error, which counts autocorrelation; None with too few updates.
+    evidence          of all gaps since the first update, in units of what noise reaches at any time in 5% of runs.
     """
     if not history:
         raise ValueError("a summary needs at least one mixture update, got an empty history; summarise after the first")
-    weights, loss, inner_loss = (series(history, key, names) for key in ("weights", "loss", "inner_loss"))
-    quarter, half = -math.ceil(len(history) / 4), -math.ceil(len(history) / 2)
-    gap = centred_gap(history[half:], names)
+    loss, inner_loss = (series(history, key, names) for key in ("loss", "inner_loss"))
+    quarter = -math.ceil(len(history) / 4)
+    average = series(history[quarter:], "weights", names).mean(axis=0)
+    last = _with_evidence(history[-1])
+    errors, intervals = last["gap_se"], last["interval"]
     return {
         name: SourceSummary(
-            weight=float(weights[-1, i]),
-            weight_average=float(weights[quarter:, i].mean()),
+            weight=last["weights"][name],
+            weight_average=float(average[i]),
             loss=_mean_of_seen(loss[quarter:, i]),
             inner_loss=_mean_of_seen(inner_loss[quarter:, i]),
-            gap=float(gap[:, i].mean()),
-            gap_se=batch_means_error(gap[:, i]),
+            gap=last["gap_mean"][name],
+            gap_se=None if errors is None else errors[name],
+            interval=None if intervals is None else (intervals[name][0], intervals[name][1]),
+            evidence=last["evidence"].get(name),
         )
         for i, name in enumerate(names)
     }
 
 
-def batch_means_error(values: Floats) -> float | None:
-    """Standard error of the mean of an autocorrelated series, by non-overlapping batch means; None below 4 values.
-
-    Successive gaps share most of their parameters, so s / sqrt(n) is too small. The means of k stretches of m values
-    are nearly independent once m passes the correlation time, and m times their variance estimates the long-run
-    variance (Schmeiser 1982, Operations Research 30(3), who finds 10 to 30 stretches enough). Here k is n // 2 in a
-    short series, so that m >= 2, and the first n - k m values stay out of the variance. Still too small where the
-    series spans few correlation times; larger where it drifts.
-    """
-    if len(values) < 4:
-        return None
-    batches = min(MOST_STRETCHES, len(values) // 2)
-    size = len(values) // batches
-    means = values[-batches * size :].reshape(batches, size).mean(axis=1)
-    return math.sqrt(size * float(means.var(ddof=1)) / len(values))
+def _with_evidence(record: HistoryRecord) -> HistoryRecord:
+    """A line of an older version gets its batch's gap about the mixture's average, and nothing about its noise."""
+    if "gap_mean" in record:
+        return record
+    average = sum(record["weights"][name] * gap for name, gap in record["gap"].items())
+    gap = {name: value - average for name, value in record["gap"].items()}
+    return {**record, "gap_mean": gap, "gap_se": None, "interval": None, "evidence": {}}
 
 
 def _mean_of_seen(values: Floats) -> float | None:

@@ -5,24 +5,36 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from .history import HistoryRecord, centred_gap
+from .history import HistoryRecord
 from .summary import SourceSummary, largest_first
 
 MOST_ROWS = 20  # sources that the log shows of an update
 
 
-def weights_table(summaries: Mapping[str, SourceSummary]) -> str:
-    """The table at the end of a run. A star marks the sources whose gap is within two standard errors of 0."""
+def weights_table(summaries: Mapping[str, SourceSummary], verdict: str | None = None) -> str:
+    """The table at the end of a run. A star marks the sources whose gaps are not more than noise."""
     decimals = _decimals(summary.gap for summary in summaries.values())
-    rows, any_star = [("source", "weight", "gap", "s.e.", "loss")], False
+    rows, any_star = [("source", "weight", "95% interval", "gap", "s.e.", "loss")], False
     for name, summary in largest_first(summaries):
         star = summary.gap_se is not None and not summary.is_told_from_average
         any_star |= star
         error = _number(summary.gap_se, decimals)
         gap = f"{summary.gap:+.{decimals}f}"
-        rows.append((shorten(name) + " *" * star, _number(summary.weight), gap, error, _number(summary.loss)))
-    hint = "\n* not distinguishable from the average: |gap| is within 2 s.e." if any_star else ""
-    return _align(rows) + hint
+        weight, loss = _number(summary.weight), _number(summary.loss)
+        rows.append((shorten(name) + " *" * star, weight, interval_in_words(summary.interval), gap, error, loss))
+    hint = "\n* not told from the average of the sources: its gaps are no more than noise" if any_star else ""
+    return _align(rows) + hint + (f"\nverdict: {verdict} ({VERDICTS[verdict]})" if verdict else "")
+
+
+VERDICTS = {
+    "no signal": "no gap is told from noise, so the weights stay where they began",
+    "still moving": "the weights have not settled; learn longer",
+    "converged": "the weights have settled",
+}
+
+
+def interval_in_words(interval: tuple[float, float] | None) -> str:
+    return "-" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"
 
 
 def weights_line(weights: Mapping[str, float]) -> str:
@@ -44,17 +56,21 @@ def layers_line(layer_steps: Sequence[int]) -> str:
 
 
 def progress_table(record: HistoryRecord) -> str:
-    """One update for the running console. `gap` is centred as in `summarise`, but one batch's, hence noisy."""
+    """One update for the running console; losses are the batch's, gaps the recent mean."""
     names = sorted(record["weights"], key=lambda name: -record["weights"][name])
-    gaps = dict(zip(names, centred_gap([record], names)[0].tolist(), strict=True))
-    decimals = _decimals(gaps.values())
-    rows = [("source", "weight", "loss", "gap")]
+    decimals = _decimals(record["gap_mean"].values())
+    rows = [("source", "weight", "95% interval", "loss", "gap", "evidence")]
+    intervals = record["interval"] or {}
     for name in names[:MOST_ROWS]:
         loss, weight = _number(record["loss"][name]), _number(record["weights"][name])
-        rows.append((shorten(name), weight, loss, f"{gaps[name]:+.{decimals}f}"))
+        ends = intervals.get(name)
+        interval = interval_in_words((ends[0], ends[1]) if ends else None)
+        gap, evidence = f"{record['gap_mean'][name]:+.{decimals}f}", f"{record['evidence'][name]:+.2f}"
+        rows.append((shorten(name), weight, interval, loss, gap, evidence))
     others = names[MOST_ROWS:]
     sum_of_others = sum(record["weights"][name] for name in others)
-    return _align(rows) + (f"\n... and {len(others)} more (sum of weights {sum_of_others:.4f})" if others else "")
+    more = f"\n... and {len(others)} more (sum of weights {sum_of_others:.4f})" if others else ""
+    return f"{_align(rows)}{more}\nso far: {record['verdict']}"
 
 
 def _align(rows: Sequence[tuple[str, ...]]) -> str:

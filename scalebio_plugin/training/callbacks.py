@@ -60,7 +60,7 @@ class ScaleBiOCallback(TrainerCallback):
         with own_line():
             LOG.info(
                 "scalebio: the learned mixture\n"
-                + weights_table(summaries_of(document))
+                + weights_table(summaries_of(document), document["verdict"])
                 + ("" if document["layer_steps"] is None else "\n" + layers_line(document["layer_steps"]))
                 + f"\n{folder.listing()}"
             )

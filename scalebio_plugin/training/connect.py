@@ -72,7 +72,9 @@ def connect(
     counts = tuple(table.tokens.tolist()), tuple(table.sequences.tolist())
     facts = RunFacts(tuple(table.names), *counts, settings.model_dump(), steps, seed)
     learning = trainer.learning = Learning(
-        run=MixtureRun(settings, table.names, share, manager, steps),
+        run=MixtureRun(
+            settings, table.names, share, manager, steps, torch.from_numpy(table.most(settings.max_repeats))
+        ),
         engine=engine_of(trainer, switches_layers=layers is not None),
         validation=_validation_stream(settings, prepared.validation, trainer, cfg, seed),
         resampled=ResampledStream(table, prepared.drawable, settings.max_repeats, seed, trainer.loader_over),

@@ -5,8 +5,9 @@ Legend: S sources. All of it is float64 on the CPU, and the same on every rank.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any
 
@@ -15,8 +16,17 @@ import torch
 from torch import Tensor
 
 from ..algorithm.bilevel import GapBaseline, estimate_gap, mixture_gradient
-from ..algorithm.mixture import Bounds, logits_of, weights_of
-from ..config.block import ScaleBiOSettings
+from ..algorithm.evidence import LEAST_UPDATES, Evidence
+from ..algorithm.mixture import (
+    Bounds,
+    logits_of,
+    total_variation,
+    towards_prior,
+    verdict,
+    weight_interval,
+    weights_of,
+)
+from ..config.block import PriorArgs, ScaleBiOSettings
 from ..config.names import refuse_other_sources
 from ..hooks.manager import updated
 from ..hooks.spec import Observation
@@ -66,6 +76,7 @@ class MixtureRun:
         share_S: Part of each source in the units of the training set.
         manager: With the hooks that move λ.
         max_steps: Optimiser steps of the run.
+        most_S: The largest weight that each source can have by its size; None: 1.
     """
 
     def __init__(
@@ -75,13 +86,14 @@ class MixtureRun:
         share_S: Tensor,
         manager: pluggy.PluginManager,
         max_steps: int,
+        most_S: Tensor | None = None,
     ):
         self.settings = settings
         self.names = list(names)
         self.share_S = share_S.to(torch.float64)
         self.manager = manager
         self.learn_until = settings.warmup_steps + settings.learn.until(max_steps - settings.warmup_steps)
-        self.bounds = bounds_of(settings, self.names)
+        self.bounds = bounds_of(settings, self.names, most_S)
         self.logits_S = logits_of(self._bounded(initial_weights(settings, self.names, self.share_S)))
         self.proportional = settings.mixture_init == "proportional" and self.bounds is None
         self.rule_state: dict[str, Any] | None = None
@@ -89,6 +101,10 @@ class MixtureRun:
         self.pending_gap_S = torch.zeros(len(self.names), dtype=torch.float64)
         self.pending_steps = 0
         self.updates = 0
+        self.first_S = self.weights_S
+        self.prior_S = self.first_S if settings.prior is None else prior_of(settings.prior, self.names, self.first_S)
+        self.evidence = Evidence.zeros(len(self.names))
+        self.recent_from_S = self.younger_from_S = self.first_S  # weights when evidence.recent and .younger began
 
     @property
     def weights_S(self) -> Tensor:
@@ -120,13 +136,20 @@ class MixtureRun:
         self.pending_steps += 1
         if self.pending_steps < self.settings.update_interval:
             return None
-        mean_gap = self.pending_gap_S / self.pending_steps
-        self.pending_gap_S, self.pending_steps = torch.zeros_like(mean_gap), 0
-        self._move(mean_gap, step)
-        return self._record(losses, mean_gap, step, learning_rate)
+        raw = self.pending_gap_S / self.pending_steps
+        self.pending_gap_S, self.pending_steps = torch.zeros_like(raw), 0
+        gap = self._learn_from(raw)
+        self._move(raw, step)
+        return self._record(losses, raw, gap, step, learning_rate)
+
+    def _learn_from(self, raw_S: Tensor) -> Tensor:  # (S,), gaps of this update
+        self.evidence, gap = self.evidence.plus(raw_S)
+        if self.evidence.younger.count == 0:
+            self.recent_from_S, self.younger_from_S = self.younger_from_S, self.weights_S
+        return gap
 
     def _move(self, gap_S: Tensor, step: int) -> None:
-        rate = self.settings.mixture_learning_rate
+        rate = self.settings.rate
         if rate == 0.0:
             return
         weights = self.weights_S
@@ -137,27 +160,64 @@ class MixtureRun:
             gradient_S=mixture_gradient(gap_S, weights, self.settings.penalty),
             learning_rate=rate,
             step=step,
+            evidence=self.evidence,
         )
         rule = self.settings.mixture_update
         self.logits_S, self.rule_state = updated(self.manager, rule, observation, self.rule_state)
+        self.logits_S = self._drawn_to_prior(self.logits_S, rate)
         if self.bounds is not None:
             self.logits_S = logits_of(self._bounded(self.weights_S))
         self.updates += 1
 
+    def _drawn_to_prior(self, logits_S: Tensor, rate: float) -> Tensor:  # (S,)
+        """`prior.strength` is in nats of validation loss a nat of divergence; α times a gap is in the same unit."""
+        scale = float(self.evidence.scale_S.min()) * self.settings.penalty
+        if self.settings.prior is None or not 0.0 < scale < math.inf:
+            return logits_S
+        return towards_prior(logits_S, self.prior_S, rate * self.settings.prior.strength / scale)
+
+    def verdict(self) -> str:
+        """See `algorithm.mixture.verdict`."""
+        return verdict(
+            self.evidence,
+            self.logits_S,
+            moved=total_variation(self.recent_from_S, self.weights_S),
+            away=total_variation(self.first_S, self.weights_S),
+            bounded=self._bounded,
+        )
+
+    def interval(self) -> tuple[Tensor, Tensor] | None:
+        """(S,) ends for each weight; None under a rule whose noise is not known."""
+        rule, rate = self.settings.mixture_update, self.settings.rate
+        if rule not in ("evidence", "exponentiated_gradient"):
+            return None
+        return weight_interval(self.weights_S, self.evidence, rate, gated=rule == "evidence")
+
     def _bounded(self, weights_S: Tensor) -> Tensor:
         return weights_S if self.bounds is None else self.bounds.bounded(weights_S)
 
-    def _record(self, losses: StepLosses, gap_S: Tensor, step: int, learning_rate: float) -> HistoryRecord:
+    def _record(
+        self, losses: StepLosses, raw_S: Tensor, gap_S: Tensor, step: int, learning_rate: float
+    ) -> HistoryRecord:
         def means(sums_S: Tensor) -> dict[str, float | None]:
             pairs = zip(sums_S.tolist(), losses.units_S.tolist(), strict=True)
             return self._named([total / units if units > 0 else None for total, units in pairs])
 
+        interval, recent = self.interval(), self.evidence.recent
         return {
             "step": step,
             "weights": self._named(self.weights_S.tolist()),
+            "interval": None
+            if interval is None
+            else self._named([list(ends) for ends in zip(*map(Tensor.tolist, interval), strict=True)]),
             "loss": means(losses.model_S),
             "inner_loss": means(losses.inner_S),
+            "pull": self._named(raw_S.tolist()),
             "gap": self._named(gap_S.tolist()),
+            "gap_mean": self._named(recent.mean().tolist()),
+            "gap_se": self._named(recent.error().tolist()) if recent.count >= LEAST_UPDATES else None,
+            "evidence": self._named(self.evidence.ratio().tolist()),
+            "verdict": self.verdict(),
             "units": self._named([round(units) for units in losses.units_S.tolist()]),
             "train_loss": losses.train_loss,
             "val_loss": losses.val_loss,
@@ -178,6 +238,10 @@ class MixtureRun:
             "pending_gap": self.pending_gap_S,
             "pending_steps": self.pending_steps,
             "updates": self.updates,
+            "evidence": asdict(self.evidence),
+            "first": self.first_S,
+            "recent_from": self.recent_from_S,
+            "younger_from": self.younger_from_S,
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
@@ -196,6 +260,10 @@ class MixtureRun:
         self.baseline = GapBaseline(**saved["baseline"])
         self.pending_gap_S, self.pending_steps = saved["pending_gap"], saved["pending_steps"]
         self.updates = saved["updates"]
+        if "evidence" in saved:  # not in what an older version wrote
+            self.evidence = Evidence.of(saved["evidence"])
+            self.first_S, self.recent_from_S = saved["first"], saved["recent_from"]
+            self.younger_from_S = saved["younger_from"]
 
 
 def initial_weights(settings: ScaleBiOSettings, names: Sequence[str], share_S: Tensor) -> Tensor:  # (S,)
@@ -206,8 +274,17 @@ def initial_weights(settings: ScaleBiOSettings, names: Sequence[str], share_S: T
     return torch.full((len(names),), 1.0 / len(names), dtype=torch.float64)
 
 
-def bounds_of(settings: ScaleBiOSettings, names: Sequence[str]) -> Bounds | None:
-    if not settings.bounds:
+def prior_of(prior: PriorArgs, names: Sequence[str], first_S: Tensor) -> Tensor:  # (S,), > 0
+    """The weights that a prior draws to: its own, or those at the start."""
+    if prior.weights is None:
+        return first_S.clamp(min=1e-30)
+    return torch.tensor([prior.weights[name] for name in names], dtype=torch.float64)
+
+
+def bounds_of(settings: ScaleBiOSettings, names: Sequence[str], most_S: Tensor | None = None) -> Bounds | None:
+    """The config's bounds, and none above `most_S`; None where nothing is bounded."""
+    most = torch.ones(len(names), dtype=torch.float64) if most_S is None else most_S.to(torch.float64)
+    if not settings.bounds and bool((most == 1).all()):
         return None
     pairs = [settings.bounds.get(name, (0.0, 1.0)) for name in names]
     groups = [
@@ -216,4 +293,4 @@ def bounds_of(settings: ScaleBiOSettings, names: Sequence[str]) -> Bounds | None
         if group in settings.bounds
     ]
     low, high = (torch.tensor(column, dtype=torch.float64) for column in zip(*pairs, strict=True))
-    return Bounds(low, high, groups)
+    return Bounds(low, torch.minimum(high, most), groups)

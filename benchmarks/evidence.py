@@ -1,0 +1,404 @@
+"""What the rules for λ make of noise and of signal, simulated: `python -m benchmarks.evidence [false_moves power ...]`.
+
+Thousands of runs at a time go through the functions that a run goes through (`scalebio_plugin.algorithm`), on gaps
+that are drawn instead of measured: a true gap for each source, in standard deviations of the noise, and noise of one
+deviation with a given lag-1 autocorrelation ρ. Minutes on one core. Results: benchmarks/evidence.md.
+
+Legend: R runs, S sources, N updates.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from scalebio_plugin.algorithm import evidence, mixture
+from scalebio_plugin.algorithm.bilevel import mixture_gradient
+
+torch.set_num_threads(1)
+
+
+class Evident:
+    """`mixture_update: evidence`."""
+
+    rate = 0.05
+
+    def __init__(self, runs: int, sources: int, start: Tensor | None = None):
+        self.first = torch.zeros(runs, sources, dtype=torch.float64) if start is None else start.expand(runs, -1).log()
+        self.logits = self.first
+        self.state = mixture.EvidentState.zeros(runs, sources)
+        self.ever = torch.zeros(runs, dtype=torch.bool)
+        self.known = evidence.Evidence.zeros(runs, sources)
+
+    def step(self, gap: Tensor) -> Tensor:  # (R, S) -> (R, S) weights
+        self.known, _ = self.known.plus(gap)
+        self.logits, self.state = mixture.move_on_evidence(self.known, self.state, self.logits, self.rate)
+        self.ever |= (self.known.ratio().abs() > 1).any(-1)
+        return torch.softmax(self.logits, -1)
+
+
+class Exponentiated:
+    """`mixture_update: exponentiated_gradient`, over runs."""
+
+    rate = 0.03
+
+    def __init__(self, runs: int, sources: int, start: Tensor | None = None):
+        self.first = torch.zeros(runs, sources, dtype=torch.float64) if start is None else start.expand(runs, -1).log()
+        self.logits, self.square, self.updates = self.first, torch.zeros(runs, 1, dtype=torch.float64), 0
+
+    def step(self, gap: Tensor) -> Tensor:
+        weights = torch.softmax(self.logits, -1)
+        centred = gap - (weights * gap).sum(-1, keepdim=True)
+        self.updates += 1
+        self.square = 0.99 * self.square + 0.01 * (centred**2).mean(-1, keepdim=True)
+        self.logits = self.logits - self.rate * centred / (self.square / (1 - 0.99**self.updates)).sqrt()
+        return torch.softmax(self.logits, -1)
+
+
+class Adam:
+    """`mixture_update: adam`, over runs."""
+
+    rate = 0.01
+
+    def __init__(self, runs: int, sources: int, start: Tensor | None = None):
+        self.first = torch.zeros(runs, sources, dtype=torch.float64) if start is None else start.expand(runs, -1).log()
+        self.logits, self.state = self.first, mixture.AdamState(0, torch.zeros_like(self.first), self.first * 0)
+
+    def step(self, gap: Tensor) -> Tensor:
+        weights = torch.softmax(self.logits, -1)
+        gradient = 10 * weights * (gap - (weights * gap).sum(-1, keepdim=True))
+        self.logits, self.state = mixture.adam(gradient, self.state, self.logits, self.rate)
+        return torch.softmax(self.logits, -1)
+
+
+RULES = {"evidence": Evident, "exponentiated gradient": Exponentiated, "adam (the paper's)": Adam}
+Rule = Evident | Exponentiated | Adam
+
+
+class Noise:
+    """One standard deviation of it, an update at a time: AR(1), or of another kind."""
+
+    def __init__(self, kind: str, rho: float, runs: int, sources: int, seed: int):
+        self.kind, self.rho, self.shape = kind, rho, (runs, sources)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.state, self.updates = self._white(), 0
+
+    def _white(self) -> Tensor:
+        return torch.randn(self.shape, generator=self.generator, dtype=torch.float64)
+
+    def step(self) -> Tensor:  # (R, S)
+        self.updates += 1
+        rho = 0.97 if self.kind == "slow" else self.rho
+        self.state = rho * self.state + math.sqrt(1 - rho**2) * self._white()
+        if self.kind == "slow":  # AR(.97) of half the deviation under white noise
+            return (self._white() + 0.5 * self.state) / math.sqrt(1.25)
+        if self.kind == "heavy":  # Student's t with three degrees of freedom
+            chi = torch.stack([self._white() ** 2 for _ in range(3)]).mean(0)
+            return self._white() / chi.sqrt() / math.sqrt(3)
+        if self.kind == "shrinking":  # tenfold over a thousand updates
+            return self.state * 10 ** (-self.updates / 1000)
+        if self.kind == "one loud":
+            return torch.cat([self.state[:, :-1], 10 * self.state[:, -1:]], -1)
+        return self.state
+
+
+def total_variation(first: Tensor, second: Tensor) -> Tensor:  # (R,)
+    return (first - second).abs().sum(-1) / 2
+
+
+def false_moves(runs: int) -> Iterator[str]:
+    """Pure noise: how far the mixture walks."""
+    yield "Total variation from the start on pure noise, 90th percentile after 100 / 300 / 1,000 updates, and the part"
+    yield f"of the runs in which something was beyond the boundary until then ({runs} runs):\n"
+    yield "| S | noise | " + " | ".join(RULES) + " | beyond the boundary |"
+    yield "|---|---|" + "---|" * (len(RULES) + 1)
+    kinds = [("AR(1)", 0.0), ("AR(1)", 0.5), ("AR(1)", 0.9), ("slow", 0.0), ("heavy", 0.0), ("shrinking", 0.5)]
+    for sources in (3, 10, 40):
+        for kind, rho in [*kinds, ("one loud", 0.5)]:
+            cells, beyond = [], []
+            for rule in RULES.values():
+                noise, run, far = Noise(kind, rho, runs, sources, seed=1), rule(runs, sources), []
+                start = torch.softmax(run.first, -1)
+                for update in range(1, 1001):
+                    weights = run.step(noise.step())
+                    if update in (100, 300, 1000):
+                        far.append(float(total_variation(weights, start).quantile(0.9)))
+                        if isinstance(run, Evident):
+                            beyond.append(float(run.ever.double().mean()))
+                cells.append(" ".join(f"{value:.2f}" for value in far))
+            yield (
+                f"| {sources} | {kind} {f'ρ {rho}' if kind == 'AR(1)' else ''} | "
+                + " | ".join(cells)
+                + (" | " + " ".join(f"{part:.1%}" for part in beyond) + " |")
+            )
+
+
+def updates_until(rule: type[Rule], runs: int, sources: int, signal: float, rho: float, part: float = 0.95) -> Tensor:
+    """(R,) updates until the one good source is `part` of the way from the start to all of the weight."""
+    noise, run, most = Noise("AR(1)", rho, runs, sources, seed=2), rule(runs, sources), 4000
+    true = torch.zeros(sources, dtype=torch.float64)
+    true[0] = -signal
+    target = 1 / sources + part * (1 - 1 / sources)
+    when = torch.full((runs,), most, dtype=torch.float64)
+    for update in range(1, most):
+        reached = run.step(true + noise.step())[:, 0] >= target
+        when = torch.where(reached & (when == most), torch.tensor(float(update)).double(), when)
+        if bool((when < most).all()):
+            break
+    return when
+
+
+def power(runs: int) -> Iterator[str]:
+    """One good source: how soon it has the weight."""
+    yield f"Updates until one good source of S is 95% of the way to all of the weight, median of {runs} runs; in"
+    yield "brackets the evidence rule's over the exponentiated gradient's:\n"
+    yield "| S | ρ | signal (deviations) | " + " | ".join(RULES) + " |"
+    yield "|---|---|---|" + "---|" * len(RULES)
+    for sources in (3, 10, 40):
+        for rho in (0.0, 0.5, 0.9):
+            for signal in (0.2, 0.5, 1.0):
+                found = [updates_until(rule, runs, sources, signal, rho).median() for rule in RULES.values()]
+                cells = [f"{float(value):.0f}" for value in found]
+                cells[0] += f" ({float(found[0] / found[1]):.2f})"
+                yield f"| {sources} | {rho} | {signal} | " + " | ".join(cells) + " |"
+
+
+def turning(runs: int) -> Iterator[str]:
+    """The best source turns worst: how soon it is below its start again."""
+    yield "A best source that turns worst after so many updates: updates until it is below its start again:\n"
+    yield "| S | signal | turns after | " + " | ".join(RULES) + " |"
+    yield "|---|---|---|" + "---|" * len(RULES)
+    for sources, signal, turn in ((3, 0.5, 300), (3, 1.0, 300), (10, 0.5, 300), (3, 0.5, 1000), (10, 1.0, 1000)):
+        cells = []
+        for rule in RULES.values():
+            noise, run = Noise("AR(1)", 0.0, runs, sources, seed=3), rule(runs, sources)
+            true = torch.zeros(sources, dtype=torch.float64)
+            true[0] = -signal
+            when = torch.full((runs,), 6000.0, dtype=torch.float64)
+            for update in range(1, turn + 3000):
+                weights = run.step((true if update <= turn else -true) + noise.step())
+                below = (weights[:, 0] < 1 / sources) & (when == 6000.0)
+                if update > turn:
+                    when = torch.where(below, torch.tensor(float(update - turn)).double(), when)
+                    if bool((when < 6000).all()):
+                        break
+            cells.append(f"{float(when.median()):.0f}")
+        yield f"| {sources} | {signal} | {turn} | " + " | ".join(cells) + " |"
+
+
+def interior(runs: int) -> Iterator[str]:
+    """An optimum inside the simplex: how near to it, and what the verdict and the intervals say there."""
+    yield "An optimum at .6 .3 .1, gaps κ (log p − log p*) deviations: total variation from it, mean of the runs after"
+    yield "300 / 1,000 / 3,000 updates (the start is .27 away):\n"
+    yield "| κ | ρ | " + " | ".join(RULES) + " |"
+    yield "|---|---|" + "---|" * len(RULES)
+    best = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)
+    for kappa, rho in ((2.0, 0.0), (0.5, 0.0), (0.5, 0.9), (0.1, 0.0)):
+        cells = []
+        for rule in RULES.values():
+            noise, run, far = Noise("AR(1)", rho, runs, 3, seed=4), rule(runs, 3), []
+            weights = torch.softmax(run.logits, -1)
+            for update in range(1, 3001):
+                weights = run.step(kappa * (weights.log() - best.log()) + noise.step())
+                if update in (300, 1000, 3000):
+                    far.append(float(total_variation(weights, best).mean()))
+            cells.append(" ".join(f"{value:.2f}" for value in far))
+        yield f"| {kappa} | {rho} | " + " | ".join(cells) + " |"
+
+
+def coverage(runs: int) -> Iterator[str]:
+    """How often the 95% intervals cover."""
+    yield f"Coverage of the 95% intervals, {runs} runs: of a source's mean gap (its true mean within 1.96 standard"
+    yield "errors), and of a weight: of what the rule makes of the expected sums in the place of the sums; κ: gaps that"
+    yield "answer to the weights, of the optimum:\n"
+    yield "| S | signal | ρ | gap, after 50 / 100 / 300 / 600 updates | weight |"
+    yield "|---|---|---|---|---|"
+    cases = [(3, signal, rho) for signal in ("0", "0.2", "0.5", "κ 0.5") for rho in (0.0, 0.5, 0.9)]
+    for sources, signal, rho in [*cases, (10, "0.2", 0.0), (10, "0.5", 0.5), (40, "0.5", 0.0)]:
+        of_gaps, of_weights = _covered(sources, signal, rho, runs)
+        cells = (" ".join(f"{part:.1%}" for part in parts) or "–" for parts in (of_gaps, of_weights))
+        yield f"| {sources} | {signal} | {rho} | " + " | ".join(cells) + " |"
+
+
+def _covered(sources: int, signal: str, rho: float, runs: int) -> tuple[list[float], list[float]]:
+    noise, run, expected = Noise("AR(1)", rho, runs, sources, seed=5), Evident(runs, sources), Expected(runs, sources)
+    best = torch.linspace(1, 2, sources).double().softmax(-1)
+    true = torch.zeros(sources, dtype=torch.float64)
+    true[0] = 0.0 if signal.startswith("κ") else -float(signal)
+    weights, of_gaps, of_weights = torch.softmax(run.logits, -1), [], []
+    for update in range(1, 601):
+        gap = 0.5 * (weights.log() - best.log()) if signal.startswith("κ") else true
+        share = evidence.precision_weights(run.known.spread_S, update - 1)
+        centred = gap - (share * gap).sum(-1, keepdim=True)
+        weights = run.step(gap + noise.step())
+        without = best if signal.startswith("κ") else expected.step(run.known, centred)
+        if update in (50, 100, 300, 600):
+            low, high = mixture.weight_interval(weights, run.known, run.rate, gated=True)
+            of_weights.append(float(((without >= low - 1e-9) & (without <= high + 1e-9)).double().mean()))
+            if not signal.startswith("κ"):
+                recent = run.known.recent
+                of_gaps.append(float(((recent.mean() - centred).abs() <= 1.96 * recent.error()).double().mean()))
+    return of_gaps, of_weights
+
+
+class Expected:
+    """The evidence rule on what a run's sums would be without noise, with the run's own errors and scale."""
+
+    def __init__(self, runs: int, sources: int):
+        self.total = self.logits = torch.zeros(runs, sources, dtype=torch.float64)
+        self.state = mixture.EvidentState.zeros(runs, sources)
+
+    def step(self, known: evidence.Evidence, gap: Tensor) -> Tensor:
+        self.total = self.total + gap / known.scale_S
+        self.logits, self.state = mixture.move_on_evidence(_Sums(known, self.total), self.state, self.logits, 0.05)  # type: ignore[arg-type]
+        return torch.softmax(self.logits, -1)
+
+
+class _Sums:
+    def __init__(self, known: evidence.Evidence, total: Tensor):
+        self.known, self.total, self.updates = known, total, known.updates
+
+    def sums(self) -> tuple[Tensor, Tensor]:
+        return self.total, self.known.sums()[1]
+
+
+def verdicts(runs: int) -> Iterator[str]:
+    """How often each verdict is given."""
+    yield f"Verdicts after 100 / 300 / 1,000 updates, part of {runs} runs (no signal, still moving, converged):\n"
+    yield "| S | gaps | ρ | 100 | 300 | 1,000 |"
+    yield "|---|---|---|---|---|---|"
+    cases = [(3, "none"), (10, "none"), (3, "one source by .2"), (3, "one source by .5"), (10, "one source by .5")]
+    for sources, kind in [*cases, (3, "optimum inside, κ 0.5"), (3, "optimum inside, κ 2")]:
+        for rho in (0.0, 0.5, 0.9):
+            cells = _verdicts(sources, kind, rho, runs)
+            yield f"| {sources} | {kind} | {rho} | " + " | ".join(cells) + " |"
+
+
+def _verdicts(sources: int, kind: str, rho: float, runs: int) -> list[str]:
+    noise, run = Noise("AR(1)", rho, runs, sources, seed=6), Evident(runs, sources)
+    weights = first = torch.softmax(run.first, -1)
+    best = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)
+    recent = younger = first
+    true = torch.zeros(sources, dtype=torch.float64)
+    true[0] = -float(kind.split()[-1]) if kind.startswith("one") else 0.0
+    cells = []
+    for update in range(1, 1001):
+        gap = float(kind.split()[-1]) * (weights.log() - best.log()) if "inside" in kind else true
+        before, weights = weights, run.step(gap + noise.step())
+        if run.known.younger.count == 0:
+            recent, younger = younger, before
+        if update in (100, 300, 1000):
+            found = []
+            for i in range(runs):
+                moved, away = (float(total_variation(start[i], weights[i])) for start in (recent, first))
+                found.append(
+                    mixture.verdict(_one(run.known, i), run.logits[i], moved=moved, away=away, bounded=lambda p: p)
+                )
+            parts = [found.count(name) / runs for name in ("no signal", "still moving", "converged")]
+            cells.append(" ".join(f"{part:.1%}" for part in parts))
+    return cells
+
+
+def _one(known: evidence.Evidence, run: int) -> evidence.Evidence:
+    """The evidence of one of the runs."""
+
+    def of(moments: evidence.Moments) -> evidence.Moments:
+        picked = {key: value[..., run, :] for key, value in vars(moments).items() if key != "count"}
+        return evidence.Moments(count=moments.count, **picked)
+
+    return evidence.Evidence(
+        known.spread_S[run],
+        known.size_S[run],
+        known.scale_S[run],
+        of(known.standard),
+        of(known.recent),
+        of(known.younger),
+    )
+
+
+def cost(runs: int) -> Iterator[str]:
+    """Milliseconds of an update, everything included that a run does for it but the passes."""
+    yield "CPU milliseconds of one update, median of 200 (evidence, the rule, interval and verdict):\n"
+    yield "| S | ms |"
+    yield "|---|---|"
+    for sources in (3, 10, 100):
+        known, logits = evidence.Evidence.zeros(sources), torch.zeros(sources, dtype=torch.float64)
+        evident, took = torch.zeros_like(logits), []
+        for _ in range(200):
+            gap = torch.randn(sources, dtype=torch.float64)
+            gap[0] -= 0.5
+            began = time.process_time()
+            known, _ = known.plus(gap)
+            logits, evident = mixture.move_on_evidence(known, evident, logits, 0.05)
+            weights = mixture.weights_of(logits)
+            mixture.weight_interval(weights, known, 0.05, gated=True)
+            mixture_gradient(gap, weights, 10.0)
+            mixture.verdict(known, logits, moved=0.0, away=1.0, bounded=lambda p: p)
+            took.append(time.process_time() - began)
+        yield f"| {sources} | {sorted(took)[100] * 1e3:.2f} |"
+
+
+def recorded(histories: Sequence[Path]) -> Iterator[str]:
+    """Gaps of real runs in the place of simulated ones: each source's own, shuffled in signs, stretch by stretch."""
+    yield "Recorded gaps, their mean taken off, against the rules (90th percentile of the total variation at the end;"
+    yield "200 runs, each with the stretches of 16 updates of every source in another order and with other signs):\n"
+    yield "| history | S | updates | " + " | ".join(RULES) + " |"
+    yield "|---|---|---|" + "---|" * len(RULES)
+    for path in histories:
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        key = "pull" if "pull" in lines[0] else "gap"
+        gaps = torch.tensor([list(line[key].values()) for line in lines], dtype=torch.float64)
+        gaps = gaps - gaps.mean(0)
+        updates, sources = len(gaps) // 16 * 16, gaps.shape[1]
+        stretches = gaps[:updates].reshape(-1, 16, sources)
+        generator, cells = torch.Generator().manual_seed(0), []
+        series = torch.empty(updates, 200, sources, dtype=torch.float64)
+        for run in range(200):
+            for source in range(sources):
+                order = torch.randperm(len(stretches), generator=generator)
+                signs = torch.randint(0, 2, (len(stretches), 1), generator=generator) * 2.0 - 1.0
+                series[:, run, source] = (stretches[order, :, source] * signs).flatten()
+        for rule in RULES.values():
+            walker = rule(200, sources)
+            for update in range(updates):
+                weights = walker.step(series[update])
+            cells.append(f"{float(total_variation(weights, torch.softmax(walker.first, -1)).quantile(0.9)):.2f}")
+        yield f"| {path.parent.parent.name} | {sources} | {updates} | " + " | ".join(cells) + " |"
+
+
+TABLES: dict[str, Callable[[int], Iterator[str]]] = {
+    "false_moves": false_moves,
+    "power": power,
+    "turning": turning,
+    "interior": interior,
+    "coverage": coverage,
+    "verdicts": verdicts,
+    "cost": cost,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("tables", nargs="*", choices=[*TABLES, []], help="default: all")
+    parser.add_argument("--runs", type=int, default=1000)
+    parser.add_argument("--recorded", nargs="*", type=Path, default=[], help="history.jsonl of real runs")
+    arguments = parser.parse_args()
+    for name in arguments.tables or TABLES:
+        print(f"\n## {name}\n")
+        for line in TABLES[name](arguments.runs):
+            print(line, flush=True)
+    if arguments.recorded:
+        print("\n## recorded\n")
+        for line in recorded(arguments.recorded):
+            print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

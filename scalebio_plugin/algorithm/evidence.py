@@ -1,0 +1,231 @@
+"""What a series of noisy, correlated gaps says of its mean: for moving λ, for standard errors, for verdicts.
+
+Successive gaps share most of their parameters, so the mean of t of them varies more than independent values would. With
+σ² their variance, Var(mean) ≈ σ² F / t; the inflation F is the largest of what two estimators say, both pooled over the
+sources, and, where λ is to move, of a start that expects correlation before it could be seen:
+
+    AR(1)        (1 + ρ) / (1 − ρ), ρ the lag-1 autocorrelation, corrected for its bias in short series, and 1.5 of its
+                 standard errors
+    batch means  V(m) and, lugsail, V(m) + 2 (V(m) − V(m/2)) (Vats and Flegal, 2022, Biometrika 109), where V(m) is m
+                 times the variance of the means of stretches of m updates, m the powers of 2 next to 2 √t and 4 √t
+    at the start 1 + 500 / t
+
+A sum of t values is *evidence* once |z| = |sum| / √(t σ² F) passes z₀(t), z₀² = (t + r)/t · ln((t + r) / (r a²)): the
+normal-mixture boundary (Robbins, 1970; Howard, Ramdas et al., 2021), which pure noise passes at any time with
+probability a. So one may look after every update.
+
+A *gap* is a source's raw gap g_i less an average over the sources. Softmax does not see which; the one taken weighs
+each source by its precision (the inverse of its noise), so that one noisy source does not blur all of them.
+
+Legend: S sources, K stretch lengths 1, 2, 4, … Values are float64 on the CPU. Every (S,) may have leading dimensions:
+as many independent runs, which is how benchmarks/evidence.py counts errors; its tables decided the constants.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+STRETCHES = 11  # stretch lengths, up to 1,024 updates
+LEAST_STRETCHES = 3  # of a length, for a variance of their means
+LENGTHS = 2  # stretch lengths asked
+TAPER = 2.0  # of the lugsail estimator
+DOUBT = 1.5  # standard errors by which the autocorrelation is taken for larger than it was found
+STARTING_INFLATION = 500.0  # updates
+DECAY = 0.99  # of running mean squares: about a hundred updates
+LEAST_UPDATES = 10  # before which nothing is evidence
+LEVEL = 0.05  # probability that noise passes for evidence anywhere in a run, over all sources
+BOUNDARY_START = 20.0  # r, updates: where the boundary is tightest
+TINY = 1e-300
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Running sums over a series of updates: a value of fixed size, for checkpoints.
+
+    Attributes:
+        count: t, updates so far.
+        sum_S, square_S: (S,), Σ x and Σ x².
+        product_S: (S,), Σ x_t x_{t−1}.
+        last_S: (S,), x of the last update.
+        open_KS: (K, S), sum over the stretch of each length that is not complete.
+        stretch_KS, stretch_square_KS: (K, S), Σ of the sums of complete stretches, and of their squares.
+    """
+
+    count: int
+    sum_S: Tensor
+    square_S: Tensor
+    product_S: Tensor
+    last_S: Tensor
+    open_KS: Tensor
+    stretch_KS: Tensor
+    stretch_square_KS: Tensor
+
+    @classmethod
+    def zeros(cls, *shape: int) -> Moments:
+        """Before the first update; `shape` is (S,)."""
+        one = torch.zeros(shape, dtype=torch.float64)
+        many = torch.zeros(STRETCHES, *shape, dtype=torch.float64)
+        return cls(0, one, one, one, one, many, many, many)
+
+    def plus(self, value_S: Tensor) -> Moments:
+        """With one more update."""
+        count = self.count + 1
+        complete = min((count & -count).bit_length(), STRETCHES)  # lengths of which a stretch ends here
+        opened, stretch, square = self.open_KS + value_S, self.stretch_KS.clone(), self.stretch_square_KS.clone()
+        stretch[:complete] += opened[:complete]
+        square[:complete] += opened[:complete] ** 2
+        opened[:complete] = 0.0
+        sums = (self.sum_S + value_S, self.square_S + value_S**2, self.product_S + value_S * self.last_S)
+        return Moments(count, *sums, value_S, opened, stretch, square)
+
+    def mean(self) -> Tensor:  # (S,)
+        return self.sum_S / max(1, self.count)
+
+    def error(self, start: float = 0.0) -> Tensor:  # (S,)
+        """Standard error of the mean; infinite below LEAST_UPDATES updates. `start`: see `inflation`."""
+        if self.count < LEAST_UPDATES:
+            return torch.full_like(self.sum_S, math.inf)
+        return (self._variance() * self.inflation(start) / self.count).sqrt()
+
+    def inflation(self, start: float = 0.0) -> Tensor:  # (1,)
+        """F, pooled over the sources, at least 1 + start / t; needs LEAST_UPDATES updates."""
+        variance = self._variance()
+        covariance = self.product_S / (self.count - 1) - self.mean() ** 2
+        correlation = covariance.sum(-1, keepdim=True) / variance.sum(-1, keepdim=True).clamp(min=TINY)
+        correlation = (correlation + (1 + 3 * correlation) / self.count).clamp(-0.98, 0.98)
+        doubt = ((1 - correlation**2) / (self.count * variance.shape[-1])).sqrt()
+        correlation = (correlation + DOUBT * doubt).clamp(max=0.98)
+        inflation = ((1 + correlation) / (1 - correlation)).clamp(min=1.0 + start / self.count)
+        found = [inflation]
+        first = round(math.log2(2 * math.sqrt(self.count)))
+        for level in range(first, min(first + LENGTHS, STRETCHES)):
+            if self.count >> level >= LEAST_STRETCHES:
+                longer, shorter = self._of_stretches(level, variance), self._of_stretches(level - 1, variance)
+                found += [longer, longer + TAPER * (longer - shorter)]
+        return torch.stack(found).amax(0)
+
+    def _variance(self) -> Tensor:  # (S,)
+        return (self.square_S / self.count - self.mean() ** 2).clamp(min=0.0) * self.count / (self.count - 1)
+
+    def _of_stretches(self, level: int, variance_S: Tensor) -> Tensor:  # (1,)
+        """V(2^level) over the variance, mean over the sources."""
+        complete, total = self.count >> level, self.stretch_KS[level]
+        between = (self.stretch_square_KS[level] - total**2 / complete) / (complete - 1) / 2**level
+        return (between / variance_S.clamp(min=TINY)).mean(-1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that a run knows of its gaps.
+
+    Attributes:
+        spread_S: (S,), running mean square of g_i less its plain mean over the sources, nats².
+        size_S: (S,), running mean square of the gaps, nats².
+        scale_S: (S,), what the last update's gaps were divided by, nats: the larger of a source's own RMS and of all.
+        standard: Of the gaps over their scale, since the first update.
+        recent: Of the gaps in nats, over the last third to two thirds of the updates.
+        younger: Will take the place of `recent`.
+    """
+
+    spread_S: Tensor
+    size_S: Tensor
+    scale_S: Tensor
+    standard: Moments
+    recent: Moments
+    younger: Moments
+
+    @classmethod
+    def zeros(cls, *shape: int) -> Evidence:
+        """Before the first update; `shape` is (S,)."""
+        nothing, none = torch.zeros(shape, dtype=torch.float64), Moments.zeros(*shape)
+        return cls(nothing, nothing, nothing, none, none, none)
+
+    @classmethod
+    def of(cls, saved: Mapping[str, Any]) -> Evidence:
+        """Back from `dataclasses.asdict`."""
+        values: dict[str, Any] = {
+            key: Moments(**value) if isinstance(value, dict) else value for key, value in saved.items()
+        }
+        return cls(**values)
+
+    @property
+    def updates(self) -> int:
+        return self.standard.count
+
+    def plus(self, raw_S: Tensor) -> tuple[Evidence, Tensor]:
+        """With one more update.
+
+        Args:
+            raw_S: (S,), g_i = L2_i(w) − L2_i(u), nats.
+
+        Returns:
+            The evidence, and the gaps (S,) of this update, nats.
+        """
+        share = precision_weights(self.spread_S, self.updates)
+        gap = raw_S - (share * raw_S).sum(-1, keepdim=True)
+        spread = DECAY * self.spread_S + (1 - DECAY) * (raw_S - raw_S.mean(-1, keepdim=True)) ** 2
+        size = DECAY * self.size_S + (1 - DECAY) * gap**2
+        square = size / (1 - DECAY ** (self.updates + 1))
+        scale = torch.maximum(square, (share * square).sum(-1, keepdim=True)).sqrt()
+        standard = torch.where(scale > 0, gap / scale.clamp(min=TINY), 0.0)
+        recent, younger = self.recent.plus(gap), self.younger.plus(gap)
+        if younger.count >= (self.updates + 1) / 3:
+            recent, younger = younger, Moments.zeros(*raw_S.shape)
+        return Evidence(spread, size, scale, self.standard.plus(standard), recent, younger), gap
+
+    def sums(self) -> tuple[Tensor, Tensor]:
+        """(S,) sum of the standardised gaps and (S,) its standard error."""
+        return self.standard.sum_S, self.standard.error(STARTING_INFLATION) * self.updates
+
+    def ratio(self) -> Tensor:  # (S,)
+        """z / z₀ of each source: beyond ±1 its gap is evidence; 0 before LEAST_UPDATES."""
+        total, error = self.sums()
+        if self.updates < LEAST_UPDATES:
+            return torch.zeros_like(total)
+        z = torch.where(total != 0, total / error.clamp(min=TINY), 0.0)
+        return z / boundary(self.updates, total.shape[-1])
+
+
+def precision_weights(spread_S: Tensor, updates: int) -> Tensor:  # (S,), sum 1
+    """Weights of the sources, by the inverse of their noise, from mean squares about the plain mean.
+
+    With independent noise of variances σ_i², spread_i = σ_i² (1 − 2/S) + Σ σ_j² / S²: solved for σ², of which none is
+    taken for less than a hundredth of the mean spread. None above a half, or nearly so; equal for two sources, which
+    have one gap between them, and before LEAST_UPDATES.
+    """
+    sources = spread_S.shape[-1]
+    if sources < 3 or updates < LEAST_UPDATES:
+        return torch.full_like(spread_S, 1 / sources)
+    together = spread_S.sum(-1, keepdim=True) / (sources * (sources - 1))
+    least = (0.01 * spread_S.mean(-1, keepdim=True)).clamp(min=TINY)
+    weights = 1 / torch.maximum((spread_S - together) / (1 - 2 / sources), least)
+    weights = (weights / weights.sum(-1, keepdim=True)).clamp(max=0.5)
+    return weights / weights.sum(-1, keepdim=True)
+
+
+def boundary(count: int, sources: int, level: float = LEVEL) -> float:
+    """z₀ after `count` updates, each of the sources at level / S; wider where few updates told the variance.
+
+    The widening is that of Student's quantile over the normal one, to first order (Cornish and Fisher).
+    """
+    each = level / sources
+    normal = (count + BOUNDARY_START) / count * math.log((count + BOUNDARY_START) / (BOUNDARY_START * each**2))
+    return math.sqrt(normal * (1 + (normal + 1) / (2 * (count - 1))))
+
+
+def evident_fraction(sum_S: Tensor, error_S: Tensor, boundary: float) -> Tensor:  # (S,)
+    """How much of each sum is evidence: 0 within the boundary, nearly 1 well beyond: (1 − (z₀ / z)⁴)₊.
+
+    Args:
+        sum_S: (S,).
+        error_S: (S,), standard errors of the sums.
+        boundary: z₀.
+    """
+    ratio = torch.where(sum_S != 0, boundary * error_S / sum_S.abs(), math.inf)
+    return torch.where(ratio < 1, 1 - ratio**4, 0.0)
