@@ -330,13 +330,13 @@ def cost(runs: int) -> Iterator[str]:
     yield "|---|---|"
     for sources in (3, 10, 100):
         known, logits = evidence.Evidence.zeros(sources), torch.zeros(sources, dtype=torch.float64)
-        evident, took = torch.zeros_like(logits), []
+        state, took = mixture.EvidentState.zeros(sources), []
         for _ in range(200):
             gap = torch.randn(sources, dtype=torch.float64)
             gap[0] -= 0.5
             began = time.process_time()
             known, _ = known.plus(gap)
-            logits, evident = mixture.move_on_evidence(known, evident, logits, 0.05)
+            logits, state = mixture.move_on_evidence(known, state, logits, 0.05)
             weights = mixture.weights_of(logits)
             mixture.weight_interval(weights, known, 0.05, gated=True)
             mixture_gradient(gap, weights, 10.0)

@@ -32,18 +32,29 @@ class LearnArgs(_Block):
     steps: PositiveInt | None = Field(
         default=None, description="Learn during this many optimiser steps after the warmup instead."
     )
+    until: Literal["converged"] | None = Field(
+        default=None,
+        description="`converged`: learn until the verdict says so, or for want of signal to half of at_most.",
+    )
+    at_most: Annotated[float, Field(gt=0.0, le=1.0)] | None = Field(
+        default=None, description="With `until`: the fraction of the steps that learning takes at most. Default: 0.5."
+    )
 
     @model_validator(mode="after")
-    def _one_of_two(self) -> LearnArgs:
-        if self.fraction is not None and self.steps is not None:
-            raise ValueError("give learn.fraction or learn.steps, not both; remove one")
+    def _one_way(self) -> LearnArgs:
+        given = [key for key in ("fraction", "steps", "until") if getattr(self, key) is not None]
+        if len(given) > 1:
+            raise ValueError(f"give one of learn.{', learn.'.join(given)}; remove the others")
+        if self.at_most is not None and self.until is None:
+            raise ValueError("learn.at_most needs learn.until: converged; add it, or give learn.fraction instead")
         return self
 
-    def until(self, max_steps: int) -> int:
-        """Optimiser step (0-based, exclusive) up to which λ is learned in a run of `max_steps` optimiser steps."""
+    def last(self, max_steps: int) -> int:
+        """Optimiser step (0-based, exclusive) up to which λ is learned, at most, in a run of `max_steps` of them."""
         if self.steps is not None:
             return min(self.steps, max_steps)
-        return max(1, round((1.0 if self.fraction is None else self.fraction) * max_steps))
+        most = (0.5 if self.at_most is None else self.at_most) if self.until else self.fraction
+        return max(1, round((1.0 if most is None else most) * max_steps))
 
 
 class InnerArgs(_Block):
@@ -92,6 +103,11 @@ class ScaleBiOSettings(_Block):
         default=None,
         description="Validation sequences per optimiser step. Default: a quarter of the step's training sequences "
         "(with sample_packing: as many as fit into a quarter of its packed rows), at least a micro-batch.",
+    )
+    objective: Literal["mean", "worst"] = Field(
+        default="mean",
+        description="Of several validation_datasets: `mean`, by their weights, or `worst`, whichever of them has the "
+        "largest loss (the weights are where it starts).",
     )
     penalty: Annotated[float, Field(gt=0.0)] = Field(
         default=10.0,

@@ -212,6 +212,8 @@ def _validation_data(config: Mapping[str, Any], block: Mapping[str, Any]) -> Ite
             "no validation data to tune the mixture for: add scalebio.validation_datasets (entries as in datasets:), "
             "or test_datasets, or val_set_size"
         )
+    if block.get("objective") == "worst" and len(own or []) < 2:
+        yield "scalebio.objective: worst needs several scalebio.validation_datasets; list them, or remove objective"
     for entry in own or []:
         if not isinstance(entry, Mapping) or not entry.get("path"):
             yield f"scalebio.validation_datasets: {entry!r} has no path; write it as an entry of datasets:"

@@ -49,4 +49,4 @@ class Cost:
         if self.max_steps is None:
             return None
         after = max(0, self.max_steps - warmup)
-        return min(learn.until(after), after) / self.max_steps
+        return min(learn.last(after), after) / self.max_steps

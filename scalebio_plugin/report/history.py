@@ -40,6 +40,8 @@ class HistoryRecord(TypedDict):
     units: dict[str, int]  # target tokens of the source in this batch; its sequences with `loss_unit: sequence`
     train_loss: float
     val_loss: float
+    val_losses: dict[str, float | None]  # of each validation set; None if the batch held none of it
+    val_weights: dict[str, float]  # of each in val_loss; they move with `objective: worst`
     learning_rate: float
 
 
@@ -80,4 +82,9 @@ def metrics(record: HistoryRecord) -> dict[str, float]:
         loss = record["loss"][name]
         if loss is not None:
             values[f"scalebio/loss/{name}"] = loss
+    if len(record["val_losses"]) > 1:
+        for name, loss in record["val_losses"].items():
+            values[f"scalebio/val_weight/{name}"] = record["val_weights"][name]
+            if loss is not None:
+                values[f"scalebio/val_loss/{name}"] = loss
     return values

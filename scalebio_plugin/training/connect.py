@@ -12,6 +12,8 @@ import torch
 import yaml
 from axolotl.utils.dict import DictDefault
 from axolotl.utils.logging import get_logger
+from pluggy import PluginManager
+from torch import Tensor
 
 from ..algorithm.lisa import LayerPlan
 from ..config.block import ScaleBiOSettings
@@ -33,6 +35,7 @@ from .callbacks import ScaleBiOCallback
 from .layer_sampling import LayerSampling
 from .learning import Learning
 from .mixture_run import MixtureRun
+from .objective import Objective
 from .trainer import ScaleBiOTrainer
 
 LOG = get_logger("axolotl.scalebio")
@@ -72,9 +75,7 @@ def connect(
     counts = tuple(table.tokens.tolist()), tuple(table.sequences.tolist())
     facts = RunFacts(tuple(table.names), *counts, settings.model_dump(), steps, seed)
     learning = trainer.learning = Learning(
-        run=MixtureRun(
-            settings, table.names, share, manager, steps, torch.from_numpy(table.most(settings.max_repeats))
-        ),
+        run=_mixture_run(settings, prepared, share, manager, steps),
         engine=engine_of(trainer, switches_layers=layers is not None),
         validation=_validation_stream(settings, prepared.validation, trainer, cfg, seed),
         resampled=ResampledStream(table, prepared.drawable, settings.max_repeats, seed, trainer.loader_over),
@@ -92,6 +93,18 @@ def connect(
     )
     trainer.add_callback(ScaleBiOCallback(trainer, learning))
     _announce_memory(cfg, trainer, learning)
+
+
+def _mixture_run(
+    settings: ScaleBiOSettings, prepared: Prepared, share_S: Tensor, manager: PluginManager, steps: int
+) -> MixtureRun:
+    table, validation = prepared.table, prepared.validation
+    if validation is None:
+        raise RuntimeError("scalebio: learning without validation data; this is a bug, please report it")
+    weights = torch.from_numpy(validation.weights)
+    objective = Objective(validation.table.names, weights, worst=settings.objective == "worst")
+    most = torch.from_numpy(table.most(settings.max_repeats))
+    return MixtureRun(settings, table.names, share_S, manager, steps, objective, most)
 
 
 def _validation_stream(

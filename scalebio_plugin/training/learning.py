@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import pluggy
 import torch
+from axolotl.utils.logging import get_logger
 
 from ..data.resampled import ResampledStream
 from ..data.validation import ValidationStream
@@ -14,9 +15,12 @@ from ..hooks.spec import RunFacts
 from ..report.folder import RunFolder
 from ..report.history import HistoryRecord
 from .checkpoint import Place
+from .console import own_line
 from .layer_sampling import LayerSampling
 from .mixture_run import MixtureRun
 from .random_state import DataOrder
+
+LOG = get_logger("axolotl.scalebio")
 
 
 @dataclass
@@ -52,6 +56,7 @@ class Learning:
     order: DataOrder = field(default_factory=DataOrder)
     inner: InnerSet | None = None
     record: HistoryRecord | None = None
+    _told: bool = False
 
     @property
     def place(self) -> Place:
@@ -64,6 +69,13 @@ class Learning:
 
     def note(self, record: HistoryRecord) -> None:
         """An update of λ: into the history, and to the extensions, by the main process."""
+        if self.run.ends_early and not self._told:
+            self._told = True
+            with own_line():
+                LOG.info(
+                    f"scalebio: {record['verdict']} after optimiser step {record['step']}: learning ends with step "
+                    f"{self.run.learn_until}, of {self.run.last_step} at most"
+                )
         self.record = record
         if self.engine.rank == 0:
             self.folder.add(record)

@@ -28,9 +28,11 @@ from ..algorithm.mixture import (
 )
 from ..config.block import PriorArgs, ScaleBiOSettings
 from ..config.names import refuse_other_sources
+from ..data.drawn import SEGMENT
 from ..hooks.manager import updated
 from ..hooks.spec import Observation
 from ..report.history import HistoryRecord
+from .objective import Objective
 
 
 class Phase(Enum):
@@ -58,6 +60,7 @@ class StepLosses:
         units_S: (S,), n_i.
         train_loss: L2(λ, w) of the step.
         val_loss: L1(w).
+        val_V, val_units_V: (V,), Σ loss of each validation set at w, and its targets.
     """
 
     model_S: Tensor
@@ -65,6 +68,13 @@ class StepLosses:
     units_S: Tensor
     train_loss: float
     val_loss: float
+    val_V: Tensor
+    val_units_V: Tensor
+
+    def of_validation_sets(self) -> list[float | None]:
+        """The mean loss of each; None where the batch held none of it."""
+        pairs = zip(self.val_V.tolist(), self.val_units_V.tolist(), strict=True)
+        return [total / units if units > 0 else None for total, units in pairs]
 
 
 class MixtureRun:
@@ -76,6 +86,7 @@ class MixtureRun:
         share_S: Part of each source in the units of the training set.
         manager: With the hooks that move λ.
         max_steps: Optimiser steps of the run.
+        objective: The validation sets.
         most_S: The largest weight that each source can have by its size; None: 1.
     """
 
@@ -86,13 +97,16 @@ class MixtureRun:
         share_S: Tensor,
         manager: pluggy.PluginManager,
         max_steps: int,
+        objective: Objective,
         most_S: Tensor | None = None,
     ):
         self.settings = settings
         self.names = list(names)
         self.share_S = share_S.to(torch.float64)
         self.manager = manager
-        self.learn_until = settings.warmup_steps + settings.learn.until(max_steps - settings.warmup_steps)
+        self.objective = objective
+        self.last_step = settings.warmup_steps + settings.learn.last(max_steps - settings.warmup_steps)
+        self.learn_until = self.last_step  # or earlier, with `learn.until`
         self.bounds = bounds_of(settings, self.names, most_S)
         self.logits_S = logits_of(self._bounded(initial_weights(settings, self.names, self.share_S)))
         self.proportional = settings.mixture_init == "proportional" and self.bounds is None
@@ -129,6 +143,7 @@ class MixtureRun:
             step: Optimiser step, from 1.
             learning_rate: Of w and u in this step, for the record.
         """
+        self.objective.observe(losses.of_validation_sets())
         halved = 0.5 if self.settings.estimator == "symmetric" else 1.0
         difference = (losses.model_S - losses.inner_S) * halved
         gap, self.baseline = estimate_gap(difference, losses.units_S, self.share_S, self.baseline)
@@ -140,7 +155,22 @@ class MixtureRun:
         self.pending_gap_S, self.pending_steps = torch.zeros_like(raw), 0
         gap = self._learn_from(raw)
         self._move(raw, step)
-        return self._record(losses, raw, gap, step, learning_rate)
+        record = self._record(losses, raw, gap, step, learning_rate)
+        self._end_early(step, record["verdict"])
+        return record
+
+    def _end_early(self, step: int, said: str) -> None:
+        """With `learn.until`: converged, or without signal for half the time, learning ends with its segment."""
+        if self.settings.learn.until is None or self.ends_early:
+            return
+        learned, most = step - self.settings.warmup_steps, self.last_step - self.settings.warmup_steps
+        if said == "converged" or (said == "no signal" and learned >= most / 2):
+            whole = -(-learned // SEGMENT) * SEGMENT
+            self.learn_until = min(self.last_step, self.settings.warmup_steps + whole)
+
+    @property
+    def ends_early(self) -> bool:
+        return self.learn_until < self.last_step
 
     def _learn_from(self, raw_S: Tensor) -> Tensor:  # (S,), gaps of this update
         self.evidence, gap = self.evidence.plus(raw_S)
@@ -221,6 +251,8 @@ class MixtureRun:
             "units": self._named([round(units) for units in losses.units_S.tolist()]),
             "train_loss": losses.train_loss,
             "val_loss": losses.val_loss,
+            "val_losses": self.objective.named(losses.of_validation_sets()),
+            "val_weights": self.objective.named(self.objective.weights_V.tolist()),
             "learning_rate": learning_rate,
         }
 
@@ -242,6 +274,8 @@ class MixtureRun:
             "first": self.first_S,
             "recent_from": self.recent_from_S,
             "younger_from": self.younger_from_S,
+            "objective": self.objective.state_dict(),
+            "learn_until": self.learn_until if self.ends_early else None,
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
@@ -264,6 +298,8 @@ class MixtureRun:
             self.evidence = Evidence.of(saved["evidence"])
             self.first_S, self.recent_from_S = saved["first"], saved["recent_from"]
             self.younger_from_S = saved["younger_from"]
+            self.objective.load_state_dict(saved["objective"])
+            self.learn_until = saved["learn_until"] or self.learn_until
 
 
 def initial_weights(settings: ScaleBiOSettings, names: Sequence[str], share_S: Tensor) -> Tensor:  # (S,)

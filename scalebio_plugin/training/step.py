@@ -97,6 +97,7 @@ class Step:
         self.units_S, self.total, self.router_scale = batches.units_S, batches.total, batches.router_scale
         self.coefficient_S = learning.run.coefficient_S()
         self.model_S, self.inner_S = torch.zeros_like(self.units_S), torch.zeros_like(self.units_S)
+        self.validation_V = torch.zeros(0)  # units of each validation set in its batch
         self.scaler = host.accelerator.scaler
 
     def learn(self) -> Iterator[Tensor]:
@@ -123,14 +124,16 @@ class Step:
             with engine.synced(self.model, settings.pull == 0.0):
                 loss = self._train_pass(last, self.model_S)
             after = RandomState()
-            val_loss = self._validation_pass(settings.pull)
+            val_losses = self._validation_pass(settings.pull)
             after.restore()
         engine.average_gradients(self.host.trainable_parameters())
         if self.scaler is not None:  # fp16: only now is it known whether both sets can step
             with self.learning.begun_inner().in_place():
                 self._step_inner()
 
-        record = self.learning.run.observe(self._losses(val_loss), self._number, float(self.host._get_learning_rate()))
+        record = self.learning.run.observe(
+            self._losses(val_losses), self._number, float(self.host._get_learning_rate())
+        )
         if record is not None:
             self.learning.note(record)
         engine.step_model()
@@ -162,21 +165,30 @@ class Step:
         return self.host.backward_pass(self.model, self.batches[index], loss_of)
 
     def _validation_pass(self, pull: float) -> Tensor:
-        """Backward of pull · L1; with no pull only the value. Returns this rank's part of L1. Uses dropout."""
+        """Backward of pull · L1; with no pull only the value. Uses dropout.
+
+        Returns:
+            (1 + V,): this rank's part of L1, and of the sum of the losses of each validation set.
+        """
         engine, stream = self.learning.engine, self.learning.validation
+        coefficient_V, factor_V = stream.coefficient_V, self.learning.run.objective.factor_V()
+        coefficient_V = coefficient_V if factor_V is None else coefficient_V * factor_V
         chunks = [
             self.host._prepare_inputs(chunk)
             for chunk in stream.batches(self.host.state.global_step, rank=engine.rank, ranks=engine.world)
         ]
         targets = [_targets(chunk, per_sequence=False) for chunk in chunks]
-        total = engine.total(torch.stack([target.units.sum() for target in targets]).sum()).clamp(min=1.0)
-        value = torch.zeros((), dtype=torch.float64, device=total.device)
+        sets = len(coefficient_V)
+        self.validation_V = engine.total(torch.stack([target.counts(sets) for target in targets]).sum(0))
+        total = self.validation_V.sum().clamp(min=1.0)
+        value = torch.zeros(1 + sets, dtype=torch.float64, device=total.device)
         for number, (chunk, target) in enumerate(zip(chunks, targets, strict=True), start=1):
 
             def loss_of(outputs: Any, labels: Any, num_items_in_batch: Any = None, of: Targets = target) -> Tensor:
                 losses = token_losses(outputs["logits"], of.labels)
-                loss = weighted_loss(losses, of, stream.coefficient_V, total)
-                value.add_(loss.detach())
+                loss = weighted_loss(losses, of, coefficient_V, total)
+                value[0].add_(loss.detach())
+                value[1:].add_(sum_by_source(losses.detach() * of.units, of.source, sets))
                 return pull * loss * engine.world
 
             with self.host.uncounted():
@@ -197,22 +209,22 @@ class Step:
 
     # ---- losses
 
-    def _losses(self, val_loss: Tensor) -> StepLosses:
+    def _losses(self, val_losses: Tensor) -> StepLosses:
         """Of the global batch, on the CPU.
 
         Raises:
             FloatingPointError: One of them is NaN or infinite.
         """
-        total = self.learning.engine.total(torch.cat([self.model_S, self.inner_S, val_loss[None]]))
-        gathered = torch.cat([total, self.units_S]).cpu()  # the one synchronisation
-        sources = len(self.units_S)
-        model_S, inner_S, val, units_S = torch.split(gathered, [sources, sources, 1, sources])
+        total = self.learning.engine.total(torch.cat([self.model_S, self.inner_S, val_losses]))
+        gathered = torch.cat([total, self.units_S, self.validation_V]).cpu()  # the one synchronisation
+        sources, sets = len(self.units_S), len(self.validation_V)
+        model_S, inner_S, val, val_V, units_S, of_V = torch.split(gathered, [sources, sources, 1, sets, sources, sets])
         train = (self.coefficient_S * model_S).sum() / units_S.sum().clamp(min=1.0)
         self._refuse_not_finite("the model", model_S)
         self._refuse_not_finite("the inner parameters", inner_S)
         if not math.isfinite(float(val)):
             raise FloatingPointError(self._stopped("the validation loss"))
-        return StepLosses(model_S, inner_S, units_S, float(train), float(val))
+        return StepLosses(model_S, inner_S, units_S, float(train), float(val), val_V, of_V)
 
     def _refuse_not_finite(self, where: str, sums_S: Tensor) -> None:
         names = self.learning.run.names
