@@ -56,8 +56,9 @@ class ScaleBiOTrainer(AxolotlTrainer):
             self._signature_columns = [*self._signature_columns, COLUMN]
 
     def get_train_dataloader(self) -> Any:
-        if self.learning is not None:
-            self.learning.order.at_loader()
+        if self.learning is None:
+            return super().get_train_dataloader()
+        self.learning.order.at_loader()
         loader = super().get_train_dataloader()
         self._epoch_batches = len(loader)
         return loader
