@@ -26,8 +26,8 @@ FLOORS = (
     {"plugin", "cli", "boot", "__init__"},
 )
 MAY_IMPORT_THE_HOST = {
-    *("plugin", "estimate/model"),
-    *(f"data/{name}" for name in ("draw", "entries", "resampled", "sources", "table", "tags", "validation")),
+    *("plugin", "estimate/model", "data/validation"),
+    *(f"data/{name}" for name in ("draw", "drawn_stream", "entries", "resampled", "sources", "table", "tags")),
     *(f"training/{name}" for name in ("callbacks", "connect", "prepare_model", "random_state", "trainer")),
 }
 HEAVY = HOST | {"torch", "numpy", "pandas", "matplotlib", "pydantic", "yaml"}

@@ -6,15 +6,23 @@ Legend: B sequences (rows of a batch), T tokens, S sources. A *target* is a toke
 a row whose label is not IGNORED. A target's *unit* is what it contributes to its source's count: 1 where losses are
 means over tokens, 1 / (targets of its sequence) where they are means over sequences.
 
-One estimate of L2 serves every engine and batch. With share_i the source's part of the units of the whole training
-set, n_i its units in the global accumulated batch and n = Σ n_i,
+One estimate of L2 serves every engine and batch. With share_i the source's part of the units that batches hold on
+average, n_i its units in the global accumulated batch and N what stands for their sum,
 
-    L2(λ, θ) ≈ Σ_targets (p_i / share_i) · unit · loss / n                                                    (1)
+    L2(λ, θ) ≈ Σ_targets (p_i / share_i) · unit · loss / N                                                    (1)
 
-Its expectation is Σ p_i L2_i whatever the batch holds: a source that is absent now counts more when it is present
-(E[n_i / n] = share_i). That is exact where batches hold equally many units; where n varies with the lengths of the
+Its expectation is Σ p_i L2_i whatever the batch holds: a source that is absent now counts more when it is present.
+
+In the host's order (`sampling: host`) share_i is the source's part of the whole training set and N = n = Σ n_i, and
+E[n_i / n] = share_i. That is exact where batches hold equally many units; where n varies with the lengths of the
 sequences drawn it is a ratio estimator, with a bias that falls like 1 / (sequences per step), as the host's own token
 mean is. At p = share it is the host's mean over targets.
+
+Where rows are drawn by source (`sampling: mixture`, `data.drawn`), one of source i with probability q_i, share_i is
+q_i m_i / Σ q_j m_j, m_i the mean units of the source's sequences, and N = E[n] = rows · Σ q_j m_j. It is known before
+the draw and E[n_i] = share_i N, so (1) is linear in what was drawn and has no bias, however few sequences a step holds.
+Packed, the rows of a step are known only once they are drawn, and N is their mean over a few steps. A source that
+cannot be drawn now has share 0, and no term.
 """
 
 from __future__ import annotations
@@ -106,7 +114,7 @@ def weighted_loss(losses: Tensor, targets: Targets, coefficient_S: Tensor, total
         losses: (B, T-1), from `token_losses`.
         targets: Of the same micro-batch.
         coefficient_S: (S,), float64, p_i / share_i.
-        total: (), n, the units of the global accumulated batch (all micro-batches, all ranks), > 0.
+        total: (), N, for the global accumulated batch (all micro-batches, all ranks), > 0.
 
     Returns:
         (), in the dtype of `losses`, with their gradient; the sum over micro-batches and ranks is the estimate.
@@ -141,23 +149,30 @@ class GapBaseline:
 
 
 def estimate_gap(
-    difference_S: Tensor, units_S: Tensor, share_S: Tensor, baseline: GapBaseline, *, discount: float = 0.9
+    difference_S: Tensor,
+    units_S: Tensor,
+    share_S: Tensor,
+    baseline: GapBaseline,
+    *,
+    total: Tensor | None = None,
+    discount: float = 0.9,
 ) -> tuple[Tensor, GapBaseline]:
     """g_i = L2_i(w) − L2_i(u), for every source, also for one that this batch does not hold.
 
-    The difference estimator of survey sampling: with m_i the gap expected from earlier steps,
+    The difference estimator of survey sampling: with m_i the gap expected from earlier steps, and N as in (1),
 
-        g_i = m_i + ( difference_i − m_i n_i ) / ( share_i n ).
+        g_i = m_i + ( difference_i − m_i n_i ) / ( share_i N ).
 
-    m_i is fixed before the batch is drawn and E[n_i / n] = share_i, so the expectation is that of the gap whatever
+    m_i is fixed before the batch is drawn and E[n_i / N] = share_i, so the expectation is that of the gap whatever
     m_i is; an absent source keeps m_i instead of counting as gap 0, and the noise that comes from the number of its
     targets vanishes as m_i approaches the gap.
 
     Args:
         difference_S: (S,), float64, Σ unit · (loss at w − loss at u) over the global accumulated batch, in nats.
         units_S: (S,), n_i of the same batch.
-        share_S: (S,), part of each source in the units of the training set, > 0, sum 1.
+        share_S: (S,), part of each source in the units that are drawn, sum 1; a source with 0 keeps m_i.
         baseline: m, from the earlier steps.
+        total: (), N, where it is not the units of the batch.
         discount: Weight of a step in the baseline relative to the step after it.
 
     Returns:
@@ -167,7 +182,9 @@ def estimate_gap(
     expected = baseline.mean()
     if not bool(units_S.sum() > 0):
         return expected, baseline
-    gap = expected + (difference_S - expected * units_S) / (share_S * units_S.sum())
+    drawn_S = share_S * (units_S.sum() if total is None else total)
+    correction = (difference_S - expected * units_S) / drawn_S
+    gap = expected + torch.where(share_S > 0, correction, 0.0)
     return gap, GapBaseline(discount * baseline.gap_S + difference_S, discount * baseline.units_S + units_S)
 
 

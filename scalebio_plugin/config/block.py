@@ -167,6 +167,11 @@ class ScaleBiOSettings(_Block):
         default=None,
         description="Path of a mixture.json: no learning, an ordinary run whose sampling follows its weights.",
     )
+    sampling: Literal["mixture", "host"] = Field(
+        default="host",
+        description="Order of the rows while the mixture is learned: `host`, the host's; `mixture`, drawn by source as "
+        "the weights have it, with a floor, also after learning.",
+    )
     max_repeats: PositiveInt = Field(
         default=4,
         description="When sampling follows the weights: how often one example may be drawn, at most, in "

@@ -120,10 +120,11 @@ def _engine(config: Mapping[str, Any]) -> Iterator[str]:
 
 def _order(config: Mapping[str, Any]) -> Iterator[str]:
     """Equation (1) of `algorithm.bilevel` needs batches whose rows are drawn at random from all sources."""
-    if config.get("group_by_length") and not config.get("sample_packing"):
+    host = (config.get("scalebio") or {}).get("sampling", "host") == "host"
+    if host and config.get("group_by_length") and not config.get("sample_packing"):
         yield (
             "group_by_length: fills batches with rows of one length, so that the sources of short rows count for more "
-            "than their weights; remove it, or use sample_packing: true"
+            "than their weights; remove it, or use sample_packing: true or scalebio.sampling: mixture"
         )
     shuffled = config.get("shuffle_merged_datasets", True)
     own = (config.get("scalebio") or {}).get("validation_datasets")
@@ -132,10 +133,10 @@ def _order(config: Mapping[str, Any]) -> Iterator[str]:
             "val_set_size: with shuffle_merged_datasets: false it splits off the last rows of the last source, for "
             "which alone the mixture would be tuned; add scalebio.validation_datasets, or shuffle"
         )
-    if config.get("curriculum_sampling") and not shuffled:
+    if host and config.get("curriculum_sampling") and not shuffled:
         yield (
             "curriculum_sampling: with shuffle_merged_datasets: false a step sees one source alone, and not what the "
-            "mixture makes of all; remove one of the two"
+            "mixture makes of all; remove one of the two, or use scalebio.sampling: mixture"
         )
 
 

@@ -11,6 +11,7 @@ from datasets import Dataset
 from ..algorithm.bilevel import NO_SOURCE
 from ..config.block import ScaleBiOSettings
 from ..config.names import refuse_other_sources
+from .drawn import shared_out
 from .sources import Prepared
 from .tags import COLUMN
 
@@ -47,14 +48,7 @@ def resample(source: np.ndarray, fractions: np.ndarray, rows: int, max_repeats: 
 
 def _allot(fractions: np.ndarray, rows: int, most: np.ndarray) -> np.ndarray:
     """Whole numbers close to fractions · rows, none above `most`; the rest goes to the sources that are not full."""
-    real = np.zeros(len(fractions))
-    open_ = fractions > 0
-    left = float(rows)
-    while left > 1e-9 and open_.any():
-        real[open_] += left * fractions[open_] / fractions[open_].sum()
-        left = float(np.clip(real - most, 0, None).sum())
-        real = np.minimum(real, most)
-        open_ &= real < most
+    real = shared_out(fractions, float(rows), most)
     whole = np.floor(real).astype(np.int64)
     missing = round(float(real.sum())) - int(whole.sum())
     whole[np.argsort(whole - real, kind="stable")[:missing]] += 1

@@ -6,8 +6,7 @@ as fit into so many bins, which look like those of the host's training rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from itertools import islice
 from typing import Any
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from ..algorithm.bilevel import IGNORED
 from ..config.block import ScaleBiOSettings
+from .packing import MicroBatches, Packing, first_fit
 from .sources import Validation
 from .table import sequence_lengths
 
@@ -95,23 +95,6 @@ class ValidationStream:
         return np.random.default_rng([self.seed, lap]).permutation(len(self.rows))
 
 
-@dataclass(frozen=True)
-class Packing:
-    """The bins of a packed run, as the host makes them for its training rows.
-
-    Attributes:
-        capacity: Tokens of a bin.
-        members: Sequences of a bin, at most.
-        bins: Of a step; None: as many as `sequences` take.
-        sequences: Of a step; None: as many as `bins` take.
-    """
-
-    capacity: int
-    members: int
-    bins: int | None = None
-    sequences: int | None = None
-
-
 class PackedValidationStream(ValidationStream):
     """A bin a row: sequences in the order of the laps, each in the first bin of the step that has room for it.
 
@@ -157,47 +140,6 @@ class PackedValidationStream(ValidationStream):
 
     def _feature(self, row: list[int], *, targets: bool = True) -> Any:
         return [self._sequence(index, targets) for index in row]
-
-
-def first_fit(sequences: Iterable[int], lengths: np.ndarray, packing: Packing) -> list[list[int]]:
-    """Each sequence into the first bin with room; ends where `packing.bins` are open and none has.
-
-    A sequence that is longer than a bin has one of its own.
-    """
-    bins: list[list[int]] = []
-    room: list[int] = []
-    for index in sequences:
-        length = int(lengths[index])
-        fits = (at for at, left in enumerate(room) if length <= left and len(bins[at]) < packing.members)
-        at = next(fits, len(bins))
-        if at == len(bins):
-            if at == packing.bins:
-                break
-            bins.append([])
-            room.append(packing.capacity)
-        bins[at].append(index)
-        room[at] -= length
-    return bins
-
-
-@dataclass(frozen=True)
-class MicroBatches:
-    """The training micro-batches, which the validation batches look like.
-
-    Attributes:
-        rows: Of a micro-batch on one rank.
-        accumulation: Micro-batches of an optimiser step.
-        capacity: Tokens of a row that is packed; None: a row is a sequence, padded.
-        members: Sequences of a packed row, at most.
-        masked: Whether packed rows have an attention mask.
-    """
-
-    rows: int
-    accumulation: int
-    ranks: int
-    capacity: int | None = None
-    members: int = 0
-    masked: bool = True
 
 
 def stream_of(

@@ -56,17 +56,20 @@ class RunFolder:
         else:
             self.history.unlink(missing_ok=True)
 
-    def write_mixture(self, steps: int, layer_steps: list[int] | None) -> dict[str, Any] | None:
+    def write_mixture(
+        self, steps: int, layer_steps: list[int] | None, drawn: dict[str, int] | None = None
+    ) -> dict[str, Any] | None:
         """Write `mixture.json` from the history so far and return its content; None before the first update of λ.
 
         Args:
             steps: Optimiser steps so far.
             layer_steps: For how many of them each transformer block trained, under LISA.
+            drawn: Rows drawn of each source, where they are drawn by source.
         """
         history = read_history(self.history) if self.history.exists() else []
         if not history:
             return None
-        known = replace(self.provenance, steps=steps, updates=len(history), layer_steps=layer_steps)
+        known = replace(self.provenance, steps=steps, updates=len(history), layer_steps=layer_steps, drawn=drawn)
         document = mixture_document(summarise(history, self.names), known, history[-1].get("verdict"))
         write_mixture(self.path / "mixture.json", document)
         return document

@@ -86,7 +86,9 @@ def _weights(document: Mapping[str, Any]) -> str:
     # What `apply` samples by: p over the mean target tokens of a sequence.
     rows_of = {name: summaries[name].weight * source["examples"] / source["tokens"] for name, source in sources.items()}
     most, all_rows = max(document["weights"].values()), sum(rows_of.values())
-    head = ("source", "", "weight", "95% interval", "rows", "gap", "s.e.", "", "loss", "target tokens", "sequences")
+    drawn = document.get("drawn")  # a run in the host's order has none, nor has an older document
+    head = ["source", "", "weight", "95% interval", "rows", "gap", "s.e.", "", "loss", "target tokens", "sequences"]
+    head += [] if drawn is None else ["each drawn"]
     lines = [
         [
             _cell(escape(name), "text"),
@@ -100,6 +102,7 @@ def _weights(document: Mapping[str, Any]) -> str:
             _cell("–" if summary.loss is None else f"{summary.loss:.3f}"),
             _cell(f"{sources[name]['tokens']:,}"),
             _cell(f"{sources[name]['examples']:,}"),
+            *([] if drawn is None else [_cell(f"{drawn[name] / sources[name]['examples']:.2f} times")]),
         ]
         for name, summary in summaries.items()
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from .history import HistoryRecord
 from .summary import SourceSummary, largest_first
@@ -53,6 +54,15 @@ def layers_line(layer_steps: Sequence[int]) -> str:
         span = f"{min(trained)} to {max(trained)}" if min(trained) < max(trained) else str(trained[0])
         line += f", each for {span} optimiser steps"
     return line + (f"; never drawn: {', '.join(never)}" if never else "")
+
+
+def drawn_line(document: Mapping[str, Any]) -> str:
+    """How often the rows of each source were drawn, from the content of `mixture.json`, largest weight first."""
+    drawn, sources = document["drawn"], document["sources"]
+    times = {name: drawn[name] / source["examples"] for name, source in sources.items()}
+    each = [f"{shorten(name)} {drawn[name]} (each {often:.2f} times)" for name, often in times.items()]
+    more = f", and {len(each) - MOST_ROWS} more" if len(each) > MOST_ROWS else ""
+    return "rows drawn: " + ", ".join(each[:MOST_ROWS]) + more
 
 
 def progress_table(record: HistoryRecord) -> str:

@@ -10,7 +10,7 @@ from axolotl.utils.logging import get_logger
 from transformers import TrainerCallback, TrainerState
 
 from ..report.mixture_file import summaries_of
-from ..report.tables import layers_line, weights_table
+from ..report.tables import drawn_line, layers_line, weights_table
 from .console import own_line
 from .learning import Learning
 from .trainer import ScaleBiOTrainer
@@ -46,7 +46,8 @@ class ScaleBiOCallback(TrainerCallback):
 
     def _write_mixture(self, steps: int) -> dict[str, Any] | None:
         layers = self.learning.layers
-        return self.learning.folder.write_mixture(steps, None if layers is None else layers.steps_trained(steps))
+        trained = None if layers is None else layers.steps_trained(steps)
+        return self.learning.folder.write_mixture(steps, trained, self.learning.drawn_rows)
 
     def _leave(self, steps: int) -> None:
         document, folder = self._write_mixture(steps), self.learning.folder
@@ -62,6 +63,7 @@ class ScaleBiOCallback(TrainerCallback):
                 "scalebio: the learned mixture\n"
                 + weights_table(summaries_of(document), document["verdict"])
                 + ("" if document["layer_steps"] is None else "\n" + layers_line(document["layer_steps"]))
+                + ("" if document["drawn"] is None else "\n" + drawn_line(document))
                 + f"\n{folder.listing()}"
             )
         with _not_at_the_price_of_the_model("what an extension does at the end of a run"):

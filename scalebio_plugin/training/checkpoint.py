@@ -2,7 +2,7 @@
 
 checkpoint-N/
     scalebio_mixture.pt   λ and all that decides how it goes on; also with `save_only_model`
-    scalebio_inner.pt     u, its optimizer state, the position after learning; needed to resume. Where every rank holds
+    scalebio_inner.pt     u, its optimizer state, the position in the data; needed to resume. Where every rank holds
                           its own part of u: scalebio_inner_<rank>_of_<ranks>.pt
     scalebio_history.jsonl
     scalebio_complete     written last, once every rank has written all it writes
@@ -72,13 +72,13 @@ class InnerPart:
 
     Attributes:
         inner: State of u; None where learning has not begun or is over.
-        position: Lap and micro-batch of the batches after learning.
+        position: Of the batches, `Learning.position`.
         record: Last line of the history.
         model: What of w the host's files do not hold.
     """
 
     inner: dict[str, Any] | None
-    position: tuple[int, int]
+    position: tuple[int, int] | dict[str, Any]
     record: Any
     model: dict[str, Tensor]
 

@@ -17,10 +17,14 @@ from torch import Tensor
 
 from ..algorithm.lisa import LayerPlan
 from ..config.block import ScaleBiOSettings
+from ..data.drawn import Draw
+from ..data.drawn_stream import DrawnStream
+from ..data.packing import MicroBatches
 from ..data.resampled import ResampledStream
 from ..data.sources import Prepared, Validation
+from ..data.table import sequence_lengths
 from ..data.tags import SourceCollator
-from ..data.validation import MicroBatches, ValidationStream, stream_of
+from ..data.validation import ValidationStream, stream_of
 from ..engines import engine_of
 from ..engines.base import plain_name
 from ..estimate.estimator import from_model
@@ -72,13 +76,15 @@ def connect(
         layers = LayerSampling(settings.lisa, plan, manager, seed, type(trainer.model).__name__)
     trainer.data_collator = SourceCollator(trainer.data_collator, trainer.processing_class.padding_side)
     share = torch.from_numpy(table.shares(settings.loss_unit))
+    run, like = _mixture_run(settings, prepared, share, manager, steps), _micro_batches(trainer, cfg)
     counts = tuple(table.tokens.tolist()), tuple(table.sequences.tolist())
     facts = RunFacts(tuple(table.names), *counts, settings.model_dump(), steps, seed)
     learning = trainer.learning = Learning(
-        run=_mixture_run(settings, prepared, share, manager, steps),
+        run=run,
         engine=engine_of(trainer, switches_layers=layers is not None),
-        validation=_validation_stream(settings, prepared.validation, trainer, cfg, seed),
+        validation=_validation_stream(settings, prepared.validation, trainer, like, seed),
         resampled=ResampledStream(table, prepared.drawable, settings.max_repeats, seed, trainer.loader_over),
+        drawn=_drawn_stream(run, prepared, trainer, like, seed, steps) if settings.sampling == "mixture" else None,
         layers=layers,
         trainable=trainable,
         inner_device=_inner_device(settings),
@@ -98,32 +104,48 @@ def connect(
 def _mixture_run(
     settings: ScaleBiOSettings, prepared: Prepared, share_S: Tensor, manager: PluginManager, steps: int
 ) -> MixtureRun:
-    table, validation = prepared.table, prepared.validation
-    if validation is None:
+    if prepared.validation is None:
         raise RuntimeError("scalebio: learning without validation data; this is a bug, please report it")
-    weights = torch.from_numpy(validation.weights)
-    objective = Objective(validation.table.names, weights, worst=settings.objective == "worst")
-    most = torch.from_numpy(table.most(settings.max_repeats))
-    return MixtureRun(settings, table.names, share_S, manager, steps, objective, most)
+    goals, weights = prepared.validation.table.names, torch.from_numpy(prepared.validation.weights)
+    objective = Objective(goals, weights, worst=settings.objective == "worst")
+    most = torch.from_numpy(prepared.table.most(settings.max_repeats))
+    return MixtureRun(settings, prepared.table.names, share_S, manager, steps, objective, most)
 
 
-def _validation_stream(
-    settings: ScaleBiOSettings, validation: Validation, trainer: ScaleBiOTrainer, cfg: DictDefault, seed: int
-) -> ValidationStream:
+def _micro_batches(trainer: ScaleBiOTrainer, cfg: DictDefault) -> MicroBatches:
     args = trainer.args
     rows, length = int(cfg.micro_batch_size), int(cfg.sequence_len)
     accumulation, ranks = int(cfg.gradient_accumulation_steps), int(trainer.accelerator.num_processes)
-    if args.sample_packing:
-        if not args.multipack_real_batches:  # one long row, where the attention keeps sequences apart
-            rows, length = 1, rows * length
-        members = args.sample_packing_bin_size or length
-        masked = not args.sample_packing_drop_attention_mask
-        like = MicroBatches(rows, accumulation, ranks, capacity=length, members=members, masked=masked)
-    else:
-        like = MicroBatches(rows, accumulation, ranks)
+    if not args.sample_packing:
+        return MicroBatches(rows, accumulation, ranks)
+    if not args.multipack_real_batches:  # one long row, where the attention keeps sequences apart
+        rows, length = 1, rows * length
+    members = args.sample_packing_bin_size or length
+    masked = not args.sample_packing_drop_attention_mask
+    return MicroBatches(rows, accumulation, ranks, capacity=length, members=members, masked=masked)
+
+
+def _validation_stream(
+    settings: ScaleBiOSettings, validation: Validation, trainer: ScaleBiOTrainer, like: MicroBatches, seed: int
+) -> ValidationStream:
+    if like.capacity is None:
         kept = trainer._remove_unused_columns(validation.rows, description="validation")
         validation = replace(validation, rows=kept)
     return stream_of(validation, settings, like, trainer.data_collator, seed)
+
+
+def _drawn_stream(
+    run: MixtureRun, prepared: Prepared, trainer: ScaleBiOTrainer, like: MicroBatches, seed: int, steps: int
+) -> DrawnStream:
+    table, settings = prepared.table, run.settings
+    mean_units = table.units(settings.loss_unit) / table.sequences
+    lengths = None if like.capacity is None else sequence_lengths(prepared.rows)
+    draw = Draw(prepared.drawable, mean_units, settings.max_repeats, seed, like, lengths)
+
+    def ends() -> tuple[int, int, int]:
+        return settings.warmup_steps, run.learn_until, steps
+
+    return DrawnStream(draw, table, ends, trainer.micro_batches, trainer.loader_of)
 
 
 def _inner_device(settings: ScaleBiOSettings) -> torch.device | None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import pluggy
 import torch
 from axolotl.utils.logging import get_logger
 
+from ..data.drawn_stream import DrawnStream
 from ..data.resampled import ResampledStream
 from ..data.validation import ValidationStream
 from ..engines.base import Engine, InnerSet
@@ -31,7 +33,8 @@ class Learning:
         run: λ and the phase.
         engine: How the parameter sets live on the host's engine.
         validation: L1's batches.
-        resampled: The batches after learning.
+        resampled: The batches after learning, where those before come in the host's order.
+        drawn: The batches of the whole run, where they are drawn by source.
         layers: LISA, if any.
         trainable: Names of the parameters that the optimizer was made for.
         inner_device: Where u rests between its passes; None: beside the model.
@@ -47,6 +50,7 @@ class Learning:
     engine: Engine
     validation: ValidationStream
     resampled: ResampledStream
+    drawn: DrawnStream | None
     layers: LayerSampling | None
     trainable: list[str]
     inner_device: torch.device | None
@@ -61,6 +65,25 @@ class Learning:
     @property
     def place(self) -> Place:
         return Place(self.engine.rank, self.engine.world, self.engine.sharded)
+
+    @property
+    def position(self) -> tuple[int, int] | dict[str, Any]:
+        """Of the batches, for a checkpoint: plain values."""
+        return (self.resampled.lap, self.resampled.batch) if self.drawn is None else self.drawn.state_dict()
+
+    @position.setter
+    def position(self, saved: Any) -> None:
+        if self.drawn is None:
+            self.resampled.lap, self.resampled.batch = saved
+        else:
+            self.drawn.load_state_dict(saved)
+
+    @property
+    def drawn_rows(self) -> dict[str, int] | None:
+        """Rows drawn of each source so far; None in the host's order."""
+        if self.drawn is None:
+            return None
+        return dict(zip(self.run.names, self.drawn.drawn_S.tolist(), strict=True))
 
     def begun_inner(self) -> InnerSet:
         if self.inner is None:

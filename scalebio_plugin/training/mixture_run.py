@@ -58,6 +58,8 @@ class StepLosses:
     Attributes:
         model_S, inner_S: (S,), Σ unit · loss at w and at u.
         units_S: (S,), n_i.
+        share_S: (S,), part of each source in the units that are drawn.
+        total: (), N of equation (1) in `algorithm.bilevel`.
         train_loss: L2(λ, w) of the step.
         val_loss: L1(w).
         val_V, val_units_V: (V,), Σ loss of each validation set at w, and its targets.
@@ -66,6 +68,8 @@ class StepLosses:
     model_S: Tensor
     inner_S: Tensor
     units_S: Tensor
+    share_S: Tensor
+    total: Tensor
     train_loss: float
     val_loss: float
     val_V: Tensor
@@ -124,11 +128,17 @@ class MixtureRun:
     def weights_S(self) -> Tensor:
         return weights_of(self.logits_S)
 
-    def coefficient_S(self) -> Tensor:  # (S,), float64
-        """p_i / share_i, exactly 1 where the weights still are the token shares they started from."""
-        if self.proportional and self.updates == 0:
-            return torch.ones_like(self.share_S)
-        return self.weights_S / self.share_S
+    def coefficient_S(self, share_S: Tensor) -> Tensor:  # (S,), float64
+        """p_i / share_i; 0 where a source is not drawn.
+
+        In the host's order exactly 1 where the weights still are the shares of the training set that they started from.
+
+        Args:
+            share_S: Part of each source in the units that are drawn.
+        """
+        if self.proportional and self.updates == 0 and self.settings.sampling == "host":
+            return torch.ones_like(share_S)
+        return torch.where(share_S > 0, self.weights_S / share_S, 0.0)
 
     def phase(self, step: int) -> Phase:
         """Phase of the optimiser step that starts after `step` finished ones."""
@@ -146,7 +156,7 @@ class MixtureRun:
         self.objective.observe(losses.of_validation_sets())
         halved = 0.5 if self.settings.estimator == "symmetric" else 1.0
         difference = (losses.model_S - losses.inner_S) * halved
-        gap, self.baseline = estimate_gap(difference, losses.units_S, self.share_S, self.baseline)
+        gap, self.baseline = estimate_gap(difference, losses.units_S, losses.share_S, self.baseline, total=losses.total)
         self.pending_gap_S = self.pending_gap_S + gap
         self.pending_steps += 1
         if self.pending_steps < self.settings.update_interval:
@@ -264,6 +274,7 @@ class MixtureRun:
         return {
             "names": self.names,
             "logits": self.logits_S,
+            "sampling": self.settings.sampling,
             "rule": self.settings.mixture_update,
             "rule_state": self.rule_state,
             "baseline": vars(self.baseline),
@@ -282,9 +293,15 @@ class MixtureRun:
         """Go on from a checkpoint.
 
         Raises:
-            ValueError: Its sources or its update rule are others than this run's.
+            ValueError: Its sources, its sampling or its update rule are others than this run's.
         """
         refuse_other_sources(saved["names"], self.names, "the checkpoint")
+        sampling = saved.get("sampling", "host")  # what there was before the option
+        if sampling != self.settings.sampling:
+            raise ValueError(
+                f"the checkpoint was learned with sampling {sampling!r}, this run has {self.settings.sampling!r}: its "
+                "batches cannot go on from there; set scalebio.sampling back, or start a new output_dir"
+            )
         if saved["rule"] != self.settings.mixture_update:
             raise ValueError(
                 f"the checkpoint was learned with mixture_update {saved['rule']!r}, this run has "

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from ..algorithm.bilevel import Targets, sum_by_source, targets_of, token_losses, weighted_loss
 from ..algorithm.inner import InnerParameters
+from ..data.drawn import PlannedStep
 from ..data.tags import COLUMN, SEQUENCE
 from .learning import Learning
 from .mixture_run import StepLosses
@@ -65,23 +66,30 @@ class StepBatches:
         batches: Without tags.
         targets: One per micro-batch.
         units_S: (S,), n_i over the global accumulated batch.
-        total: n.
+        share_S: (S,), on the CPU, part of each source in the units that are drawn.
+        total: N of equation (1) in `algorithm.bilevel`: n, or what was expected of it.
         router_scale: What the host multiplies a micro-batch's router loss by.
     """
 
     batches: Sequence[Batch]
     targets: Sequence[Targets]
     units_S: Tensor
+    share_S: Tensor
     total: Tensor
     router_scale: float
 
     @classmethod
-    def of(cls, tagged: Sequence[Batch], learning: Learning, router_scale: float) -> StepBatches:
-        """Take the tags out of the batches."""
+    def of(
+        cls, tagged: Sequence[Batch], learning: Learning, router_scale: float, planned: PlannedStep | None
+    ) -> StepBatches:
+        """Take the tags out of the batches, which were `planned` or came in the host's order."""
         per_sequence, sources = learning.run.settings.loss_unit == "sequence", len(learning.run.names)
         targets = [_targets(batch, per_sequence=per_sequence) for batch in tagged]
         units = learning.engine.total(torch.stack([target.counts(sources) for target in targets]).sum(0))
-        return cls(tagged, targets, units, units.sum().clamp(min=1.0), router_scale)
+        if planned is None:
+            return cls(tagged, targets, units, learning.run.share_S, units.sum().clamp(min=1.0), router_scale)
+        share = torch.from_numpy(planned.share_S)
+        return cls(tagged, targets, units, share, torch.full_like(units[0], planned.units), router_scale)
 
 
 class Step:
@@ -95,7 +103,7 @@ class Step:
         self.host, self.learning, self.model = host, learning, model
         self.batches, self.targets = batches.batches, batches.targets
         self.units_S, self.total, self.router_scale = batches.units_S, batches.total, batches.router_scale
-        self.coefficient_S = learning.run.coefficient_S()
+        self.share_S, self.coefficient_S = batches.share_S, learning.run.coefficient_S(batches.share_S)
         self.model_S, self.inner_S = torch.zeros_like(self.units_S), torch.zeros_like(self.units_S)
         self.validation_V = torch.zeros(0)  # units of each validation set in its batch
         self.scaler = host.accelerator.scaler
@@ -118,7 +126,7 @@ class Step:
         before.restore()  # w sees u's dropout masks
 
         for index in range(last):
-            yield self._train_pass(index, self.model_S)
+            yield self._shown(self._train_pass(index, self.model_S))
 
         with engine.hold_steps():
             with engine.synced(self.model, settings.pull == 0.0):
@@ -137,16 +145,16 @@ class Step:
         if record is not None:
             self.learning.note(record)
         engine.step_model()
-        yield loss
+        yield self._shown(loss)
 
     def warm_up(self) -> Iterator[Tensor]:
         """w alone on the mixture."""
         for index in range(len(self.batches) - 1):
-            yield self._train_pass(index, self.model_S)
+            yield self._shown(self._train_pass(index, self.model_S))
         loss = self._train_pass(len(self.batches) - 1, self.model_S)
         self.learning.engine.average_gradients(self.host.trainable_parameters())
         self._refuse_not_finite("the model", self.learning.engine.total(self.model_S))
-        yield loss
+        yield self._shown(loss)
 
     # ---- passes
 
@@ -209,6 +217,10 @@ class Step:
 
     # ---- losses
 
+    def _shown(self, loss: Tensor) -> Tensor:
+        """What the host logs: the mean over the units that came, whatever was expected of them."""
+        return (loss * (self.total / self.units_S.sum().clamp(min=1.0))).to(loss.dtype)
+
     def _losses(self, val_losses: Tensor) -> StepLosses:
         """Of the global batch, on the CPU.
 
@@ -216,15 +228,18 @@ class Step:
             FloatingPointError: One of them is NaN or infinite.
         """
         total = self.learning.engine.total(torch.cat([self.model_S, self.inner_S, val_losses]))
-        gathered = torch.cat([total, self.units_S, self.validation_V]).cpu()  # the one synchronisation
+        gathered = torch.cat(
+            [total, self.units_S, self.validation_V, self.total[None]]
+        ).cpu()  # the one synchronisation
         sources, sets = len(self.units_S), len(self.validation_V)
-        model_S, inner_S, val, val_V, units_S, of_V = torch.split(gathered, [sources, sources, 1, sets, sources, sets])
+        sizes = [sources, sources, 1, sets, sources, sets, 1]
+        model_S, inner_S, val, val_V, units_S, of_V, of = torch.split(gathered, sizes)
         train = (self.coefficient_S * model_S).sum() / units_S.sum().clamp(min=1.0)
         self._refuse_not_finite("the model", model_S)
         self._refuse_not_finite("the inner parameters", inner_S)
         if not math.isfinite(float(val)):
             raise FloatingPointError(self._stopped("the validation loss"))
-        return StepLosses(model_S, inner_S, units_S, float(train), float(val), val_V, of_V)
+        return StepLosses(model_S, inner_S, units_S, self.share_S, of[0], float(train), float(val), val_V, of_V)
 
     def _refuse_not_finite(self, where: str, sums_S: Tensor) -> None:
         names = self.learning.run.names

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,9 +15,10 @@ from accelerate.utils import gather_object
 from axolotl.core.trainers.base import AxolotlTrainer
 from axolotl.utils.logging import get_logger
 from torch import Tensor, nn
-from torch.utils.data import SequentialSampler
+from torch.utils.data import BatchSampler, SequentialSampler
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
+from ..data.drawn_stream import DrawnStream
 from ..data.tags import COLUMN, SEQUENCE
 from ..engines.base import plain_name
 from ..report.history import metrics
@@ -45,6 +46,7 @@ class ScaleBiOTrainer(AxolotlTrainer):
     _batches: StepBatches | None = None
     _step: Iterator[Tensor] | None = None
     _own_loss_seen = False
+    _epoch_batches = 0
 
     # ---- data
 
@@ -54,27 +56,46 @@ class ScaleBiOTrainer(AxolotlTrainer):
             self._signature_columns = [*self._signature_columns, COLUMN]
 
     def get_train_dataloader(self) -> Any:
-        if self.learning is not None:
-            self.learning.order.at_loader()
-        return super().get_train_dataloader()
+        if self.learning is None:
+            return super().get_train_dataloader()
+        self.learning.order.at_loader()
+        loader = super().get_train_dataloader()
+        self._epoch_batches = len(loader)
+        return loader
+
+    def micro_batches(self, step: int) -> int:
+        """Micro-batches of an optimiser step, from 0, on each rank: an epoch's last step takes what is left of it."""
+        full = int(self.args.gradient_accumulation_steps)
+        steps = max(1, -(-self._epoch_batches // full))
+        return full if (step + 1) % steps else self._epoch_batches % full or full
+
+    def loader_of(self, batches: BatchSampler) -> Any:
+        """The host's loader over the training set that takes these micro-batches."""
+        return self._loader(self._counted_rows(), lambda rows: batches)
 
     def loader_over(self, rows: np.ndarray, skipped: int) -> Any:
         """The host's loader over these rows of the training set, in that order, without the first micro-batches."""
-        if len(self.train_dataset) != len(self._connected().resampled.drawable):
-            raise RuntimeError("scalebio: the training set was changed after it was counted; please report this bug")
 
         def sampler(chosen: Any) -> Any:
             sequential = SequentialSampler(chosen)
             return self._create_multipack_sampler(sequential, chosen) if self.args.sample_packing else sequential
 
-        loader = self._get_dataloader(
-            dataset=self.train_dataset.select(rows),
+        loader = self._loader(self._counted_rows().select(rows), sampler)
+        return skip_first_batches(loader, skipped) if skipped else loader
+
+    def _loader(self, rows: Any, sampler: Callable[[Any], Any]) -> Any:
+        return self._get_dataloader(
+            dataset=rows,
             description="Training",
             batch_size=self._train_batch_size,
             sampler_fn=sampler,
             is_training=True,
         )
-        return skip_first_batches(loader, skipped) if skipped else loader
+
+    def _counted_rows(self) -> Any:
+        if len(self.train_dataset) != len(self._connected().resampled.drawable):
+            raise RuntimeError("scalebio: the training set was changed after it was counted; please report this bug")
+        return self.train_dataset
 
     # ---- the step: the host asks for its batches, begins it, asks for each micro-batch, then clips and steps
 
@@ -96,22 +117,40 @@ class ScaleBiOTrainer(AxolotlTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:
-        """The micro-batches of one optimiser step: the host's, or after learning those of the resampled mixture."""
+        """The micro-batches of one optimiser step: the host's, or those that follow the mixture."""
         learning = self.learning
         if learning is None:
             return super().get_batch_samples(epoch_iterator, num_batches, device)
         learning.order.at_batches()
-        after = learning.run.phase(self.state.global_step) is Phase.AFTER
-        if after:
-            epoch_iterator = learning.resampled.batches(learning.run.weights_S.numpy())
-        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        after, planned = learning.run.phase(self.state.global_step) is Phase.AFTER, None
+        if learning.drawn is not None:
+            planned = learning.drawn.step(self.state.global_step, learning.run.weights_S.numpy())
+            batches, items = self._planned_samples(learning.drawn, num_batches, device)
+        else:
+            if after:
+                epoch_iterator = learning.resampled.batches(learning.run.weights_S.numpy())
+            batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._batches = self._step = None
         if after:
             for batch in batches:
                 del batch[COLUMN], batch[SEQUENCE]
         elif batches:
             sums = items is not None and self.model_accepts_loss_kwargs  # else the host takes means of micro-batches
-            self._batches = StepBatches.of(batches, learning, 1.0 if sums else 1.0 / len(batches))
+            self._batches = StepBatches.of(batches, learning, 1.0 if sums else 1.0 / len(batches), planned)
+        return batches, items
+
+    def _planned_samples(self, drawn: DrawnStream, asked: int, device: torch.device) -> tuple[list[Any], Any]:
+        """Of the step that was planned last. Torch's generators stay as they were: a resumed run makes more loaders."""
+        before = RandomState()
+        batches, items = super().get_batch_samples(drawn.batches(), asked, device)
+        before.restore()
+        step = self.state.global_step
+        if not asked == self.micro_batches(step) == len(batches):
+            raise ValueError(
+                f"scalebio: the host asks for {asked} micro-batches in optimiser step {step + 1}, for which "
+                f"{self.micro_batches(step)} were planned and {len(batches)} came; remove ignore_data_skip and "
+                "split_batches, or set scalebio.sampling: host"
+            )
         return batches, items
 
     def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Any = None) -> Tensor:
@@ -256,7 +295,7 @@ class ScaleBiOTrainer(AxolotlTrainer):
         if learning is not None and learning.place.writes_inner:
             part = InnerPart(
                 inner=None if learning.inner is None else learning.inner.state_dict(),
-                position=(learning.resampled.lap, learning.resampled.batch),
+                position=learning.position,
                 record=learning.record,
                 model=learning.engine.model_part(self.trainable_parameters()),
             )
@@ -285,7 +324,7 @@ class ScaleBiOTrainer(AxolotlTrainer):
         saved = checkpoints.read_inner(checkpoint, learning.place)
         done, parameters = self.state.global_step, self.trainable_parameters()
         phase = learning.run.phase(done)
-        learning.resampled.lap, learning.resampled.batch = saved.position
+        learning.position = saved.position
         learning.record = saved.record
         learning.engine.restore_model_part(parameters, saved.model)
         if saved.inner is not None:

@@ -408,6 +408,20 @@ def test_the_gap_is_exact_on_average_over_all_batches(size):
     torch.testing.assert_close(torch.stack(found).mean(0), truth, rtol=0, atol=1e-12)
 
 
+def test_a_gap_divided_by_what_was_expected():
+    """g = m + (d − m n) / (share N): two units came of the four that were expected."""
+    baseline = baseline_of(torch.tensor([0.5, 0.1], dtype=torch.float64))
+    sums, units, share = torch.tensor([[1.8, 0.0], [2.0, 0.0], [0.75, 0.25]], dtype=torch.float64)
+    gap, _ = estimate_gap(sums, units, share, baseline, total=torch.tensor(4.0, dtype=torch.float64))
+    assert gap.tolist() == pytest.approx([0.5 + (1.8 - 0.5 * 2) / 3, 0.1])
+
+
+def test_a_source_that_is_not_drawn_keeps_its_baseline():
+    baseline = baseline_of(torch.tensor([0.4, 0.9], dtype=torch.float64))
+    sums, units, share = torch.tensor([[2.0, 0.0], [4.0, 0.0], [1.0, 0.0]], dtype=torch.float64)
+    assert estimate_gap(sums, units, share, baseline)[0].tolist() == pytest.approx([0.5, 0.9])
+
+
 def test_a_batch_without_any_target_changes_nothing():
     baseline = baseline_of(torch.tensor([0.4, 0.9], dtype=torch.float64))
     zeros = torch.zeros(2, dtype=torch.float64)

@@ -46,6 +46,7 @@ FULL: dict[str, Any] = {
     "loss_unit": "sequence",
     "lisa": {"active_layers": 1, "interval": 5, "train_embeddings": True},
     "names": ["a", "b"],
+    "sampling": "mixture",
     "max_repeats": 2.0,
     "extensions": ["my.module:Hooks"],
 }

@@ -39,6 +39,7 @@ MODES: dict[str, dict[str, Any]] = {
     },
     "full, symmetric, sequence": {"scalebio": {"estimator": "symmetric", "penalty": 5.0, "loss_unit": "sequence"}},
     "full, exchanged late": {"exchanged_late": True, "gradient_accumulation_steps": 2},
+    "full, drawn by source": {"gradient_accumulation_steps": 2, "scalebio": {"sampling": "mixture"}},
     "full, then the rest": {"scalebio": {"learn": {"steps": 6}}},
     "full, odd validation batch": {"scalebio": {"validation_batch_size": 5}, "gradient_checkpointing": True},
     # A pull at which the first gaps of one layer stand above the noise of float32. λ's rule divides a gap by its
@@ -233,6 +234,8 @@ RESUMED: dict[str, dict[str, Any]] = {
     "lisa in mid-interval": {"scalebio": LISA, "base_model": "four_layers", "tokenizer_config": "model"},
     "packed, bf16": {**PACKED, "bf16": True},
     "after learning": {"scalebio": {"learn": {"steps": 5}}},
+    "packed, drawn by source": {**PACKED, "scalebio": {"sampling": "mixture"}},
+    "drawn by source, after learning": {"scalebio": {"sampling": "mixture", "learn": {"steps": 4}}},
 }
 
 

@@ -26,31 +26,48 @@ PACKED: dict[str, Any] = {
 }
 
 
-def arguments_of(inputs: Path, out: Path, layout: Layout | None) -> dict[str, Any]:
+def arguments_of(inputs: Path, out: Path, layout: Layout | None, sampling: str) -> dict[str, Any]:
     """The micro-batches that two ranks take at a time, one process takes one after the other."""
     engine = {"gradient_accumulation_steps": 2} if layout is None else layout.keys
     datasets = [{**entry, "split": "train[:50%]"} for entry in host.BASE["datasets"]]  # 18 steps
-    return {"directory": str(inputs), "output_dir": str(out), "datasets": datasets, **PACKED, **engine}
+    block = {**PACKED["scalebio"], "sampling": sampling}
+    return {
+        "directory": str(inputs),
+        "output_dir": str(out),
+        "datasets": datasets,
+        **PACKED,
+        "scalebio": block,
+        **engine,
+    }
 
 
 @pytest.fixture(scope="module")
-def alone(engine_inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    outcome = run_case(arguments_of(engine_inputs, tmp_path_factory.mktemp("alone"), None))
-    assert outcome is not None
-    return outcome
+def alone(engine_inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
+    found = {}
+    for sampling in ("host", "mixture"):
+        outcome = run_case(arguments_of(engine_inputs, tmp_path_factory.mktemp("alone"), None, sampling))
+        assert outcome is not None
+        found[sampling] = outcome
+    return found
 
 
-@pytest.mark.parametrize("engine", LAYOUTS)
-def test_two_ranks_are_one_process(engine: str, engine_inputs: Path, alone: Outcome, tmp_path: Path) -> None:
-    launch({"packed": arguments_of(engine_inputs, tmp_path / "out", LAYOUTS[engine])}, tmp_path)
+CASES = [*((engine, "host") for engine in LAYOUTS), ("ddp", "mixture"), ("fsdp2", "mixture")]
+
+
+@pytest.mark.parametrize(("engine", "sampling"), CASES)
+def test_two_ranks_are_one_process(
+    engine: str, sampling: str, engine_inputs: Path, alone: dict[str, Outcome], tmp_path: Path
+) -> None:
+    launch({"packed": arguments_of(engine_inputs, tmp_path / "out", LAYOUTS[engine], sampling)}, tmp_path)
+    one = alone[sampling]
     first, second = (Outcome(**torch.load(tmp_path / f"packed.{rank}.pt", weights_only=True)) for rank in (0, 1))
-    assert len(first.weights) == len(alone.weights) > STEPS
+    assert len(first.weights) == len(one.weights) > STEPS
     assert all(torch.equal(a, b) for a, b in zip(first.weights, second.weights, strict=True)), "ranks disagree on λ"
     far = {
-        "λ": float((torch.stack(alone.weights) - torch.stack(first.weights)).abs().max()),
-        "w": farthest(alone.model, first.model),
-        "u": farthest(alone.inner, first.inner),
+        "λ": float((torch.stack(one.weights) - torch.stack(first.weights)).abs().max()),
+        "w": farthest(one.model, first.model),
+        "u": farthest(one.inner, first.inner),
     }
     print(engine, len(first.weights), far)
-    assert float((alone.weights[-1] - alone.weights[0]).abs().max()) > 1e-3, "λ did not move"
+    assert float((one.weights[-1] - one.weights[0]).abs().max()) > 1e-3, "λ did not move"
     assert all(value < TOLERANCE for value in far.values()), far

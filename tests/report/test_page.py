@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -102,6 +103,15 @@ def test_it_says_how_many_sources_are_told_apart_and_how_it_was_learned(page: Pa
     assert ["version of axolotl", "0.19.0"] in page.rows
     assert ["fingerprint of the data", "cafe"] in page.rows
     assert ["seed", "7"] in page.rows
+
+
+def test_it_says_how_often_the_rows_were_drawn(tmp_path: Path) -> None:
+    drawn = {"a": 150, "b": 25}
+    sources = {"a": (0.6, 0.02, 0.004, 1000, 100), "b": (0.4, 0.01, 0.004, 1000, 100)}
+    history = [record(step, {"a": 0.6, "b": 0.4}) for step in range(1, 21)]
+    page = Page(write_report(tmp_path, {**document(**sources), "drawn": drawn}, history).read_text(encoding="utf-8"))
+    assert [row[-1] for row in page.rows if len(row) == 11 and row[0]] == ["1.50 times", "0.25 times"]
+    assert "each drawn" in page.text
 
 
 def test_nothing_is_fetched_and_no_name_is_markup(page: Page) -> None:

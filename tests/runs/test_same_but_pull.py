@@ -24,6 +24,10 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "full, dropout everywhere, tied embeddings": (GPT2 | {"max_grad_norm": 0.1}, {}),
     "lora, dropout": ({**host.LORA, "lora_dropout": 0.1}, {}),
     "lora, dropout, warmup, packed": ({**host.LORA, **PACKED, "lora_dropout": 0.1}, {"warmup_steps": 5}),
+    "lora, dropout, drawn by source, packed": (
+        {**host.LORA, **PACKED, "lora_dropout": 0.1, "gradient_accumulation_steps": 2},
+        {"sampling": "mixture"},
+    ),
     "lisa": (GPT2, {"lisa": LISA}),
     "lisa, embeddings, accumulated": (
         GPT2 | {"gradient_accumulation_steps": 4, "micro_batch_size": 1},

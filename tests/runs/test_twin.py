@@ -46,6 +46,7 @@ def accumulated(micro_batches: int) -> dict[str, Any]:
 SYMMETRIC = {"estimator": "symmetric", "penalty": 5.0}
 ADAM = {"mixture_update": "adam", "mixture_learning_rate": 0.05}
 SEQUENCE = {"loss_unit": "sequence"}
+DRAWN = {"sampling": "mixture", "max_repeats": 1000}
 DROPOUT = {"overrides_of_model_config": {"attention_dropout": 0.1}}
 
 CASES = {
@@ -77,6 +78,16 @@ CASES = {
     "gpt2, tied embeddings, dropout": Case(model="gpt2", whole=True),
     "gpt2, lisa with tied embeddings, dropout": Case(
         scalebio={"lisa": {**LISA, "train_embeddings": True}}, model="gpt2", whole=True
+    ),
+    "drawn by source": Case(scalebio={**DRAWN, **ADAM}, steps=18),
+    "drawn by source, lora, accumulated with a remainder, sequence, symmetric, float32": Case(
+        {**host.LORA, **accumulated(3), "micro_batch_size": 4, "learning_rate": 2e-2},
+        {**DRAWN, **SEQUENCE, **SYMMETRIC},
+        rows=10,
+        float64=False,
+    ),
+    "drawn by source, packed, accumulated, after a warmup": Case(
+        {**PACKED, **accumulated(2)}, {**DRAWN, **ADAM, "warmup_steps": 3}, steps=14
     ),
     "two weighted validation sets, in chunks": Case(
         scalebio={"validation_batch_size": 6, "validation_datasets": TWO_VALIDATION_SETS}

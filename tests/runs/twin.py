@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -47,6 +48,7 @@ class Recording:
         model: Copy from before the first step.
         groups: Of the optimizer: its hyperparameters, and the names of its parameters.
         rows, validation_rows: (input_ids, labels) of the training set and of the validation data.
+        shape: `capacity`: tokens of a packed row, or None.
     """
 
     model: nn.Module
@@ -57,6 +59,7 @@ class Recording:
     tokenizer: Any
     settings: Any
     seed: int
+    shape: dict[str, Any]
     steps: list[RecordedStep] = field(default_factory=list)
 
     last: Recording | None = None  # of the class: where the plugin leaves it
@@ -115,6 +118,10 @@ class Twin:
         self.validation_weight = self.validation_share if None in weights else [w / sum(weights) for w in weights]
 
         self.logits = [math.log(p) for p in self.initial_weights()]
+        self.expected: float | None = None  # E[n], where rows are drawn by source
+        self.draw: LiteralDraw | None = None
+        if self.settings.sampling == "mixture":
+            self.draw = LiteralDraw(recording, [self.source_of(row, self.files) for row, _ in recording.rows])
         sources_S = len(sources)
         self.expected_gap, self.expected_units = [0.0] * sources_S, [0.0] * sources_S
         self.pending: list[list[float]] = []
@@ -172,7 +179,7 @@ class Twin:
         for sequence in sequences:
             sums[sequence.source] += self.unit(sequence) * float(sequence.losses.detach().sum())
             units[sequence.source] += self.unit(sequence) * len(sequence.losses)
-        n = sum(units)
+        n = self.expected or sum(units)
         objective = 0.0
         for sequence in sequences:
             i = sequence.source
@@ -200,10 +207,13 @@ class Twin:
         if self.settings.lisa is not None and self.step_number % self.settings.lisa.interval == 0:
             self.draw_layers()
 
+        if self.draw is not None:
+            self.share, self.expected = self.draw.step(self.step_number, softmax(self.logits), step)
+
         alpha = self.settings.penalty
         torch.set_rng_state(step.random)
         objective, self.losses, self.units = self.train_objective(self.w, step)
-        self.train_loss = float(objective.detach())
+        self.train_loss = float(objective.detach()) * (self.expected or sum(self.units)) / sum(self.units)
         if learning:
             pulled_from = torch.get_rng_state()
             val_loss = self.validation_loss(self.w, step)
@@ -255,7 +265,7 @@ class Twin:
     def observe(self) -> None:
         """The gap by the difference estimator; every `update_interval` steps a step of λ along its mean."""
         halved = 0.5 if self.settings.estimator == "symmetric" else 1.0
-        n, gap = sum(self.units), []
+        n, gap = self.expected or sum(self.units), []
         for i, share in enumerate(self.share):
             difference = halved * (self.losses[i] - self.inner_losses[i])
             expected = self.expected_gap[i] / self.expected_units[i] if self.expected_units[i] else 0.0
@@ -296,6 +306,109 @@ class Twin:
             factors = [math.exp(-self.settings.mixture_learning_rate * c / rms) for c in centred]
             z = sum(p * factor for p, factor in zip(weights, factors, strict=True))
             self.logits = [math.log(p * factor / z) for p, factor in zip(weights, factors, strict=True)]
+
+
+class LiteralDraw:
+    """`sampling: mixture` without caps: which rows a step holds, their sources' shares, and the units to expect.
+
+    Segments are of eight steps, from the first step and from the end of the warmup on. A padded step is one block of
+    rows; a packed one takes the rows of blocks in turn, each into the first bin with room, until `waits` found none.
+    """
+
+    waits = 16
+
+    def __init__(self, recording: Recording, sources: list[int]):
+        self.rows, self.seed, self.settings = recording.rows, recording.seed, recording.settings
+        self.shape, self.steps = recording.shape, recording.steps
+        self.members = [[row for row, i in enumerate(sources) if i == source] for source in range(max(sources) + 1)]
+        self.mean_units = [sum(self.units(row) for row in members) / len(members) for members in self.members]
+        self.dealt = [0] * len(self.members)
+        self.pending: list[tuple[int, list[float]]] = []  # rows, each with the fractions it was drawn by
+        self.segment: list[tuple[list[float], float]] = []
+
+    def units(self, row: int) -> int:
+        targets = sum(label != IGNORED for label in self.rows[row][1][1:])
+        return targets if self.settings.loss_unit == "token" else int(targets > 0)
+
+    def step(self, number: int, weights: list[float], step: RecordedStep) -> tuple[list[float], float]:
+        """Share of each source, and E[n]; checks that the step holds the rows that it should."""
+        begun = number - self.settings.warmup_steps if number >= self.settings.warmup_steps else number
+        if begun % 8 == 0:
+            last = number + 8
+            if number < self.settings.warmup_steps:
+                last = min(last, self.settings.warmup_steps)
+            self.plan(weights, self.steps[number:last])
+        return self.segment.pop(0)
+
+    def plan(self, weights: list[float], steps: list[RecordedStep]) -> None:
+        tilted = [(0.9 * p + 0.1 / len(weights)) / m for p, m in zip(weights, self.mean_units, strict=True)]
+        q = [value / sum(tilted) for value in tilted]
+        if not self.shape["capacity"]:
+            for step in steps:
+                rows = self.block(q, sum(len(batch["input_ids"]) for batch in step.batches))
+                self.check(step, [[row] for row in rows])
+                expected = [len(rows) * part * m for part, m in zip(q, self.mean_units, strict=True)]
+                self.segment.append(([e / sum(expected) for e in expected], sum(expected)))
+            return
+        expected = [0.0] * len(q)
+        for step in steps:
+            bins, used = self.fill(q, sum(len(batch["input_ids"]) for batch in step.batches))
+            self.check(step, bins)
+            for i, m in enumerate(self.mean_units):
+                expected[i] += sum(of[i] for of in used) * m
+        micro_batches = sum(len(step.batches) for step in steps)
+        for step in steps:
+            part = len(step.batches) / micro_batches
+            self.segment.append(([e / sum(expected) for e in expected], sum(expected) * part))
+
+    def block(self, q: list[float], rows: int) -> list[int]:
+        """A systematic sample: one point in every stretch of 1 / rows of the line on which source i has length q_i."""
+        rng = np.random.default_rng([self.seed, 0xB10C, sum(self.dealt)])
+        u, drawn = rng.random(), []
+        ends = [sum(q[: i + 1]) for i in range(len(q))]
+        for k in range(rows):
+            source = next(i for i, end in enumerate(ends) if (k + u) / rows < end or i == len(q) - 1)
+            drawn.append((source, self.deal(source)))
+        drawn.sort(key=lambda pair: pair[0])  # source by source, each in the order of its laps
+        return rng.permutation([row for _, row in drawn]).tolist()
+
+    def deal(self, source: int) -> int:
+        lap, at = divmod(self.dealt[source], len(self.members[source]))
+        self.dealt[source] += 1
+        return int(np.random.default_rng([self.seed, 0xA14B, source, lap]).permutation(self.members[source])[at])
+
+    def fill(self, q: list[float], number: int) -> tuple[list[list[int]], list[list[float]]]:
+        capacity = self.shape["capacity"]
+        bins: list[list[int]] = []
+        used, waiting = [], []
+        means = [sum(self.length(row) for row in members) / len(members) for members in self.members]
+        while len(waiting) < self.waits:
+            if not self.pending:
+                rows = round(number * capacity / sum(part * mean for part, mean in zip(q, means, strict=True)))
+                self.pending = [(row, q) for row in self.block(q, rows)]
+            row, of = self.pending.pop(0)
+            for members in bins:
+                if sum(map(self.length, members)) + self.length(row) <= capacity:
+                    members.append(row)
+                    break
+            else:
+                if len(bins) == number:
+                    waiting.append((row, of))
+                    continue
+                bins.append([row])
+            used.append(of)
+        self.pending = waiting + self.pending
+        return bins, used
+
+    def length(self, row: int) -> int:
+        return len(self.rows[row][0])
+
+    def check(self, step: RecordedStep, bins: list[list[int]]) -> None:
+        shown = [tokens for batch in step.batches for tokens in batch["input_ids"].tolist()]
+        assert len(shown) == len(bins)
+        for tokens, members in zip(shown, bins, strict=True):
+            expected = [token for row in members for token in self.rows[row][0]]
+            assert tokens[: len(expected)] == expected, "other rows than the literal draw"
 
 
 def pieces(batch: Batch) -> Iterator[tuple[int, int, int]]:
@@ -363,6 +476,7 @@ def _make_recorder_plugin() -> type:
                 tokenizer=trainer.processing_class,
                 settings=trainer.learning.run.settings,
                 seed=self.cfg.seed,
+                shape={"capacity": self.cfg.sequence_len if self.cfg.sample_packing else None},
             )
             self.record_batches(trainer, validation)
 

@@ -35,7 +35,8 @@ def run_of(max_steps: int = 100, extensions: tuple[object, ...] = (), **block: A
 def losses_of(gap: Tensor | list[float], units: Tensor = UNITS) -> StepLosses:
     """A step whose sources differ by `gap` between w and u."""
     inner = torch.tensor([2.0, 3.0, 4.0], dtype=torch.float64)
-    return StepLosses((inner + torch.as_tensor(gap, dtype=torch.float64)) * units, inner * units, units, 2.5, 1.5)
+    model = inner + torch.as_tensor(gap, dtype=torch.float64)
+    return StepLosses(model * units, inner * units, units, SHARE, units.sum(), 2.5, 1.5)
 
 
 def gaps(steps: int, seed: int = 0) -> list[Tensor]:
@@ -105,14 +106,16 @@ def test_phases_follow_each_other(block, max_steps, phases):
 def test_the_weights_start_as_asked(init, expected):
     run = run_of(mixture_init=init)
     assert run.weights_S.tolist() == pytest.approx(expected, rel=1e-12)
-    assert run.coefficient_S().tolist() == pytest.approx([p / s for p, s in zip(expected, SHARE.tolist(), strict=True)])
+    assert run.coefficient_S(SHARE).tolist() == pytest.approx(
+        [p / s for p, s in zip(expected, SHARE.tolist(), strict=True)]
+    )
     assert initial_weights(run.settings, NAMES, SHARE).tolist() == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("learning_rate", [0.0, 0.03])
 def test_the_shares_have_coefficients_of_exactly_one(learning_rate):
     run = run_of(mixture_init="proportional", mixture_learning_rate=learning_rate)
-    assert torch.equal(run.coefficient_S(), torch.ones(3, dtype=torch.float64))
+    assert torch.equal(run.coefficient_S(SHARE), torch.ones(3, dtype=torch.float64))
 
 
 def test_without_a_learning_rate_the_coefficients_stay_exactly_one_and_the_gap_is_still_recorded():
@@ -121,15 +124,21 @@ def test_without_a_learning_rate_the_coefficients_stay_exactly_one_and_the_gap_i
         record = observe(run, gap, step)
         assert record["step"] == step
         assert list(record["gap"]) == NAMES
-        assert torch.equal(run.coefficient_S(), torch.ones(3, dtype=torch.float64))
+        assert torch.equal(run.coefficient_S(SHARE), torch.ones(3, dtype=torch.float64))
     assert run.updates == 0
 
 
 def test_once_moved_the_coefficients_are_those_of_the_weights():
     run = run_of(mixture_init="proportional")
     observe(run, [0.1, -0.2, 0.3], 1)
-    torch.testing.assert_close(run.coefficient_S(), run.weights_S / SHARE, rtol=1e-12, atol=0)
-    assert not torch.equal(run.coefficient_S(), torch.ones(3, dtype=torch.float64))
+    torch.testing.assert_close(run.coefficient_S(SHARE), run.weights_S / SHARE, rtol=1e-12, atol=0)
+    assert not torch.equal(run.coefficient_S(SHARE), torch.ones(3, dtype=torch.float64))
+
+
+def test_drawn_by_the_mixture_the_coefficients_are_weight_over_share_from_the_start():
+    share = torch.tensor([0.5, 0.5, 0.0], dtype=torch.float64)
+    run = run_of(mixture_init="proportional", sampling="mixture")
+    assert run.coefficient_S(share).tolist() == pytest.approx([1.2, 0.6, 0.0])
 
 
 START = ["uniform", "proportional", {"a": 0.8, "b": 0.1, "c": 0.1}, {"a": 0.5, "b": 0.5, "c": 0.0}]
@@ -144,7 +153,7 @@ START = ["uniform", "proportional", {"a": 0.8, "b": 0.1, "c": 0.1}, {"a": 0.5, "
 )
 def test_the_run_starts_within_the_bounds_and_trains_on_those_weights(init, learning_rate, bounds, groups):
     run = run_of(mixture_init=init, bounds=bounds, groups=groups, mixture_learning_rate=learning_rate)
-    for weights in (run.weights_S, run.coefficient_S() * SHARE):
+    for weights in (run.weights_S, run.coefficient_S(SHARE) * SHARE):
         assert_within(dict(zip(NAMES, weights.tolist(), strict=True)), bounds, groups)
 
 
@@ -286,7 +295,7 @@ def test_a_restored_run_goes_on_with_the_same_bits(rule, interval, init, bounds,
     for step, gap in enumerate(steps[stop:], start=stop + 1):
         assert observe(resumed, gap, step, units[step % 2]) == observe(whole, gap, step, units[step % 2])
         assert torch.equal(resumed.logits_S, whole.logits_S)
-        assert torch.equal(resumed.coefficient_S(), whole.coefficient_S())
+        assert torch.equal(resumed.coefficient_S(SHARE), whole.coefficient_S(SHARE))
     assert resumed.updates == whole.updates
 
 
@@ -306,6 +315,20 @@ def test_a_checkpoint_of_another_rule_is_refused():
     saved = run_of(mixture_update="adam").state_dict()
     with pytest.raises(ValueError, match=r"'adam'.*'exponentiated_gradient'; set it back, or start a new output_dir"):
         run_of().load_state_dict(saved)
+
+
+def test_a_checkpoint_of_another_sampling_is_refused():
+    saved = run_of(sampling="mixture").state_dict()
+    with pytest.raises(ValueError, match=r"sampling 'mixture', this run has 'host'.*start a new output_dir"):
+        run_of().load_state_dict(saved)
+
+
+def test_a_checkpoint_from_before_the_option_is_one_in_the_hosts_order():
+    saved = run_of().state_dict()
+    del saved["sampling"]
+    run_of().load_state_dict(saved)
+    with pytest.raises(ValueError, match="sampling 'host', this run has 'mixture'"):
+        run_of(sampling="mixture").load_state_dict(saved)
 
 
 @pytest.mark.parametrize(

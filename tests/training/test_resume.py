@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -16,6 +17,11 @@ LISA = {"lisa": {"active_layers": 1, "interval": 4}}
 SAVING = {"max_steps": 10, "save_strategy": "steps", "save_steps": 3, "save_total_limit": 2, "micro_batch_size": 3}
 ALL = {**SAVING, "save_total_limit": 9}
 PACKED = {"sample_packing": True, "micro_batch_size": 1, "num_epochs": 4, "dataloader_num_workers": 1}
+DRAWN = {"sampling": "mixture", "max_repeats": 2}
+EPOCHS = {
+    "datasets": [{**entry, "shards": 3, "shards_idx": 0} for entry in host.BASE["datasets"]],
+    **{"max_steps": None, "num_epochs": 2, "micro_batch_size": 4, "gradient_accumulation_steps": 5},
+}
 CASES = {
     "full": {},
     "accumulated": {"gradient_accumulation_steps": 3},
@@ -27,10 +33,13 @@ CASES = {
     "after learning, packed": {**PACKED, "scalebio": {"learn": {"steps": 4}}},
     "warmup": {"scalebio": {"warmup_steps": 4}},
     "update_interval": {"scalebio": {"update_interval": 4, "mixture_update": "adam"}},
-    "epochs": {
-        "datasets": [{**entry, "shards": 3, "shards_idx": 0} for entry in host.BASE["datasets"]],
-        **{"max_steps": None, "num_epochs": 2, "micro_batch_size": 4, "gradient_accumulation_steps": 5},
-    },
+    "drawn by source": {"scalebio": DRAWN, "gradient_accumulation_steps": 2, "dataloader_num_workers": 2},
+    "drawn by source, lora, warmup": {**host.LORA, "lora_dropout": 0.1, "scalebio": {**DRAWN, "warmup_steps": 4}},
+    "drawn by source, packed": {**PACKED, "scalebio": DRAWN},
+    "drawn by source, after learning": {"scalebio": {**DRAWN, "learn": {"steps": 4}}},
+    "drawn by source, after learning, packed": {**PACKED, "scalebio": {**DRAWN, "learn": {"steps": 5}}},
+    "drawn by source, epochs": {**EPOCHS, "scalebio": DRAWN},
+    "epochs": EPOCHS,
 }
 
 
@@ -53,6 +62,8 @@ def same(a: object, b: object) -> bool:
 def assert_same_end(a: Path, b: Path, last: int) -> None:
     assert (a / "scalebio/history.jsonl").read_bytes() == (b / "scalebio/history.jsonl").read_bytes()
     assert same(tensors(a), tensors(b))
+    counts = [json.loads((folder / "scalebio/mixture.json").read_text())["drawn"] for folder in (a, b)]
+    assert counts[0] == counts[1]
     for name in ("scalebio_mixture.pt", "scalebio_inner.pt", "optimizer.pt", "scheduler.pt"):
         states = [torch.load(folder / f"checkpoint-{last}" / name, weights_only=True) for folder in (a, b)]
         assert same(*states), name
@@ -121,6 +132,10 @@ class TestRefused:
     def test_other_sources(self, inputs: Path, tmp_path: Path, whole: host.Run, datasets: Any, message: str) -> None:
         with pytest.raises(ValueError, match=message):
             resume(inputs, whole, 9, tmp_path, datasets=datasets)
+
+    def test_another_sampling(self, inputs: Path, tmp_path: Path, whole: host.Run) -> None:
+        with pytest.raises(ValueError, match=r"sampling 'host', this run has 'mixture'.*set scalebio.sampling back"):
+            resume(inputs, whole, 9, tmp_path, scalebio={"sampling": "mixture"})
 
     def test_checkpoint_without_our_state(self, inputs: Path, tmp_path: Path) -> None:
         host.train(inputs, output_dir=str(tmp_path / "plain"), plugins=["tests.host.ProbePlugin"], **SAVING)

@@ -1,0 +1,56 @@
+"""Over many steps the training gradient and the gaps are those of the whole data, however rows are drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.sampling import Drawn, Toy, by_the_mixture, estimates, in_the_hosts_order
+from scalebio_plugin.algorithm.bilevel import GapBaseline
+
+STEPS = 10_000
+TOY = Toy.of([40, 200, 100], [28, 2, 10])  # lengths 14 : 1
+WEIGHTS = np.array([0.2, 0.7, 0.1])
+BASELINES = {
+    "none": GapBaseline.zeros(3),
+    "far off": GapBaseline(torch.tensor([9.0, -3.0, 2.0]).double(), torch.ones(3).double()),
+}
+
+
+def apart(steps: Iterable[Drawn], baseline: GapBaseline = BASELINES["none"]) -> np.ndarray:  # (1 + S,)
+    """Distance of the mean gradient and the mean gaps from those of the whole data, in standard errors."""
+    gradients, gaps = zip(*(estimates(TOY, drawn, WEIGHTS, baseline) for drawn in steps), strict=True)
+    found = np.column_stack([gradients, gaps])
+    truth = np.array([TOY.gradient(WEIGHTS), *TOY.gap()])
+    far = (found.mean(0) - truth) / (found.std(0) / len(found) ** 0.5)
+    print(np.round(far, 1))
+    return far
+
+
+@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("rows", [2, 3, 4])
+def test_few_rows_drawn_by_the_mixture_have_no_bias(rows: int, name: str) -> None:
+    steps = list(by_the_mixture(TOY, WEIGHTS, rows, STEPS))
+    absent = [set(range(3)) - set(TOY.source[step.rows].tolist()) for step in steps]
+    assert sum(map(bool, absent)) > STEPS / 4, "a source is missing in many steps"
+    assert (abs(apart(steps, BASELINES[name])) < 4).all()
+
+
+def test_many_rows_in_the_hosts_order_have_next_to_none() -> None:
+    assert (abs(apart(in_the_hosts_order(TOY, 128, 2_000))) < 4).all()
+
+
+def test_divided_by_what_came_few_rows_are_biased() -> None:
+    """The reason to divide by what was expected, and that these tests can fail."""
+    steps = [replace(step, total=None) for step in by_the_mixture(TOY, WEIGHTS, 3, STEPS)]
+    assert abs(apart(steps)).max() > 8
+
+
+def test_with_the_shares_of_the_training_set_they_are_biased() -> None:
+    share = TOY.units_S / TOY.units_S.sum()
+    steps = [replace(step, share_S=share) for step in by_the_mixture(TOY, WEIGHTS, 3, STEPS)]
+    assert abs(apart(steps)).max() > 8
