@@ -36,8 +36,8 @@ class DrawnStream:
 
     Args:
         table: Of the training set.
-        ends: -> optimiser steps at which a segment ends early: that of the warmup, of learning, of the run. Where learning
-            ends before its time, it is with a segment.
+        ends: -> optimiser steps at which a segment ends early: that of the warmup, of learning, of the run. Learning
+            that ends before its time does so where a segment does.
         micro_batches: Optimiser step, from 0 -> micro-batches that the host's loop takes of each rank in it.
         loader_of: The host's loader over the training set for a batch sampler.
 
