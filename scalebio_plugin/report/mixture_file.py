@@ -20,7 +20,7 @@ class Provenance:
     """What `mixture.json` says of the run as a whole.
 
     `tokens` and `examples` count each source's whole dataset; `layer_steps`: for how many optimiser steps each
-    transformer block trained, under LISA.
+    transformer block trained, under LISA. `keep`: which set the run saves, w (`model`) or u (`inner`).
     """
 
     penalty: float
@@ -35,6 +35,7 @@ class Provenance:
     tokens: dict[str, int]
     examples: dict[str, int]
     layer_steps: list[int] | None = None
+    keep: str = "model"
 
 
 def mixture_document(summaries: Mapping[str, SourceSummary], facts: Provenance) -> dict[str, Any]:
