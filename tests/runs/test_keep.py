@@ -32,7 +32,12 @@ CASES: dict[str, dict[str, Any]] = {
     "an optimizer that counts in its groups": {"optimizer": "schedule_free_adamw", "lr_scheduler": "constant"},
     "an optimizer whose state is quantised": {"optimizer": "adamw_bnb_8bit"},
 }
+SLOW = {"full, accumulated, bf16", "packed", "lisa", "as it is due", "after it, lora", "after it, lisa"}
 EVALUATED = {"test_datasets": [{"path": "data/test.jsonl", "type": "alpaca", "split": "train"}], "eval_steps": 2}
+
+
+def quick_and_slow(cases: dict[str, Any]) -> list[Any]:
+    return [pytest.param(case, marks=[pytest.mark.slow] if case in SLOW else []) for case in cases]
 
 
 def train(inputs: Path, out: Path, *blocks: dict[str, Any], **keys: Any) -> host.Run:
@@ -105,7 +110,7 @@ def assert_handed_over(one: dict[str, Any]) -> None:
     assert after["left"] is None, "somebody keeps w"
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", quick_and_slow(CASES))
 def test_the_run_goes_on_with_all_that_u_had(
     case: str, inputs: Path, tmp_path: Path, handed: list[dict[str, Any]]
 ) -> None:
@@ -170,7 +175,7 @@ def saved_of(out: Path) -> dict[str, torch.Tensor]:
     }
 
 
-@pytest.mark.parametrize("case", ENDS)
+@pytest.mark.parametrize("case", quick_and_slow(ENDS))
 def test_a_run_that_learns_to_its_end_saves_u(case: str, inputs: Path, tmp_path: Path) -> None:
     saving = {"save_strategy": "steps", "save_steps": 3}
     kept = {
@@ -351,7 +356,7 @@ KILLED: dict[str, tuple[dict[str, Any], int, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("case", KILLED)
+@pytest.mark.parametrize("case", quick_and_slow(KILLED))
 def test_a_resumed_run_ends_with_the_same_bytes(case: str, inputs: Path, tmp_path: Path) -> None:
     block, killed_after, keys = KILLED[case]
     settings = {**SAVING, **keys}
@@ -364,7 +369,7 @@ def test_a_resumed_run_ends_with_the_same_bytes(case: str, inputs: Path, tmp_pat
 
 
 def test_the_last_checkpoint_is_one_to_resume_from(inputs: Path, tmp_path: Path) -> None:
-    """Killed after it and before the model was saved; and a longer run that goes on learning from it."""
+    """By a run that was killed after it and before the model was saved."""
     train(inputs, tmp_path / "whole", INNER, **SAVING)
     shutil.copytree(tmp_path / "whole", tmp_path / "killed")
     (tmp_path / "killed/model.safetensors").unlink()
@@ -373,6 +378,9 @@ def test_the_last_checkpoint_is_one_to_resume_from(inputs: Path, tmp_path: Path)
     checkpoint = tensors(tmp_path / "whole/checkpoint-10")
     assert not any(torch.equal(checkpoint[name], value) for name, value in tensors(tmp_path / "killed").items())
 
+
+@pytest.mark.slow
+def test_a_longer_run_learns_on_from_the_last_checkpoint(inputs: Path, tmp_path: Path) -> None:
     longer = {**SAVING, "max_steps": 12, "lr_scheduler": "constant"}
     train(inputs, tmp_path / "longer", INNER, **longer)
     train(inputs, tmp_path / "first", INNER, **{**longer, "max_steps": 10})
