@@ -152,6 +152,17 @@ class InnerParameters:
             if not (done and passes_follow):
                 self.settle()
 
+    def take_over(self) -> None:
+        """The module is u from here on, with u's optimizer state; w is gone, and so is what this holds.
+
+        Between two steps, once nobody learns any more; not to be used afterwards.
+        """
+        self.exchange()
+        self.settle()
+        if self.transfer is not None:
+            self.transfer.finish()
+        self.values, self.gradients, self.states, self.groups = {}, {}, {}, []
+
     def wait_in(self, module: nn.Module) -> None:
         """Let forward passes wait: at their start for what stands outside the blocks, at each block for its own."""
         self.passes_wait = True

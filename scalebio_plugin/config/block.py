@@ -154,6 +154,12 @@ class ScaleBiOSettings(_Block):
         default=1, description="Optimiser steps between two updates of λ; u and w always step together."
     )
     inner: InnerArgs = Field(default_factory=InnerArgs, description="Where the inner parameters rest.")
+    keep: Literal["model", "inner"] = Field(
+        default="model",
+        description="Which set the run goes on with after learning, and saves: `model`: w, which has trained on the "
+        "validation rows too; `inner`: u, which has trained on none of them. While it learns, eval_loss is that of the "
+        "set to keep.",
+    )
     loss_unit: Literal["token", "sequence"] = Field(
         default="token",
         description="A source's loss is the mean over its target tokens (the host's), or over its sequences' means "

@@ -69,6 +69,7 @@ def problems_of(config: Mapping[str, Any]) -> list[str]:
             _validation_data(config, block),
             _numbers(block),
             _layer_sampling(config, block),
+            _inner_kept(config, block),
         ]
     return [problem for check in checks for problem in check]
 
@@ -242,6 +243,30 @@ def _layer_sampling(config: Mapping[str, Any], block: Mapping[str, Any]) -> Iter
         yield f"{', '.join(host_keys)} and scalebio.lisa both ask for LISA; keep scalebio.lisa"
     if lisa and config.get("unfrozen_parameters"):
         yield "scalebio.lisa and unfrozen_parameters both choose what trains; keep one"
+
+
+def _inner_kept(config: Mapping[str, Any], block: Mapping[str, Any]) -> Iterator[str]:
+    if block.get("keep") != "inner":
+        return
+    best = [key for key in ("load_best_model_at_end", "early_stopping_patience") if config.get(key)]
+    if best:
+        yield (
+            f"{', '.join(best)}: at the end the host loads its best checkpoint, which holds w as long as the run "
+            f"learns; remove {' and '.join(best)}, or scalebio.keep: inner"
+        )
+    if block.get("estimator") == "symmetric":
+        yield (
+            "scalebio.keep: inner with estimator symmetric would keep parameters that were pushed away from the "
+            "validation data; use estimator forward, or keep: model"
+        )
+    fsdp = config.get("fsdp_config") or {}
+    saved_as = fsdp.get("final_state_dict_type") or fsdp.get("state_dict_type")
+    if fsdp and not config.get("adapter") and saved_as != "FULL_STATE_DICT":
+        yield (
+            f"fsdp_config: with {saved_as or 'no state_dict_type'} the host makes the final model of the last "
+            "checkpoint, which holds w as long as the run learns; set final_state_dict_type: FULL_STATE_DICT, or "
+            "remove scalebio.keep: inner"
+        )
 
 
 def _apply(block: Mapping[str, Any]) -> Iterator[str]:

@@ -137,8 +137,9 @@ def announce(prepared: Prepared, settings: ScaleBiOSettings) -> None:
             + ", ".join(held)
         )
     if prepared.validation is not None and not prepared.validation.held_out:
+        still = "no longer held out" if settings.keep == "model" else f"held out but for the {len(table.names)} weights"
         LOG.warning(
-            "scalebio: the mixture is tuned for the evaluation data, so eval_loss is no longer held out; give "
+            f"scalebio: the mixture is tuned for the evaluation data, so eval_loss is {still}; give "
             "scalebio.validation_datasets to keep it apart"
         )
     if settings.penalty == float("inf"):

@@ -109,6 +109,13 @@ class ZeroInner:
         finally:
             self.exchange()
 
+    def take_over(self) -> None:
+        """The engine is u from here on, masters and optimizer state too; w is gone. Not to be used afterwards."""
+        self.exchange()
+        if self.transfer is not None:
+            self.transfer.finish()
+        self.tensors, self.states, self.groups = [], [], []
+
     def step(self) -> None:
         """While u is in place, after a backward pass at an accumulation boundary: clip and step u.
 

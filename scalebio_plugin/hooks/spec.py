@@ -16,6 +16,7 @@ The training step, drawn once. One optimiser step of k accumulated micro-batches
         scalebio_mixture_updated(record)
     clip, step w, step the schedule                  # the host
 
+after the last learning step the model is w or, with `keep: inner`, u; the other set is dropped.
 before the first step: scalebio_run_started(run); after the last: scalebio_run_ended(document).
 """
 

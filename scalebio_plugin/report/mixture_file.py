@@ -20,7 +20,8 @@ class Provenance:
     """What `mixture.json` says of the run as a whole.
 
     `tokens` and `examples` count each source's whole dataset; `layer_steps`: for how many optimiser steps each
-    transformer block trained, under LISA; `drawn`: rows drawn of each source, where rows are drawn by source.
+    transformer block trained, under LISA; `drawn`: rows drawn of each source, where rows are drawn by source; `keep`:
+    which set the run saves, w (`model`) or u (`inner`).
     """
 
     penalty: float
@@ -36,6 +37,7 @@ class Provenance:
     examples: dict[str, int]
     layer_steps: list[int] | None = None
     drawn: dict[str, int] | None = None
+    keep: str = "model"
 
 
 def mixture_document(summaries: Mapping[str, SourceSummary], facts: Provenance, verdict: str | None) -> dict[str, Any]:

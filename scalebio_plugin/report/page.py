@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -58,7 +59,7 @@ def _page(document: Mapping[str, Any], picture: bytes) -> str:
     title = f"Learned mixture of {len(document['weights'])} sources"
     parts = [
         f"<h1>{title}</h1>",
-        f"<p>{_in_a_sentence(document)}</p>",
+        f"<p>{_in_a_sentence(document)} {_kept(document)}</p>",
         _weights(document),
         f'<img alt="Weights, training losses and validation loss over the run" src="data:image/png;base64,{image}">',
         "<h2>How to read this</h2>" + _HOW_TO_READ,
@@ -78,6 +79,18 @@ def _in_a_sentence(document: Mapping[str, Any]) -> str:
     verdict = document.get("verdict")
     said = f" Verdict: {verdict}, {VERDICTS[verdict]}." if verdict else ""
     return escape(f"{of} {document['penalty']:g}. {sure}.{said}")
+
+
+def _kept(document: Mapping[str, Any]) -> str:
+    """Which set the run saves, and whether it has trained on the validation rows."""
+    if document.get("keep", "model") == "inner":  # 0.1.0 wrote none
+        return "The model saved is u (keep: inner): it has trained on none of the validation rows."
+    if math.isinf(document["penalty"]):
+        return "The model saved is w (keep: model): without a pull it has trained on none of the validation rows."
+    return (
+        "The model saved is w (keep: model): it has trained on the validation rows too, so its loss on them does not "
+        "tell what the mixture is worth."
+    )
 
 
 def _weights(document: Mapping[str, Any]) -> str:
@@ -118,7 +131,7 @@ def _verdict(summary: SourceSummary) -> str:
 
 def _facts(document: Mapping[str, Any]) -> str:
     shown = ("estimator", "loss_unit", "mixture_update", "penalty", "steps", "updates", "seed")
-    facts = {name: document[name] for name in shown}
+    facts = {name: document[name] for name in shown} | {"keep": document.get("keep", "model")}
     facts |= {f"version of {name}": version for name, version in document["versions"].items()}
     facts |= {f"fingerprint of the {name}": digest for name, digest in document["fingerprint"].items()}
     layers = document["layer_steps"]

@@ -18,6 +18,18 @@ from .trainer import ScaleBiOTrainer
 LOG = get_logger("axolotl.scalebio")
 
 
+class KeptCallback(TrainerCallback):
+    """Of a run that learns to its end and keeps u: at the end the model is u, before any other callback sees it."""
+
+    def __init__(self, trainer: ScaleBiOTrainer, learning: Learning):
+        self.trainer = trainer
+        self.learning = learning
+
+    def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        if self.learning.keeps_inner:
+            self.trainer.end_learning()
+
+
 class ScaleBiOCallback(TrainerCallback):
     """Tells the trainer when an optimiser step begins, and writes what a run leaves."""
 

@@ -35,7 +35,7 @@ from ..hooks.spec import RunFacts
 from ..report.folder import RunFolder, fingerprint
 from ..report.mixture_file import Provenance
 from ..report.next_config import next_config
-from .callbacks import ScaleBiOCallback
+from .callbacks import KeptCallback, ScaleBiOCallback
 from .layer_sampling import LayerSampling
 from .learning import Learning
 from .mixture_run import MixtureRun
@@ -98,6 +98,7 @@ def connect(
         ),
     )
     trainer.add_callback(ScaleBiOCallback(trainer, learning))
+    trainer.callback_handler.callbacks.insert(0, KeptCallback(trainer, learning))  # others may save the model
     _announce_memory(cfg, trainer, learning)
 
 
@@ -164,7 +165,7 @@ def _provenance(
     validation = prepared.validation.table.digest if prepared.validation else ""
     parts = {"config": config, "data": prepared.table.digest, "validation": validation}
     return Provenance(
-        **settings.model_dump(include={"penalty", "estimator", "loss_unit", "mixture_update"}),
+        **settings.model_dump(include={"penalty", "estimator", "loss_unit", "mixture_update", "keep"}),
         steps=0,
         updates=0,
         seed=facts.seed,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,6 +46,7 @@ class Learning:
         order: What the order of the host's data came from.
         inner: u, from the first learning step to the last.
         record: Last line of the history.
+        measures_inner: Whether u is in place for a measurement.
     """
 
     run: MixtureRun
@@ -60,7 +63,13 @@ class Learning:
     order: DataOrder = field(default_factory=DataOrder)
     inner: InnerSet | None = None
     record: HistoryRecord | None = None
+    measures_inner: bool = False
     _told: bool = False
+
+    @property
+    def keeps_inner(self) -> bool:
+        """Whether the run is to end with u, and still has both sets."""
+        return self.inner is not None and self.run.settings.keep == "inner"
 
     @property
     def place(self) -> Place:
@@ -89,6 +98,27 @@ class Learning:
         if self.inner is None:
             raise RuntimeError("scalebio: a learning step without inner parameters; this is a bug, please report it")
         return self.inner
+
+    def end(self) -> bool:
+        """Let the set to keep be the model from here on. True if that is u, now."""
+        replaced = self.keeps_inner
+        if replaced:
+            self.begun_inner().take_over()
+        self.inner = None
+        return replaced
+
+    @contextmanager
+    def kept_in_place(self) -> Iterator[None]:
+        """The module is the set to keep inside the block; blocks may be nested."""
+        if not self.keeps_inner or self.measures_inner:
+            yield
+            return
+        self.measures_inner = True
+        try:
+            with self.begun_inner().in_place():
+                yield
+        finally:
+            self.measures_inner = False
 
     def note(self, record: HistoryRecord) -> None:
         """An update of λ: into the history, and to the extensions, by the main process."""

@@ -47,7 +47,7 @@ class Phase(Enum):
         return {
             Phase.WARMUP: "w trains alone",
             Phase.LEARN: "learning goes on",
-            Phase.AFTER: "the mixture is learned, w trains on it",
+            Phase.AFTER: "the mixture is learned, the model trains on it",
         }[self]
 
 
@@ -276,6 +276,7 @@ class MixtureRun:
             "logits": self.logits_S,
             "sampling": self.settings.sampling,
             "rule": self.settings.mixture_update,
+            "keep": self.settings.keep,
             "rule_state": self.rule_state,
             "baseline": vars(self.baseline),
             "pending_gap": self.pending_gap_S,
@@ -293,7 +294,7 @@ class MixtureRun:
         """Go on from a checkpoint.
 
         Raises:
-            ValueError: Its sources, its sampling or its update rule are others than this run's.
+            ValueError: Its sources, its sampling, its update rule or the set that it keeps are others than this run's.
         """
         refuse_other_sources(saved["names"], self.names, "the checkpoint")
         sampling = saved.get("sampling", "host")  # what there was before the option
@@ -306,6 +307,12 @@ class MixtureRun:
             raise ValueError(
                 f"the checkpoint was learned with mixture_update {saved['rule']!r}, this run has "
                 f"{self.settings.mixture_update!r}; set it back, or start a new output_dir"
+            )
+        kept = saved.get("keep", "model")  # 0.1.0 wrote none
+        if kept != self.settings.keep:
+            raise ValueError(
+                f"the checkpoint was written with keep: {kept}, this run has keep: {self.settings.keep}; set it back, "
+                "or start a new output_dir"
             )
         self.logits_S, self.rule_state = saved["logits"], saved["rule_state"]
         self.baseline = GapBaseline(**saved["baseline"])

@@ -107,12 +107,18 @@ class ScaleBiOTrainer(AxolotlTrainer):
         if phase is Phase.LEARN and learning.inner is None:
             learning.inner = learning.engine.inner(parameters, optimizer, learning.inner_device)
         if phase is Phase.AFTER:
-            learning.inner = None
+            self.end_learning()
         if learning.layers is not None and learning.layers.switch(step, parameters, optimizer, learning.inner):
             with own_line():
                 LOG.info(f"scalebio: layers {list(learning.layers.layers)} train from optimiser step {step + 1} on")
         if learning.inner is not None:
             learning.inner.follow([name for name, parameter in parameters.items() if parameter.requires_grad])
+
+    def end_learning(self) -> None:
+        """After the last learning step: what goes on, or is saved, is the set to keep."""
+        if self._connected().end():
+            with own_line():
+                LOG.info("scalebio: the model is u, the inner parameters, from here on (keep: inner)")
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -206,6 +212,13 @@ class ScaleBiOTrainer(AxolotlTrainer):
             refuse_unseen_additions(own, outputs, inputs["labels"], self.accelerator.unwrap_model(self.model))
         before.restore()
         self._own_loss_seen = True
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """The host's, callbacks too (they generate samples), at the set to keep."""
+        if self.learning is None:
+            return super().evaluate(*args, **kwargs)
+        with self.learning.kept_in_place():
+            return super().evaluate(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         learning = self.learning

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scalebio_plugin.algorithm.inner import InnerParameters
+from scalebio_plugin.algorithm.inner import InnerParameters, own_entries
+from tests.engines.simulated import WHEN, simulated_transfer
 
 PULL = 0.3
 
@@ -335,6 +336,55 @@ def test_values_keep_their_type(dtype):
         ours.step(step)
     assert {value.dtype for value in ours.inner.values.values()} == {dtype}
     assert {parameter.dtype for parameter in ours.model.parameters()} == {dtype}
+
+
+# ---- u takes over
+
+
+@OPTIMIZER
+@DEVICE
+def test_u_takes_over_with_all_it_has_and_w_is_gone(make, device):
+    ours = Ours.after(3, make, device)
+    loss_of(ours.model, 7).backward()
+    before, groups = everything(ours), plain([own_entries(group) for group in ours.optimizer.param_groups])
+    ours.inner.take_over()
+    after = everything(ours)
+    assert after["values"] == before["u"] != before["values"]
+    held = {name: state for name, state in before["u states"].items() if state}
+    assert {name: state for name, state in after["states"].items() if state} == held
+    assert set(after["gradients"].values()) == {None}
+    mine = plain([own_entries(group) for group in ours.optimizer.param_groups])
+    assert mine == before["u groups"]
+    assert (mine == groups) == (make is not OPTIMIZERS["counting"])
+    assert not any(after[kind] for kind in ("u", "u gradients", "u states", "u groups"))
+
+
+@OPTIMIZER
+@DEVICE
+def test_it_trains_on_as_a_set_that_never_felt_the_pull(make, device):
+    ours, alone = Ours.after(3, make, device), Apart(make, 0.0)
+    ours.inner.take_over()
+    for step in range(3, 6):
+        loss_of(ours.model, step).backward()
+        ours.optimizer.step()
+        ours.optimizer.zero_grad()
+    for step in range(6):
+        alone.step(step)
+    assert_same(ours.w(), alone.values())
+
+
+@pytest.mark.parametrize("when", WHEN)
+def test_what_is_still_on_its_way_arrives_before_it_takes_over(when):
+    """With an accelerator whose copies run late, or at random."""
+    plainly, late = Ours.after(2), Ours(OPTIMIZERS["adam"])
+    late.inner.transfer = simulated_transfer(when)
+    late.follow()
+    for step in range(2):
+        late.step(step)
+    for ours in (plainly, late):
+        ours.inner.take_over()
+    assert_same(late.w(), plainly.w())
+    assert not late.inner.arriving
 
 
 # ---- the start of u, and what is dropped

@@ -43,6 +43,7 @@ FULL: dict[str, Any] = {
     "learn": {"steps": 20},
     "update_interval": 2,
     "inner": {"device": "cpu"},
+    "keep": "model",
     "loss_unit": "sequence",
     "lisa": {"active_layers": 1, "interval": 5, "train_embeddings": True},
     "names": ["a", "b"],

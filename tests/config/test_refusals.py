@@ -422,6 +422,51 @@ def test_symmetric_with_a_small_penalty_is_refused(penalty):
     refused(broken, "scalebio.penalty must be at least 3", f"got {penalty}")
 
 
+# ---- which set is kept
+
+FULL_STATE = {"state_dict_type": "FULL_STATE_DICT"}
+SHARDED_STATE = {"state_dict_type": "SHARDED_STATE_DICT"}
+UNKEPT: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]] = {
+    "best model": ({"load_best_model_at_end": True}, {}, ("load_best_model_at_end: ", "holds w", "remove ")),
+    "early stopping": ({"early_stopping_patience": 3}, {}, ("early_stopping_patience: ", "holds w", "remove ")),
+    "symmetric": ({}, {"estimator": "symmetric"}, ("scalebio.keep: ", "pushed away", "use estimator forward")),
+    "no state dict": (FSDP2, {}, ("fsdp_config: ", "no state_dict_type", "final_state_dict_type: FULL_STATE_DICT")),
+    "sharded": (
+        {"fsdp_version": 2, "fsdp_config": SHARDED_STATE},
+        {},
+        ("fsdp_config: ", "with SHARDED_STATE_DICT", "final_state_dict_type: FULL_STATE_DICT"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("keys", "block", "parts"), UNKEPT.values(), ids=UNKEPT.keys())
+def test_what_would_not_leave_the_inner_parameters_is_refused(keys, block, parts):
+    refused(config(keys, scalebio={**block, "keep": "inner"}), *parts)
+    for kept in ({}, {"keep": "model"}):
+        assert problems_of(config(keys, scalebio={**block, **kept})) == []
+
+
+def test_best_model_and_early_stopping_are_one_problem():
+    keys = {"load_best_model_at_end": True, "early_stopping_patience": 3}
+    refused(config(keys, scalebio={"keep": "inner"}), "load_best_model_at_end, early_stopping_patience: ")
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"load_best_model_at_end": False},
+        ZERO,
+        {"fsdp_version": 2, "fsdp_config": FULL_STATE},
+        {"fsdp_version": 2, "fsdp_config": {**SHARDED_STATE, "final_state_dict_type": "FULL_STATE_DICT"}},
+        {"fsdp_version": 2, "fsdp_config": SHARDED_STATE, "adapter": "lora"},
+    ],
+    ids=str,
+)
+def test_the_inner_parameters_may_be_kept(keys):
+    assert problems_of(config(keys, scalebio={"keep": "inner"})) == []
+
+
 # ---- apply
 
 
@@ -437,6 +482,7 @@ def test_apply_needs_a_file_and_no_validation_data(mixture, more):
         {"validation_datasets": [{"path": "v"}]},
         {"lisa": {"active_layers": 2}},
         {"mixture_init": "proportional", "warmup_steps": 3},
+        {"keep": "inner"},
     ],
     ids=str,
 )

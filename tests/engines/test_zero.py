@@ -13,7 +13,7 @@ from tests.engines.launch import launch
 pytest.importorskip("deepspeed")
 
 STAGES = (1, 2, 3)
-QUICK = ("adamw_3", "uneven", "bf16", "error")
+QUICK = ("adamw_3", "uneven", "bf16", "error", "kept")
 SETTINGS = ("overlap", "no_overlap", "scattered", "all_reduce", "small_buckets")
 OFFLOAD = ("optimizer_offload", "optimizer_offload_1")
 SLOW = {
@@ -28,6 +28,11 @@ MASTERS = {
     1: ("bf16_masters", "bf16_beside", "autocast", "bf16_offload"),
     2: ("bf16_masters", "bf16_beside", "autocast", "bf16_fp32_accumulation"),
     3: ("bf16_masters", "bf16_beside", "autocast", "bf16_fp32_accumulation", "bf16_offload"),
+}
+KEPT = {
+    1: ("kept_groups", "kept_cpu", "kept_beside", "kept_bf16", "kept_offload"),
+    2: ("kept_groups", "kept_cpu", "kept_beside", "kept_bf16"),
+    3: ("kept_groups", "kept_cpu", "kept_beside", "kept_bf16", "kept_offload"),
 }
 RESUMED = ("resume", "resume_bf16")
 
@@ -55,7 +60,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Results:
 def slow(tmp_path_factory: pytest.TempPathFactory) -> Results:
     folder = tmp_path_factory.mktemp("slow")
     return {
-        stage: launched(folder, [f"{stage}:{case}" for case in (*SLOW[stage], *MASTERS[stage])])[stage]
+        stage: launched(folder, [f"{stage}:{case}" for case in (*SLOW[stage], *MASTERS[stage], *KEPT[stage])])[stage]
         for stage in STAGES
     }
 
@@ -83,6 +88,14 @@ def assert_masters(results: list[dict[str, Any]]) -> None:
         assert rank["moved"] > 1e-2
 
 
+def assert_kept(results: list[dict[str, Any]], *, rounded: bool = False) -> None:
+    for rank in results:
+        assert [rank[kind] for kind in ("values", "masters", "states", "groups")] == [True] * 4
+        assert rank["apart"] > 1e-4  # it was another set
+        assert rank["left"] == 0
+        assert rank["end"] < (5e-2 if rounded else 1e-5)
+
+
 @pytest.mark.parametrize("stage", STAGES)
 class TestQuick:
     @pytest.mark.parametrize("case", ["adamw_3", "uneven"])
@@ -95,6 +108,9 @@ class TestQuick:
         for rank in results:
             assert rank["dtype"] == "torch.float32"
             assert rank["rounding"] > 0  # the masters hold what bfloat16 cannot
+
+    def test_u_takes_over_and_trains_on_as_a_copy_that_never_felt_the_pull(self, quick: Results, stage: int) -> None:
+        assert_kept(quick[stage]["kept"])
 
     def test_an_error_inside_leaves_the_model_and_an_engine_that_steps(self, quick: Results, stage: int) -> None:
         for rank in quick[stage]["error"]:
@@ -115,6 +131,10 @@ class TestSlow:
     @pytest.mark.parametrize(("stage", "case"), [(stage, case) for stage in STAGES for case in MASTERS[stage]])
     def test_u_is_what_w_is_without_a_pull_bit_for_bit(self, slow: Results, stage: int, case: str) -> None:
         assert_masters(slow[stage][case])
+
+    @pytest.mark.parametrize(("stage", "case"), [(stage, case) for stage in STAGES for case in KEPT[stage]])
+    def test_u_takes_over(self, slow: Results, stage: int, case: str) -> None:
+        assert_kept(slow[stage][case], rounded=case == "kept_bf16")
 
     @pytest.mark.parametrize("case", RESUMED)
     @pytest.mark.parametrize("stage", STAGES)

@@ -28,6 +28,8 @@ class Outcome:
     measured: dict[str, float] = field(default_factory=dict)  # bytes on this rank, counted tensor by tensor
     formula: dict[str, float] = field(default_factory=dict)  # the same by `estimate`
     saved: dict[str, torch.Tensor] = field(default_factory=dict)  # what the run left on disk; filled in by the test
+    handed: dict[str, bool] = field(default_factory=dict)  # what held right after u took over
+    eval_losses: list[float] = field(default_factory=list)  # as logged, and once more at the end
 
 
 def whole(parameter: torch.Tensor) -> torch.Tensor:
@@ -47,12 +49,14 @@ def outcome_of(trainer: Any, counted: Any) -> Outcome:
     learning = trainer.learning
 
     def values() -> dict[str, torch.Tensor]:
-        return {name: whole(parameter).float() for name, parameter in trainer.trainable_parameters().items()}
+        return {name: value.float() for name, value in parameters_of(trainer).items()}
 
     model, inner = values(), {}
     if learning.inner is not None:
         with learning.inner.in_place():
             inner = values()
+    if trainer.eval_dataset is not None:
+        trainer.evaluate()
     logged = [entry for entry in trainer.state.log_history if "loss" in entry]
     return Outcome(
         weights=[],
@@ -61,6 +65,7 @@ def outcome_of(trainer: Any, counted: Any) -> Outcome:
         inner=inner,
         losses=[entry["loss"] for entry in logged],
         grad_norms=[float(entry["grad_norm"]) for entry in logged],
+        eval_losses=[entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry],
         measured=measured_bytes(trainer),
         formula={name: getattr(counted.run.state, name).gpu for name in CATEGORIES},
     )
@@ -121,6 +126,54 @@ def bytes_of(held: Any) -> float:
     return total
 
 
+def same_bits(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        return one.shape == other.shape and one.reshape(-1).view(torch.uint8).equal(other.reshape(-1).view(torch.uint8))
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same_bits(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(same_bits(a, b) for a, b in zip(one, other, strict=True))
+    return bool(one == other)
+
+
+@contextmanager
+def noted_hand_over() -> Iterator[dict[str, bool]]:
+    """Of a run that keeps u: whether what the engine holds right after the hand-over is, bit for bit, what u had."""
+    from scalebio_plugin.training.trainer import ScaleBiOTrainer
+
+    found: dict[str, bool] = {}
+    end = ScaleBiOTrainer.end_learning
+
+    def noted(trainer: Any) -> None:
+        learning = trainer.learning
+        if not learning.keeps_inner:
+            end(trainer)
+            return
+        held, w = learning.inner.state_dict(), parameters_of(trainer)
+        with learning.inner.in_place():
+            u = parameters_of(trainer)
+        end(trainer)
+        copied = learning.engine.inner(trainer.trainable_parameters(), trainer.raw_optimizer(), None)
+        copied.follow(held.get("values", u))
+        after, now = copied.state_dict(), parameters_of(trainer)
+        found.update({kind: same_bits(after[kind], held[kind]) for kind in held})
+        found["parameters"] = same_bits(now, u)
+        found["another set"] = not same_bits(now, w)
+        found["none is left"] = learning.inner is None
+        found["state"] = any(held["states"].values() if isinstance(held["states"], dict) else held["states"])
+
+    ScaleBiOTrainer.end_learning = noted
+    try:
+        yield found
+    finally:
+        ScaleBiOTrainer.end_learning = end
+
+
+def parameters_of(trainer: Any) -> dict[str, torch.Tensor]:
+    """All of what trains, whole."""
+    return {name: whole(parameter) for name, parameter in trainer.trainable_parameters().items()}
+
+
 def run_case(arguments: dict[str, Any]) -> Outcome | None:
     """One run in this process; None if it was to be killed and was."""
     arguments = dict(arguments)
@@ -131,7 +184,7 @@ def run_case(arguments: dict[str, Any]) -> Outcome | None:
     late = exchanged_late() if arguments.pop("exchanged_late", False) else nullcontext()
     found: list[Outcome] = []
     try:
-        with late, order, noted_estimate() as counted:
+        with late, order, noted_estimate() as counted, noted_hand_over() as handed:
             run = host.train(
                 Path(arguments.pop("directory")),
                 at_end=lambda trainer: found.append(outcome_of(trainer, counted[0])),
@@ -141,7 +194,7 @@ def run_case(arguments: dict[str, Any]) -> Outcome | None:
         if "stop_after" not in arguments:
             raise
         return None
-    found[0].weights = run.weights
+    found[0].weights, found[0].handed = run.weights, handed
     return found[0]
 
 

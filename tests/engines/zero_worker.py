@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from scalebio_plugin.engines.zero import ZeroInner, without_steps
 from tests.engines import gloo
 from tests.engines.simulated import simulated_transfer
-from tests.engines.worker import bytes_of
+from tests.engines.worker import bytes_of, same_bits
 
 STEPS, ROWS, WIDTH, CHUNKS = 6, 4, 6, 2
 CLIP, PULL = 0.5, 0.3
@@ -86,6 +86,12 @@ CASES: dict[str, Case] = {
     "save_bf16": Case(check="save", dtype=torch.bfloat16),
     "resume_bf16": Case(check="resume", dtype=torch.bfloat16),
     "error": Case(check="error"),
+    "kept": Case(check="kept"),
+    "kept_groups": Case(check="kept", optimizer="counting"),
+    "kept_cpu": Case(check="kept", rests_on="cpu"),
+    "kept_beside": Case(check="kept", beside="late"),
+    "kept_bf16": Case(check="kept", dtype=torch.bfloat16),
+    "kept_offload": Case(check="kept", zero={"offload_optimizer": {"device": "cpu"}}),
 }
 
 
@@ -213,9 +219,19 @@ class Run:
             loss = self.model(*batch(self.case, step, number, self.accelerator.process_index, self.case.dtype))
             self.accelerator.backward(coefficient * loss, scale_wrt_gas=False)
 
-    def step(self, step: int) -> None:
+    def begin(self, step: int) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step)
+
+    def plain_step(self, step: int) -> None:
+        """Of an engine with one set, which feels no pull."""
+        self.begin(step)
+        with without_steps(self.engine):
+            self.passes(step, of_w=False)
+        self.engine.step()
+
+    def step(self, step: int) -> None:
+        self.begin(step)
         self.inner.follow(["any"])
         before = self.counters()
         with self.inner.in_place():
@@ -266,16 +282,6 @@ class Run:
 def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     """NaN where either has one."""
     return float(torch.stack([(one[name] - other[name].float()).abs().max() for name in one]).max())
-
-
-def same_bits(one: Any, other: Any) -> bool:
-    if isinstance(one, Tensor):
-        return one.shape == other.shape and one.reshape(-1).view(torch.uint8).equal(other.reshape(-1).view(torch.uint8))
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same_bits(one[key], other[key]) for key in one)
-    if isinstance(one, list):
-        return len(one) == len(other) and all(same_bits(a, b) for a, b in zip(one, other, strict=True))
-    return bool(one == other)
 
 
 def reference(stage: int, case: Case, folder: Path) -> dict[str, Any]:
@@ -377,12 +383,37 @@ def error(stage: int, case: Case, folder: Path) -> dict[str, Any]:
     }
 
 
+def kept(stage: int, case: Case, folder: Path) -> dict[str, Any]:
+    """u takes over in mid-run: what the engine holds then, and where it goes from there."""
+    run, u = Run(stage, case), Reference(case, of_w=False)
+    for step in range(STEPS // 2):
+        run.step(step)
+        u.step(step)
+    inner, model = run.both()
+    masters, held = run.masters_of_u(), run.inner.state_dict()
+    run.inner.take_over()
+    copied = ZeroInner(run.engine)
+    copied.follow()
+    found = copied.state_dict()
+    result = {
+        "apart": distance(inner, model),
+        "values": distance(run.parameters(), inner) == 0.0,
+        "masters": same_bits(run.masters(), masters),
+        **{kind: same_bits(found[kind], held[kind]) for kind in ("states", "groups")},
+        "left": bytes_of([*run.inner.tensors, *run.inner.states]),
+    }
+    for step in range(STEPS // 2, STEPS):
+        run.plain_step(step)
+        u.step(step)
+    return {**result, "end": distance(run.parameters(), u.net.state_dict())}
+
+
 def run_items(folder: Path, items: list[str]) -> None:
     os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
     PartialState._prepare_backend = lambda self, *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
     gloo.prepare_deepspeed()
     stage_1_and_2.split_half_float_double = lambda tensors: [tensors]  # knows no CPU tensor: they would not be reduced
-    checks = {check.__name__: check for check in (reference, masters, save, resume, error)}
+    checks = {check.__name__: check for check in (reference, masters, save, resume, error, kept)}
     for item in items:
         stage, name = item.split(":")
         within = folder / stage

@@ -50,7 +50,7 @@ class Page(HTMLParser):
             self.rows[-1][-1] += data
 
 
-def document(**sources: dict[str, Any]) -> dict[str, Any]:
+def document(run: dict[str, Any] | None = None, **sources: Any) -> dict[str, Any]:
     """Of sources with (weight, gap, its standard error, target tokens, sequences)."""
     summaries = {
         name: SourceSummary(weight, weight, None if error is None else 1.25, 1.0, gap, error)
@@ -65,6 +65,7 @@ def document(**sources: dict[str, Any]) -> dict[str, Any]:
         versions={"axolotl": "0.19.0"},
         fingerprint={"data": "cafe"},
         layer_steps=[20, 0],
+        **run or {},
     )
     return mixture_document(summaries, known)
 
@@ -112,6 +113,34 @@ def test_it_says_how_often_the_rows_were_drawn(tmp_path: Path) -> None:
     page = Page(write_report(tmp_path, {**document(**sources), "drawn": drawn}, history).read_text(encoding="utf-8"))
     assert [row[-1] for row in page.rows if len(row) == 11 and row[0]] == ["1.50 times", "0.25 times"]
     assert "each drawn" in page.text
+
+
+@pytest.mark.parametrize(
+    ("run", "sentence"),
+    [
+        ({}, "The model saved is w (keep: model): it has trained on the validation rows too"),
+        ({"penalty": float("inf")}, "The model saved is w (keep: model): without a pull it has trained on none of"),
+        ({"keep": "inner"}, "The model saved is u (keep: inner): it has trained on none of the validation rows."),
+    ],
+    ids=["w", "w without a pull", "u"],
+)
+def test_it_says_which_set_was_saved_and_whether_it_knows_the_validation_rows(
+    run: dict[str, Any], sentence: str, tmp_path: Path
+) -> None:
+    sources = {"a": (0.6, 0.02, 0.004, 1000, 100), "b": (0.4, -0.02, 0.004, 1000, 100)}
+    written = document(run, **sources)
+    history = [record(step, {"a": 0.6, "b": 0.4}) for step in range(1, 5)]
+    shown = Page(write_report(tmp_path, written, history).read_text(encoding="utf-8"))
+    assert sentence in shown.text
+    assert shown.text.count("The model saved is") == 1
+    assert ["keep", run.get("keep", "model")] in shown.rows
+
+
+def test_a_document_of_the_first_version_is_one_of_w(tmp_path: Path) -> None:
+    written = document(a=(1.0, 0.0, 0.1, 10, 1))
+    del written["keep"]
+    shown = Page(write_report(tmp_path, written, [record(1, {"a": 1.0})]).read_text(encoding="utf-8"))
+    assert "The model saved is w (keep: model)" in shown.text
 
 
 def test_nothing_is_fetched_and_no_name_is_markup(page: Page) -> None:

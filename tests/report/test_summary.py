@@ -122,7 +122,7 @@ class TestMixture:
         assert {key: value for key, value in document.items() if key not in ("weights", "sources")} == {
             **{"schema": 1, "penalty": 10.0, "estimator": "symmetric", "loss_unit": "token", "mixture_update": "adam"},
             **{"steps": 100, "updates": 50, "seed": 42, "versions": {"axolotl": "0.1"}},
-            **{"fingerprint": {"base_model": "gpt2"}, "layer_steps": None, "drawn": None},
+            **{"fingerprint": {"base_model": "gpt2"}, "layer_steps": None, "drawn": None, "keep": "model"},
         }
 
     def test_float32_weights_sum_to_one(self):
