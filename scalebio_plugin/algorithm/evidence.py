@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -129,6 +129,8 @@ class Evidence:
         size_S: (S,), running mean square of the gaps, nats².
         scale_S: (S,), what the last update's gaps were divided by, nats: the larger of a source's own RMS and of all.
         standard: Of the gaps over their scale, since the first update.
+        peak_S: (S,), the largest z / z₀ of each source, with its sign, since its sum last changed sign: beyond ±1 its
+            gaps have been more than noise.
         recent: Of the gaps in nats, over the last third to two thirds of the updates.
         younger: Will take the place of `recent`.
     """
@@ -137,6 +139,7 @@ class Evidence:
     size_S: Tensor
     scale_S: Tensor
     standard: Moments
+    peak_S: Tensor
     recent: Moments
     younger: Moments
 
@@ -144,7 +147,7 @@ class Evidence:
     def zeros(cls, *shape: int) -> Evidence:
         """Before the first update; `shape` is (S,)."""
         nothing, none = torch.zeros(shape, dtype=torch.float64), Moments.zeros(*shape)
-        return cls(nothing, nothing, nothing, none, none, none)
+        return cls(nothing, nothing, nothing, none, nothing, none, none)
 
     @classmethod
     def of(cls, saved: Mapping[str, Any]) -> Evidence:
@@ -177,14 +180,17 @@ class Evidence:
         recent, younger = self.recent.plus(gap), self.younger.plus(gap)
         if younger.count >= (self.updates + 1) / 3:
             recent, younger = younger, Moments.zeros(*raw_S.shape)
-        return Evidence(spread, size, scale, self.standard.plus(standard), recent, younger), gap
+        after = Evidence(spread, size, scale, self.standard.plus(standard), self.peak_S, recent, younger)
+        ratio = after.ratio()
+        higher = (ratio * self.peak_S <= 0) | (ratio.abs() > self.peak_S.abs())
+        return replace(after, peak_S=torch.where(higher, ratio, self.peak_S)), gap
 
     def sums(self) -> tuple[Tensor, Tensor]:
         """(S,) sum of the standardised gaps and (S,) its standard error."""
         return self.standard.sum_S, self.standard.error(STARTING_INFLATION) * self.updates
 
     def ratio(self) -> Tensor:  # (S,)
-        """z / z₀ of each source: beyond ±1 its gap is evidence; 0 before LEAST_UPDATES."""
+        """z / z₀ of each source now; 0 before LEAST_UPDATES."""
         total, error = self.sums()
         if self.updates < LEAST_UPDATES:
             return torch.zeros_like(total)

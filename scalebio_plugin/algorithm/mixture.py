@@ -14,7 +14,7 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
-from .evidence import LEAST_UPDATES, LEVEL, Evidence, boundary, evident_fraction
+from .evidence import LEAST_UPDATES, LEVEL, TINY, Evidence, boundary, evident_fraction
 
 
 def weights_of(logits_S: Tensor) -> Tensor:  # (S,)
@@ -167,11 +167,16 @@ def move_on_evidence(
     if evidence.updates < LEAST_UPDATES:
         return logits_S, state
     total, error = evidence.sums()
-    fraction = evident_fraction(total, error, boundary(evidence.updates, logits_S.shape[-1]))
-    held = torch.where(total * state.evident_S > 0, state.fraction_S, 0.0)
-    largest, fraction = torch.maximum(fraction, held), torch.maximum(fraction, held**HOLD)
-    moved = logits_S - learning_rate * (fraction * total - state.evident_S)
-    return _within_reach(moved, logits_S), EvidentState(fraction * total, largest)
+    evident, fraction = _evident(total, error, evidence.updates, state)
+    moved = logits_S - learning_rate * (evident - state.evident_S)
+    return _within_reach(moved, logits_S), EvidentState(evident, fraction)
+
+
+def _evident(sum_S: Tensor, error_S: Tensor, updates: int, state: EvidentState) -> tuple[Tensor, Tensor]:
+    """(S,) the evident part of sums, and (S,) the largest fraction of them that was evidence."""
+    fraction = evident_fraction(sum_S, error_S, boundary(updates, sum_S.shape[-1]))
+    held = torch.where(sum_S * state.evident_S > 0, state.fraction_S, 0.0)
+    return torch.maximum(fraction, held**HOLD) * sum_S, torch.maximum(fraction, held)
 
 
 def _within_reach(logits_S: Tensor, before_S: Tensor) -> Tensor:  # (S,)
@@ -183,29 +188,46 @@ def _within_reach(logits_S: Tensor, before_S: Tensor) -> Tensor:  # (S,)
 
 
 def weight_interval(
-    weights_S: Tensor, evidence: Evidence, learning_rate: float, *, gated: bool, level: float = 0.05
+    weights_S: Tensor, evidence: Evidence, learning_rate: float, state: EvidentState | None, level: float = 0.05
 ) -> tuple[Tensor, Tensor]:
     """(S,) ends of an interval for each weight: what the noise of the gaps may have made of it.
 
     λ_i is a sum of gaps, whose standard error says by how much it would differ in a run with other noise. Both ends of
-    that sum's interval go through the rule (`gated`: `move_on_evidence`; else the plain sum). The noise of source j
-    comes to p_i through the logits of all: half_i² + Σ_j (p_j / (1 − p_i))² half_j², with half² divided by (1 − 1/S)
-    for what centring took away. It covers where the gaps do not answer to the weights, and is wide where they do (near
-    an optimum inside the simplex they bring λ back). An interval of no width: nothing has passed the boundary.
+    that sum's interval go through the rule (with a `state`: `move_on_evidence`; else the plain sum), and what each
+    source's shift does to the log odds of every weight is added up in squares, upwards and downwards apart. It covers
+    (more often than asked) where the gaps do not answer to the weights, and is wide where they do: near an optimum
+    inside the simplex they bring λ back. An interval of no width: nothing has passed the boundary.
     """
     total, error = evidence.sums()
     if evidence.updates < LEAST_UPDATES:
         return torch.zeros_like(weights_S), torch.ones_like(weights_S)
-    reach, sources = NormalDist().inv_cdf(1 - level / 2) * error, weights_S.shape[-1]
-    ends = [total - reach, total + reach]
-    if gated:
-        limit = boundary(evidence.updates, sources)
-        ends = [end * evident_fraction(end, error, limit) for end in ends]
-    own = (learning_rate * (ends[1] - ends[0]) / 2) ** 2 / (1 - 1 / sources)
-    others = (weights_S**2 * own).sum(-1, keepdim=True) - weights_S**2 * own
-    width = (own + others / (1 - weights_S).clamp(min=1e-12) ** 2).sqrt()
+    sources = weights_S.shape[-1]
+    reach = NormalDist().inv_cdf(1 - level / 2) * error / math.sqrt(1 - 1 / sources)  # with what centring took away
+    ends, now = [total - reach, total + reach], total
+    if state is not None:
+        now, _ = _evident(total, error, evidence.updates, state)
+        ends = [_evident(end, error, evidence.updates, _other_peak(end - total, evidence, state))[0] for end in ends]
+    changes = torch.stack([_log_odds_change(weights_S, learning_rate * (now - end)) for end in ends])
+    up, down = ((sign * changes).amax(0).clamp(min=0.0).square().sum(-1).sqrt() for sign in (1, -1))
     odds = torch.logit(weights_S)
-    return torch.sigmoid(odds - width), torch.sigmoid(odds + width)
+    return torch.sigmoid(odds - down), torch.sigmoid(odds + up)
+
+
+def _other_peak(shift_S: Tensor, evidence: Evidence, state: EvidentState) -> EvidentState:
+    """The state of a run whose sums were shifted, when its evidence was largest, by as many standard errors as now."""
+    _, error = evidence.sums()
+    peak = evidence.peak_S + shift_S / error.clamp(min=TINY) / boundary(evidence.updates, shift_S.shape[-1])
+    same = peak * evidence.peak_S > 0
+    fraction = torch.where(same, evident_fraction(peak, torch.ones_like(peak), 1.0), 0.0)
+    return EvidentState(state.evident_S, fraction)
+
+
+def _log_odds_change(weights_S: Tensor, shift_S: Tensor) -> Tensor:  # (S, S)
+    """Of weight i, in row i, when the logit of source j alone is shifted."""
+    rest = (1 - weights_S).clamp(min=1e-12)[..., :, None]
+    of_others = -torch.log1p((weights_S * torch.expm1(shift_S))[..., None, :] / rest)
+    own = torch.eye(weights_S.shape[-1], dtype=torch.bool)
+    return torch.where(own, shift_S[..., None, :], of_others)
 
 
 def towards_prior(logits_S: Tensor, prior_S: Tensor, step: float) -> Tensor:  # (S,)

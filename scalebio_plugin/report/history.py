@@ -35,7 +35,7 @@ class HistoryRecord(TypedDict):
     gap: dict[str, float]  # nats
     gap_mean: dict[str, float]  # over the last third to two thirds of the updates
     gap_se: dict[str, float] | None  # standard error of gap_mean, autocorrelation counted; None: too few updates
-    evidence: dict[str, float]  # z / z0 of all gaps: beyond ±1 they are not noise, below 0 the source gains
+    evidence: dict[str, float]  # largest z / z0 of all gaps: beyond ±1 they are not noise; below 0 the source gains
     verdict: str  # no signal, still moving, converged
     units: dict[str, int]  # target tokens of the source in this batch; its sequences with `loss_unit: sequence`
     train_loss: float

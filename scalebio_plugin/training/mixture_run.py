@@ -19,6 +19,7 @@ from ..algorithm.bilevel import GapBaseline, estimate_gap, mixture_gradient
 from ..algorithm.evidence import LEAST_UPDATES, Evidence
 from ..algorithm.mixture import (
     Bounds,
+    EvidentState,
     logits_of,
     total_variation,
     towards_prior,
@@ -231,7 +232,10 @@ class MixtureRun:
         rule, rate = self.settings.mixture_update, self.settings.rate
         if rule not in ("evidence", "exponentiated_gradient"):
             return None
-        return weight_interval(self.weights_S, self.evidence, rate, gated=rule == "evidence")
+        if rule == "exponentiated_gradient":
+            return weight_interval(self.weights_S, self.evidence, rate, None)
+        state = EvidentState(**self.rule_state) if self.rule_state else EvidentState.zeros(len(self.names))
+        return weight_interval(self.weights_S, self.evidence, rate, state)
 
     def _bounded(self, weights_S: Tensor) -> Tensor:
         return weights_S if self.bounds is None else self.bounds.bounded(weights_S)
@@ -256,7 +260,7 @@ class MixtureRun:
             "gap": self._named(gap_S.tolist()),
             "gap_mean": self._named(recent.mean().tolist()),
             "gap_se": self._named(recent.error().tolist()) if recent.count >= LEAST_UPDATES else None,
-            "evidence": self._named(self.evidence.ratio().tolist()),
+            "evidence": self._named(self.evidence.peak_S.tolist()),
             "verdict": self.verdict(),
             "units": self._named([round(units) for units in losses.units_S.tolist()]),
             "train_loss": losses.train_loss,
