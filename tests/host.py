@@ -24,11 +24,14 @@ atexit.register(gc.unfreeze)  # see `train`
 
 # What every config must say, and departures from the host's defaults: each with its reason. A test that departs from
 # another one says why; tests/runs/ordinary.py has configs that depart from as few as can be.
+# Runs of a few steps in which λ moves, on rows in the order of the host, which twins and comparisons read. What the block
+# has by default is run by tests/runs/test_ordinary_configs.py, test_defaults.py and test_drawn.py.
+LIVELY: dict[str, Any] = {"mixture_update": "exponentiated_gradient", "mixture_init": "uniform", "sampling": "host"}
 BASE: dict[str, Any] = {
     "base_model": "model",
     "plugins": ["scalebio", "tests.host.ProbePlugin"],
     "datasets": [{"path": f"data/{name}.jsonl", "type": "alpaca"} for name in ("clean", "wrong", "offtopic")],
-    "scalebio": {"validation_datasets": [{"path": "data/validation.jsonl", "type": "alpaca"}]},
+    "scalebio": {"validation_datasets": [{"path": "data/validation.jsonl", "type": "alpaca"}], **LIVELY},
     "output_dir": "out",
     "learning_rate": 2e-3,
     # A CPU forces it: the host's `auto` turns fp16 on where it finds no GPU.

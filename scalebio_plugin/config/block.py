@@ -130,9 +130,9 @@ class ScaleBiOSettings(_Block):
         "`adam` (the paper's), else 0.03. 0 freezes λ at `mixture_init`.",
     )
     mixture_init: Literal["uniform", "proportional"] | dict[str, Weight] = Field(
-        default="uniform",
-        description="Weights at the start: `uniform` over sources, `proportional` to their training tokens, or "
-        "{name: weight}, which must sum to 1.",
+        default="proportional",
+        description="Weights at the start: `proportional` to the training tokens of the sources (the ordinary run's), "
+        "`uniform` over sources (the paper's), or {name: weight}, which must sum to 1.",
     )
     bounds: dict[str, tuple[Weight, Weight]] = Field(
         default_factory=dict, description="{name: [min, max]} for the weight of a source, or of a group's sum."
@@ -174,9 +174,9 @@ class ScaleBiOSettings(_Block):
         description="Path of a mixture.json: no learning, an ordinary run whose sampling follows its weights.",
     )
     sampling: Literal["mixture", "host"] = Field(
-        default="host",
-        description="Order of the rows while the mixture is learned: `host`, the host's; `mixture`, drawn by source as "
-        "the weights have it, with a floor, also after learning.",
+        default="mixture",
+        description="Order of the rows while the mixture is learned: `mixture`, drawn by source as the weights have it, "
+        "with a floor, also after learning; `host`, the host's.",
     )
     max_repeats: PositiveInt = Field(
         default=4,
