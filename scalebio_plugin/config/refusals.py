@@ -121,7 +121,7 @@ def _engine(config: Mapping[str, Any]) -> Iterator[str]:
 
 def _order(config: Mapping[str, Any]) -> Iterator[str]:
     """Equation (1) of `algorithm.bilevel` needs batches whose rows are drawn at random from all sources."""
-    host = (config.get("scalebio") or {}).get("sampling", "host") == "host"
+    host = (config.get("scalebio") or {}).get("sampling", "mixture") == "host"
     if host and config.get("group_by_length") and not config.get("sample_packing"):
         yield (
             "group_by_length: fills batches with rows of one length, so that the sources of short rows count for more "
