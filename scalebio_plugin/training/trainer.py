@@ -70,8 +70,13 @@ class ScaleBiOTrainer(AxolotlTrainer):
         return full if (step + 1) % steps else self._epoch_batches % full or full
 
     def loader_of(self, batches: BatchSampler) -> Any:
-        """The host's loader over the training set that takes these micro-batches."""
-        return self._loader(self._counted_rows(), lambda rows: batches)
+        """The host's loader over the training set that takes these micro-batches; its workers stay while it does."""
+        persistent, workers = self.args.dataloader_persistent_workers, self.args.dataloader_num_workers
+        self.args.dataloader_persistent_workers = persistent or workers > 0
+        try:
+            return self._loader(self._counted_rows(), lambda rows: batches)
+        finally:
+            self.args.dataloader_persistent_workers = persistent
 
     def loader_over(self, rows: np.ndarray, skipped: int) -> Any:
         """The host's loader over these rows of the training set, in that order, without the first micro-batches."""

@@ -62,13 +62,14 @@ def test_it_is_the_host_where_the_mixture_is_out_of_play(inputs: Path, tmp_path:
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_it_learns_what_padding_learns(inputs: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sampling", ["host", "mixture"])
+def test_it_learns_what_padding_learns(inputs: Path, tmp_path: Path, sampling: str) -> None:
     padded, flat = (
         host.train(
             inputs,
             output_dir=str(tmp_path / str(len(more))),
             plugins=[*host.BASE["plugins"], *more],
-            scalebio={"learn": {"steps": 4}, "mixture_learning_rate": 0.1},
+            scalebio={"learn": {"steps": 4}, "mixture_learning_rate": 0.1, "sampling": sampling},
             float64=True,
         )
         for more in ([], [WITH_IT])

@@ -11,6 +11,8 @@ import torch
 
 from benchmarks.sampling import Drawn, Toy, by_the_mixture, estimates, in_the_hosts_order
 from scalebio_plugin.algorithm.bilevel import GapBaseline
+from scalebio_plugin.data.drawn import Draw, DrawState, learning_fractions
+from scalebio_plugin.data.packing import MicroBatches
 
 STEPS = 10_000
 TOY = Toy.of([40, 200, 100], [28, 2, 10])  # lengths 14 : 1
@@ -31,13 +33,24 @@ def apart(steps: Iterable[Drawn], baseline: GapBaseline = BASELINES["none"]) -> 
     return far
 
 
-@pytest.mark.parametrize("name", BASELINES)
-@pytest.mark.parametrize("rows", [2, 3, 4])
+@pytest.mark.parametrize(("rows", "name"), [(2, "none"), (3, "far off"), (4, "none")])
 def test_few_rows_drawn_by_the_mixture_have_no_bias(rows: int, name: str) -> None:
     steps = list(by_the_mixture(TOY, WEIGHTS, rows, STEPS))
     absent = [set(range(3)) - set(TOY.source[step.rows].tolist()) for step in steps]
     assert sum(map(bool, absent)) > STEPS / 4, "a source is missing in many steps"
     assert (abs(apart(steps, BASELINES[name])) < 4).all()
+
+
+@pytest.mark.parametrize("bins", [1, 4])
+def test_packed_they_have_next_to_none(bins: int) -> None:
+    """Rows of a step are known only once they are drawn, and long ones wait for room."""
+    like = MicroBatches(bins, 1, 1, capacity=100, members=100)
+    draw = Draw(TOY.source, TOY.mean_units, 10**6, 0, like, TOY.lengths)
+    steps, state = [], DrawState.start(3)
+    for _ in range(STEPS // 16):
+        planned, state = draw.plan(learning_fractions(WEIGHTS, TOY.mean_units), [1] * 8, state)
+        steps += [Drawn(step.rows(), step.share_S, step.units) for step in planned]
+    assert (abs(apart(steps)) < 4).all()
 
 
 def test_many_rows_in_the_hosts_order_have_next_to_none() -> None:
