@@ -22,11 +22,12 @@ from scalebio_plugin.quickstart import planted
 
 atexit.register(gc.unfreeze)  # see `train`
 
+# In a few steps λ moves, on rows in the order of the host, which twins and comparisons read. What the block has by default
+# is run by test_ordinary_configs.py and test_defaults.py in tests/runs.
+LIVELY: dict[str, Any] = {"mixture_update": "exponentiated_gradient", "mixture_init": "uniform", "sampling": "host"}
+
 # What every config must say, and departures from the host's defaults: each with its reason. A test that departs from
 # another one says why; tests/runs/ordinary.py has configs that depart from as few as can be.
-# Runs of a few steps in which λ moves, on rows in the order of the host, which twins and comparisons read. What the block
-# has by default is run by tests/runs/test_ordinary_configs.py, test_defaults.py and test_drawn.py.
-LIVELY: dict[str, Any] = {"mixture_update": "exponentiated_gradient", "mixture_init": "uniform", "sampling": "host"}
 BASE: dict[str, Any] = {
     "base_model": "model",
     "plugins": ["scalebio", "tests.host.ProbePlugin"],

@@ -13,7 +13,7 @@ from scalebio_plugin.quickstart import command as quickstart
 from scalebio_plugin.report.history import append_history
 from scalebio_plugin.report.mixture_file import mixture_document, write_mixture
 from scalebio_plugin.report.summary import summarise
-from tests.report.histories import drifting_history, facts
+from tests.report.histories import NEW_IN_A_RECORD, drifting_history, facts, old_document
 
 SOURCE: dict[str, Any] = {"weight_average": 0.5, "inner_loss": 2.0, "tokens": 10, "examples": 2}
 MIXTURE = {
@@ -44,7 +44,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_show_prints_every_source(mixture: Path, capsys: pytest.CaptureFixture[str], of_a_run: bool) -> None:
     assert cli.main(["show", str(mixture.parent.parent if of_a_run else mixture)]) == 0
     header, poems, logs = capsys.readouterr().out.splitlines()
-    assert header.split() == ["source", "weight", "gap", "s.e.", "loss"]
+    assert header.split() == ["source", "weight", "95%", "interval", "gap", "s.e.", "loss"]
     assert poems.split()[:2] == ["poems", "0.7500"]
     assert logs.split()[-2:] == ["-", "-"]
 
@@ -67,12 +67,35 @@ def test_report_draws_a_run_again_as_far_as_its_mixture(tmp_path: Path, capsys: 
     for record in history:  # two steps have been made since the last checkpoint
         append_history(folder / "history.jsonl", record)
     known = facts(dict.fromkeys(names, 900), steps=10)
-    write_mixture(folder / "mixture.json", mixture_document(summarise(history[:10], names), known))
+    write_mixture(folder / "mixture.json", mixture_document(summarise(history[:10], names), known, "still moving"))
 
     assert cli.main(["report", str(tmp_path)]) == 0
     assert capsys.readouterr().out.strip() == str(folder / "report.html")
     page = (folder / "report.html").read_text()
     assert all(f"{history[9]['weights'][name]:.4f}" in page for name in names)
+    assert (folder / "mixture.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_what_an_older_version_wrote_is_shown_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It had two standard errors of the gap, no evidence, no intervals and no verdict."""
+    history, names = drifting_history(2, 12)
+    folder = tmp_path / "scalebio"
+    folder.mkdir()
+    for record in history:
+        old = {key: value for key, value in record.items() if key not in NEW_IN_A_RECORD}
+        append_history(folder / "history.jsonl", old)  # type: ignore[arg-type]
+    summaries = summarise(history, names)
+    document = old_document(mixture_document(summaries, facts(dict.fromkeys(names, 900), steps=12), None))
+    write_mixture(folder / "mixture.json", document)
+
+    assert cli.main(["show", str(tmp_path)]) == 0
+    _, *rows = capsys.readouterr().out.splitlines()
+    told = {row.split()[0] for row in rows if row.startswith("source") and " *" not in row}
+    assert told == {name for name in names if abs(summaries[name].gap) > 2 * 0.002}
+    assert "verdict" not in "".join(rows)
+    (folder / "mixture.png").unlink(missing_ok=True)
+    assert cli.main(["report", str(tmp_path)]) == 0
+    assert all(f"{history[-1]['weights'][name]:.4f}" in (folder / "report.html").read_text() for name in names)
     assert (folder / "mixture.png").read_bytes()[:4] == b"\x89PNG"
 
 

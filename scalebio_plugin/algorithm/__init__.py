@@ -7,7 +7,8 @@ the training data of sources i with weights p = softmax(λ); α is the penalty (
 docs/bilevel_loop.py is a whole loop made of these. What is public stands in `__all__`, by its file:
 
 bilevel   losses per token and per source, the gap between the two parameter sets, the gradient of λ
-mixture   weights on the simplex: initial values, update rules, bounds
+evidence  what a series of gaps says of its mean: correlated noise told from a signal, at any time
+mixture   weights on the simplex: initial values, update rules, bounds, a prior; how sure they are, and a verdict
 inner     the inner parameters: a second value, gradient and optimizer state for every trainable tensor of one module
 lisa      which transformer blocks train in which period
 """
@@ -24,9 +25,24 @@ from .bilevel import (
     token_losses,
     weighted_loss,
 )
+from .evidence import Evidence, Moments
 from .inner import InnerParameters
 from .lisa import LayerPlan, draw_layers, find_blocks
-from .mixture import AdamState, Bounds, ExponentiatedState, adam, exponentiated_gradient, logits_of, weights_of
+from .mixture import (
+    AdamState,
+    Bounds,
+    EvidentState,
+    ExponentiatedState,
+    adam,
+    exponentiated_gradient,
+    logits_of,
+    move_on_evidence,
+    total_variation,
+    towards_prior,
+    verdict,
+    weight_interval,
+    weights_of,
+)
 
 __all__ = [
     # bilevel
@@ -40,13 +56,22 @@ __all__ = [
     "targets_of",
     "token_losses",
     "weighted_loss",
+    # evidence
+    "Evidence",
+    "Moments",
     # mixture
     "AdamState",
     "Bounds",
+    "EvidentState",
     "ExponentiatedState",
     "adam",
     "exponentiated_gradient",
     "logits_of",
+    "move_on_evidence",
+    "total_variation",
+    "towards_prior",
+    "verdict",
+    "weight_interval",
     "weights_of",
     # inner
     "InnerParameters",

@@ -85,6 +85,7 @@ class Moments:
         return Moments(count, *sums, value_S, opened, stretch, square)
 
     def mean(self) -> Tensor:  # (S,)
+        """0 before the first update."""
         return self.sum_S / max(1, self.count)
 
     def error(self, start: float = 0.0) -> Tensor:  # (S,)

@@ -183,7 +183,7 @@ def _within_reach(logits_S: Tensor, before_S: Tensor) -> Tensor:  # (S,)
     """No logit falls so far below the largest that the others would keep less than LEAST_OTHERS together."""
     largest = logits_S.amax(-1, keepdim=True)
     reach = math.log(max(1, logits_S.shape[-1] - 1) * (1 - LEAST_OTHERS) / LEAST_OTHERS)
-    as_before = before_S - before_S.amax(-1, keepdim=True) + largest
+    as_before = before_S + (largest - before_S.amax(-1, keepdim=True))
     return torch.maximum(logits_S, torch.minimum(largest - reach, as_before))
 
 
@@ -197,6 +197,13 @@ def weight_interval(
     source's shift does to the log odds of every weight is added up in squares, upwards and downwards apart. It covers
     (more often than asked) where the gaps do not answer to the weights, and is wide where they do: near an optimum
     inside the simplex they bring λ back. An interval of no width: nothing has passed the boundary.
+
+    Args:
+        weights_S: (S,), after the last update.
+        evidence: Of all updates so far.
+        learning_rate: η, that of the rule.
+        state: Of `move_on_evidence`; None: each gap over its running RMS moves λ.
+        level: Probability that an end is passed by chance.
     """
     total, error = evidence.sums()
     if evidence.updates < LEAST_UPDATES:
@@ -237,8 +244,8 @@ def towards_prior(logits_S: Tensor, prior_S: Tensor, step: float) -> Tensor:  # 
     projection.
 
     Args:
-        logits_S: (S,).
-        prior_S: (S,), > 0.
+        logits_S: (S,), λ.
+        prior_S: (S,), > 0, sum 1.
         step: Learning rate times the prior's strength over that of the gaps.
     """
     return (logits_S + step * prior_S.log()) / (1 + step)
@@ -259,6 +266,8 @@ def verdict(
     LITTLE. Else `still moving`.
 
     Args:
+        evidence: Of all updates so far.
+        logits_S: (S,), λ after the last of them.
         moved: Total variation between the weights when `evidence.recent` began, and now.
         away: Total variation from the first weights.
         bounded: Weights (S,) -> the closest within the bounds.
@@ -300,11 +309,20 @@ class Bounds:
         """The closest weights within the bounds, in Kullback-Leibler divergence.
 
         They are clip(c · d_G · p_i) with one factor c for all and one d_G ≠ 1 for each group whose bound holds it:
-        sums are monotone in each factor, so each is found by bisection on its logarithm. Accuracy about 1e-12.
+        sums are monotone in each factor, so each is found by bisection on its logarithm. Accuracy about 1e-12; what
+        is within them to that stays as it is.
         """
+        if self.hold(weights_S):
+            return weights_S
         weights_S = weights_S.clamp(min=1e-30)  # so that one of 0 can be raised
         bounded = self._clipped(weights_S, _bisect(lambda factor: self._total(weights_S, factor), 1.0))
         return bounded / bounded.sum()
+
+    def hold(self, weights_S: Tensor, tolerance: float = 1e-12) -> bool:
+        """Whether weights (S,) are within the bounds."""
+        inside = (weights_S >= self.low_S - tolerance) & (weights_S <= self.high_S + tolerance)
+        sums = ((float(weights_S[members].sum()), low, high) for members, low, high in self.groups)
+        return bool(inside.all()) and all(low - tolerance <= total <= high + tolerance for total, low, high in sums)
 
     def _total(self, weights_S: Tensor, factor: float) -> float:
         """Sum of the weights at a common factor, the part of every group held within its bounds."""

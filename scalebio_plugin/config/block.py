@@ -175,8 +175,8 @@ class ScaleBiOSettings(_Block):
     )
     sampling: Literal["mixture", "host"] = Field(
         default="mixture",
-        description="Order of the rows while the mixture is learned: `mixture`, drawn by source as the weights have it, "
-        "with a floor, also after learning; `host`, the host's.",
+        description="Order of the rows while the mixture is learned: `mixture`, drawn by source as the weights have "
+        "it, with a floor, also after learning; `host`, the host's.",
     )
     max_repeats: PositiveInt = Field(
         default=4,

@@ -158,8 +158,7 @@ def _names(config: Mapping[str, Any], block: Mapping[str, Any]) -> Iterator[str]
         "scalebio.groups": members,
         "scalebio.bounds": [name for name in block.get("bounds") or {} if name not in groups],
     }
-    if isinstance(block.get("mixture_init"), Mapping):
-        used["scalebio.mixture_init"] = list(block["mixture_init"])
+    used |= {where: list(weights) for where, weights in _given_weights(block).items()}
     for where, mentioned in used.items():
         unknown = [name for name in mentioned if name not in names]
         if unknown:
@@ -173,18 +172,33 @@ def _names(config: Mapping[str, Any], block: Mapping[str, Any]) -> Iterator[str]
     yield from _simplex(block, names, groups)
 
 
+def _given_weights(block: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
+    """{key: weights} of the keys that give every source a weight."""
+    given = {"scalebio.mixture_init": block.get("mixture_init")}
+    given["scalebio.prior.weights"] = (block.get("prior") or {}).get("weights")
+    return {key: weights for key, weights in given.items() if isinstance(weights, Mapping)}
+
+
+def _of_every_source(key: str, weights: Mapping[str, float], names: list[str], held: list[str]) -> Iterator[str]:
+    """Rules on weights that a config gives; those of the sources `held` at 0 by their bounds may be 0 at the start."""
+    missing = [name for name in names if name not in weights]
+    zero = [name for name in names if weights.get(name, 1.0) <= 0.0]
+    if missing:
+        yield f"{key} must give every source a weight, {missing} have none; add them"
+    elif abs(sum(weights.values()) - 1.0) > 1e-6:
+        yield f"{key} must sum to 1, got {sum(weights.values()):.6g}; rescale the weights"
+    elif key == "scalebio.prior.weights" and zero:
+        yield f"{key} must be above 0, those of {zero} are not; use small ones, or bounds to hold the sources at 0"
+    elif set(zero) - set(held):
+        yield f"{key}: a weight of 0 can never grow; use a small one, or bounds to hold it at 0"
+
+
 def _simplex(block: Mapping[str, Any], names: list[str], groups: Mapping[str, list[str]]) -> Iterator[str]:
-    """Rules on `mixture_init` and `bounds` that need all of the names."""
-    init = block.get("mixture_init")
-    if isinstance(init, Mapping):
-        missing = [name for name in names if name not in init]
-        if missing:
-            yield f"scalebio.mixture_init must give every source a weight, {missing} have none; add them"
-        elif abs(sum(init.values()) - 1.0) > 1e-6:
-            yield f"scalebio.mixture_init must sum to 1, got {sum(init.values()):.6g}; rescale the weights"
-        elif any(init[name] <= 0.0 and (block.get("bounds") or {}).get(name, (0.0, 1.0))[1] > 0.0 for name in names):
-            yield "scalebio.mixture_init: a weight of 0 can never grow; use a small one, or bounds to hold it at 0"
+    """Rules on weights and `bounds` that need all of the names."""
     bounds = {name: tuple(pair) for name, pair in (block.get("bounds") or {}).items() if len(pair) == 2}
+    held = [name for name, (_, high) in bounds.items() if high <= 0.0]
+    for key, weights in _given_weights(block).items():
+        yield from _of_every_source(key, weights, names, held)
     for name, (low, high) in bounds.items():
         if low > high:
             yield f"scalebio.bounds.{name}: min {low} is above max {high}; exchange them"

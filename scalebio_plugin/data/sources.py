@@ -251,13 +251,17 @@ def _refuse_out_of_reach(table: SourceTable, settings: ScaleBiOSettings) -> None
         ValueError: A weight would have to be above what `max_repeats` of its rows give it, or all together below 1.
     """
     most = dict(zip(table.names, table.most(settings.max_repeats).tolist(), strict=True))
-    problems = []
-    for name, (low, _) in settings.bounds.items():
-        reach = sum(most[member] for member in settings.groups.get(name, [name]))
-        if low > reach:
-            problems.append(f"  - {name}: at least {low:g}, and can have {reach:.4g}")
-    highest = sum(min(most[name], settings.bounds.get(name, (0.0, 1.0))[1]) for name in table.names)
-    if highest < 1.0:
+    reach = {name: min(most[name], settings.bounds.get(name, (0.0, 1.0))[1]) for name in table.names}
+    for group, members in settings.groups.items():
+        reach[group] = min(sum(reach[name] for name in members), settings.bounds.get(group, (0.0, 1.0))[1])
+    problems = [
+        f"  - {name}: at least {low:g}, and can have {reach[name]:.4g}"
+        for name, (low, _) in settings.bounds.items()
+        if low > reach[name] + 1e-9
+    ]
+    grouped = {name for members in settings.groups.values() for name in members}
+    highest = sum(part for name, part in reach.items() if name not in grouped)
+    if highest < 1.0 - 1e-9:
         problems.append(f"  - all sources together can have {highest:.4g}")
     if problems:
         raise ValueError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,12 @@ def summaries_of(document: Mapping[str, Any]) -> dict[str, SourceSummary]:
     """What `mixture_document` was given, back from its document; largest weight first."""
     fields = SourceSummary.__dataclass_fields__.keys()
     known = {name: {key: source[key] for key in fields & source.keys()} for name, source in document["sources"].items()}
-    return {name: SourceSummary(**source) for name, source in known.items()}
+    summaries = {name: SourceSummary(**source) for name, source in known.items()}
+    return {name: replace(one, interval=_pair(one.interval)) for name, one in summaries.items()}
+
+
+def _pair(read: Sequence[float] | None) -> tuple[float, float] | None:
+    return None if read is None else (read[0], read[1])  # JSON gives a list
 
 
 def write_mixture(path: StrPath, document: Mapping[str, Any]) -> None:

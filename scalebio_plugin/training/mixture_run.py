@@ -114,7 +114,9 @@ class MixtureRun:
         self.learn_until = self.last_step  # or earlier, with `learn.until`
         self.bounds = bounds_of(settings, self.names, most_S)
         self.logits_S = logits_of(self._bounded(initial_weights(settings, self.names, self.share_S)))
-        self.proportional = settings.mixture_init == "proportional" and self.bounds is None
+        self.proportional = settings.mixture_init == "proportional" and (
+            self.bounds is None or self.bounds.hold(self.share_S)
+        )
         self.rule_state: dict[str, Any] | None = None
         self.baseline = GapBaseline.zeros(len(self.names))
         self.pending_gap_S = torch.zeros(len(self.names), dtype=torch.float64)
@@ -137,7 +139,7 @@ class MixtureRun:
         Args:
             share_S: Part of each source in the units that are drawn.
         """
-        if self.proportional and self.updates == 0 and self.settings.sampling == "host":
+        if self.proportional and self.settings.sampling == "host" and torch.equal(self.weights_S, self.first_S):
             return torch.ones_like(share_S)
         return torch.where(share_S > 0, self.weights_S / share_S, 0.0)
 
@@ -194,6 +196,7 @@ class MixtureRun:
         if rate == 0.0:
             return
         weights = self.weights_S
+        gap_S = gap_S + self._pull_of_prior()
         observation = Observation(
             logits_S=self.logits_S,
             weights_S=weights,
@@ -206,14 +209,24 @@ class MixtureRun:
         rule = self.settings.mixture_update
         self.logits_S, self.rule_state = updated(self.manager, rule, observation, self.rule_state)
         self.logits_S = self._drawn_to_prior(self.logits_S, rate)
-        if self.bounds is not None:
-            self.logits_S = logits_of(self._bounded(self.weights_S))
+        if self.bounds is not None and not self.bounds.hold(self.weights_S):
+            self.logits_S = logits_of(self.bounds.bounded(self.weights_S))
         self.updates += 1
 
+    def _pull_of_prior(self) -> Tensor:  # (S,), nats
+        """What `prior` adds to the gaps: τ/α log(p / prior), its strength τ in nats of validation loss.
+
+        Not for the evidence rule: no part of it is noise that a sum of gaps would have to tell it from.
+        """
+        prior = self.settings.prior
+        if prior is None or self.settings.mixture_update == "evidence":
+            return torch.zeros_like(self.logits_S)
+        return prior.strength / self.settings.penalty * (self.weights_S / self.prior_S).log()
+
     def _drawn_to_prior(self, logits_S: Tensor, rate: float) -> Tensor:  # (S,)
-        """`prior.strength` is in nats of validation loss a nat of divergence; α times a gap is in the same unit."""
+        """The same under the evidence rule, beside it."""
         scale = float(self.evidence.scale_S.min()) * self.settings.penalty
-        if self.settings.prior is None or not 0.0 < scale < math.inf:
+        if self.settings.prior is None or self.settings.mixture_update != "evidence" or not 0.0 < scale < math.inf:
             return logits_S
         return towards_prior(logits_S, self.prior_S, rate * self.settings.prior.strength / scale)
 

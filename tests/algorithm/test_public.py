@@ -91,7 +91,8 @@ def test_the_extension_in_the_documentation_works(tmp_path: Path, monkeypatch: p
     monkeypatch.syspath_prepend(str(tmp_path))
     logits, weights = torch.zeros(2, dtype=torch.float64), torch.full((2,), 0.5, dtype=torch.float64)
     gap, gradient = torch.tensor([-0.01, 0.01]), torch.tensor([-0.05, 0.05])
-    seen = Observation(logits, weights, gap, gradient, learning_rate=0.1, step=1)
+    none = algorithm.Evidence.zeros(2)
+    seen = Observation(logits, weights, gap, gradient, learning_rate=0.1, step=1, evidence=none)
     try:
         update = build_manager(["my_rules"]).hook.scalebio_update_mixture
         moved, state = update(rule="sign", observation=seen, state=None)

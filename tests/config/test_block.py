@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from scalebio_plugin.config.block import InnerArgs, LearnArgs, LisaArgs, ScaleBiOArgs, ScaleBiOSettings
+from scalebio_plugin.config.block import InnerArgs, LearnArgs, LisaArgs, PriorArgs, ScaleBiOArgs, ScaleBiOSettings
 
 
 class Host(ScaleBiOArgs):
@@ -39,6 +39,7 @@ FULL: dict[str, Any] = {
     "mixture_init": {"a": 0.25, "b": 0.75},
     "bounds": {"a": [0.1, 0.5], "g": [0.5, 0.9]},
     "groups": {"g": ["b"]},
+    "prior": {"weights": {"a": 0.5, "b": 0.5}, "strength": 0.2},
     "warmup_steps": 3,
     "learn": {"steps": 20},
     "update_interval": 2,
@@ -78,7 +79,9 @@ def test_all_keys_are_optional():
     assert settings.penalty == 10.0
     assert settings.loss_unit == "token"
     assert settings.mixture_init == "uniform"
+    assert settings.mixture_update == "evidence"
     assert settings.lisa is None
+    assert settings.prior is None
     assert settings.apply is None
 
 
@@ -96,7 +99,7 @@ def test_every_key_can_be_given():
 
 
 def leaves(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, Any]]:
-    nested = {"learn": LearnArgs, "inner": InnerArgs, "lisa": LisaArgs}
+    nested = {"prior": PriorArgs, "learn": LearnArgs, "inner": InnerArgs, "lisa": LisaArgs}
     for name, field in model.model_fields.items():
         yield f"{path}{name}", field
         if name in nested and not path:
@@ -110,7 +113,7 @@ def test_every_leaf_is_described(name, field):
     assert not field.is_required()
 
 
-@pytest.mark.parametrize("model", [ScaleBiOSettings, LearnArgs, InnerArgs, LisaArgs])
+@pytest.mark.parametrize("model", [ScaleBiOSettings, PriorArgs, LearnArgs, InnerArgs, LisaArgs])
 def test_a_block_cannot_be_changed(model):
     with pytest.raises(ValidationError, match="frozen"):
         setattr(model(), next(iter(model.model_fields)), None)
@@ -123,6 +126,7 @@ def test_a_block_cannot_be_changed(model):
         ({"learn": {"frction": 0.5}}, "scalebio.learn.frction"),
         ({"inner": {"devise": "cpu"}}, "scalebio.inner.devise"),
         ({"lisa": {"layers": 2}}, "scalebio.lisa.layers"),
+        ({"prior": {"strenght": 0.1}}, "scalebio.prior.strenght"),
         ({"enabled": True}, "scalebio.enabled"),
     ],
     ids=lambda v: v if isinstance(v, str) else "",
@@ -142,6 +146,8 @@ OUT_OF_RANGE: list[tuple[str, Any]] = [
     *[("loss_unit", value) for value in ("tokens", "sample")],
     *[("mixture_init", value) for value in ("even", 0.5, [0.5, 0.5])],
     *[("inner", value) for value in ({"device": "cuda"}, {"device": None}, "cpu")],
+    *[("prior", {"strength": value}) for value in (0, -0.1, float("inf"), float("nan"), None)],
+    *[("prior", value) for value in ({"weights": "even"}, {"weights": {"a": 1.5, "b": -0.5}}, True, 0.1)],
     *[("lisa", value) for value in ({"active_layers": 0}, {"interval": 0}, {"active_layers": -1}, True, 2)],
     *[("learn", value) for value in ({"fraction": 0.0}, {"fraction": 1.1}, {"fraction": -0.5}, {"steps": 0}, 0.5)],
     *[("extensions", value) for value in ("my.module", [1])],

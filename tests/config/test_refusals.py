@@ -101,6 +101,9 @@ IN_ANY_ORDER = [
         config(scalebio={"estimator": "symmetric"}),
         config(scalebio={"mixture_init": {A: 0.2, B: 0.3, C: 0.5}}),
         config(scalebio={"mixture_init": "proportional"}),
+        config(scalebio={"prior": {}}),
+        config(scalebio={"prior": {"strength": 2.0}}),
+        config(scalebio={"prior": {"weights": {A: 0.2, B: 0.3, C: 0.5}}}),
         config(scalebio={"names": ["x", "y", "z"], "bounds": {"x": [0.1, 0.5]}}),
         config(scalebio={"bounds": {A: [0.0, 0.5], "rest": [0.2, 0.9]}, "groups": {"rest": [B, C]}}),
         config(scalebio={"bounds": {A: [0.0, 0.0]}}),
@@ -344,6 +347,7 @@ NAMES: dict[str, tuple[dict[str, Any], str]] = {
         "['a']; the sources are ['x', 'y', 'z']",
     ),
     "a group of nobody": ({"groups": {"g": [A, "typo"]}}, "['typo']; the sources are"),
+    "a prior for nobody": ({"prior": {"weights": {A: 0.5, B: 0.2, C: 0.2, "typo": 0.1}}}, "['typo']; the sources are"),
     "a weight for nobody": ({"mixture_init": {A: 0.5, B: 0.2, C: 0.2, "typo": 0.1}}, "['typo']; the sources are"),
     "a group called like a source": ({"groups": {A: [B, C]}}, "rename the groups"),
     "overlapping groups": (
@@ -371,6 +375,27 @@ WEIGHTS: dict[str, tuple[dict[str, float], dict[str, list[float]], str]] = {  # 
 @pytest.mark.parametrize(("weights", "bounds", "remedy"), WEIGHTS.values(), ids=WEIGHTS.keys())
 def test_weights_that_cannot_be_met_are_refused(weights, bounds, remedy):
     refused(config(scalebio={"mixture_init": weights, "bounds": bounds}), "scalebio.mixture_init", remedy)
+
+
+PRIORS: dict[str, tuple[dict[str, float], dict[str, list[float]], str]] = {  # weights, bounds
+    "a source without one": ({A: 0.5, B: 0.5}, {}, "must give every source a weight, ['org/c'] have none; add"),
+    "above one": ({A: 0.5, B: 0.5, C: 0.5}, {}, "must sum to 1, got 1.5; rescale"),
+    "a zero": ({A: 0.0, B: 0.5, C: 0.5}, {}, "must be above 0, those of ['a'] are not; use small ones"),
+    "a zero of a source held there": ({A: 0.0, B: 0.5, C: 0.5}, {A: [0, 0]}, "must be above 0, those of ['a']"),
+}
+
+
+@pytest.mark.parametrize(("weights", "bounds", "remedy"), PRIORS.values(), ids=PRIORS.keys())
+def test_a_prior_that_cannot_be_is_refused(weights, bounds, remedy):
+    refused(config(scalebio={"prior": {"weights": weights}, "bounds": bounds}), "scalebio.prior.weights ", remedy)
+
+
+def test_weights_and_prior_are_both_told():
+    broken = config(scalebio={"mixture_init": {A: 1.0}, "prior": {"weights": {A: 0.5, B: 0.5}}})
+    assert [problem.split()[0] for problem in problems_of(broken)] == [
+        "scalebio.mixture_init",
+        "scalebio.prior.weights",
+    ]
 
 
 G = {"g": [A, B]}

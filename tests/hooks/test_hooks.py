@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from scalebio_plugin.algorithm import lisa
+from scalebio_plugin.algorithm.evidence import Evidence
 from scalebio_plugin.hooks import spec
 from scalebio_plugin.hooks.defaults import BUILT_IN
 from scalebio_plugin.hooks.manager import build_manager, manager_of
@@ -32,7 +33,8 @@ def extension() -> Iterator[ModuleType]:
 
 def observation() -> Observation:
     logits, gap, gradient = torch.randn(3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return Observation(logits, logits.softmax(0), gap, gradient, learning_rate=0.1, step=1)
+    seen, _ = Evidence.zeros(3).plus(gap)
+    return Observation(logits, logits.softmax(0), gap, gradient, learning_rate=0.1, step=1, evidence=seen)
 
 
 def moved(manager: pluggy.PluginManager, rule: str, seen: Observation, state: Any = None) -> Any:
@@ -205,11 +207,13 @@ def test_an_unknown_attribute_is_an_error_that_names_it(extension):
 
 @pytest.mark.parametrize("rule", ["sgd", "adamw", "Adam", ""])
 def test_a_rule_nobody_answers_for_is_an_error_that_names_it(rule):
-    with pytest.raises(ValueError, match=rf"mixture_update.*'{rule}'.*exponentiated_gradient and adam.*extensions"):
+    with pytest.raises(
+        ValueError, match=rf"mixture_update.*'{rule}'.*evidence, exponentiated_gradient and adam.*extensions"
+    ):
         manager_of(rule, [])
 
 
-@pytest.mark.parametrize("rule", ["adam", "exponentiated_gradient", "frozen"])
+@pytest.mark.parametrize("rule", ["adam", "evidence", "exponentiated_gradient", "frozen"])
 def test_a_rule_somebody_answers_for_is_accepted(extension, rule):
     extension.Frozen = Frozen
     assert moved(manager_of(rule, ["my_mixture:Frozen"]), rule, observation()) is not None

@@ -11,7 +11,7 @@ import pytest
 from scalebio_plugin.report.mixture_file import mixture_document
 from scalebio_plugin.report.page import write_report
 from scalebio_plugin.report.summary import SourceSummary
-from tests.report.histories import facts, record
+from tests.report.histories import facts, old_document, record
 
 ODD = "<script>alert('a & b')</script>"
 VOID = {"meta", "img"}
@@ -51,10 +51,11 @@ class Page(HTMLParser):
 
 
 def document(run: dict[str, Any] | None = None, **sources: Any) -> dict[str, Any]:
-    """Of sources with (weight, gap, its standard error, target tokens, sequences)."""
+    """Of sources with (weight, gap, its standard error, target tokens, sequences, evidence)."""
     summaries = {
-        name: SourceSummary(weight, weight, None if error is None else 1.25, 1.0, gap, error)
-        for name, (weight, gap, error, _, _) in sources.items()
+        name: SourceSummary(weight, weight, None if error is None else 1.25, 1.0, gap, error, interval, evidence)
+        for name, (weight, gap, error, _, _, evidence) in sources.items()
+        for interval in [None if error is None else (weight - 0.05, weight + 0.05)]
     }
     known = facts(
         {name: source[3] for name, source in sources.items()},
@@ -67,39 +68,53 @@ def document(run: dict[str, Any] | None = None, **sources: Any) -> dict[str, Any
         layer_steps=[20, 0],
         **run or {},
     )
-    return mixture_document(summaries, known)
+    return mixture_document(summaries, known, "still moving")
+
+
+SOURCES = {
+    ODD: (0.2, 0.02, 0.004, 1000, 100, 1.5),
+    "long answers": (0.6, 0.001, 0.001, 4000, 100, -4.0),  # its recent gaps are 0: it has arrived
+    "as good as any": (0.15, 0.009, 0.002, 1000, 100, 0.9),
+    "rare": (0.05, 0.001, None, 1000, 100, 0.0),
+}
+HISTORY = [record(step, {name: source[0] for name, source in SOURCES.items()}) for step in range(1, 21)]
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
-    sources = {
-        ODD: (0.2, 0.02, 0.004, 1000, 100),
-        "long answers": (0.6, -0.01, 0.001, 4000, 100),
-        "as good as any": (0.15, 0.001, 0.002, 1000, 100),
-        "rare": (0.05, 0.001, None, 1000, 100),
-    }
-    history = [record(step, {name: source[0] for name, source in sources.items()}) for step in range(1, 21)]
-    return Page(write_report(tmp_path_factory.mktemp("page"), document(**sources), history).read_text(encoding="utf-8"))
+    return Page(write_report(tmp_path_factory.mktemp("page"), document(**SOURCES), HISTORY).read_text(encoding="utf-8"))
 
 
 def test_every_source_is_a_line_with_its_numbers(page: Page) -> None:
-    lines = {row[0]: row[1:] for row in page.rows if len(row) == 10 and row[0]}
+    lines = {row[0]: row[1:] for row in page.rows if len(row) == 11 and row[0]}
     assert list(lines) == ["long answers", ODD, "as good as any", "rare"]  # largest first
-    assert lines["long answers"] == ["", "0.6000", "27.3%", "-0.01", "0.001", "gains", "1.250", "4,000", "100"]
-    assert lines[ODD][1:6] == ["0.2000", "36.4%", "+0.02", "0.004", "loses"]
-    assert lines["as good as any"][5] == "as the average"
-    assert lines["rare"][4:7] == ["–", "too few updates", "–"]
+    numbers = ["0.6000", "0.550 to 0.650", "27.3%", "+0.001", "0.001", "gains", "1.250", "4,000", "100"]
+    assert lines["long answers"] == ["", *numbers]
+    assert lines[ODD][1:7] == ["0.2000", "0.150 to 0.250", "36.4%", "+0.02", "0.004", "loses"]
+    assert lines["as good as any"][6] == "as the average"
+    assert lines["rare"][2] == "–"
+    assert lines["rare"][5:8] == ["–", "too few updates", "–"]
+
+
+def test_what_an_older_version_learned_has_a_page_too(tmp_path: Path) -> None:
+    old = old_document(document(**SOURCES))
+    page = Page(write_report(tmp_path, old, HISTORY).read_text(encoding="utf-8"))
+    lines = {row[0]: row[1:] for row in page.rows if len(row) == 11 and row[0]}
+    assert lines[ODD][1:7] == ["0.2000", "–", "36.4%", "+0.02", "0.004", "loses"]  # beyond two standard errors
+    assert lines["long answers"][6] == "as the average"
+    assert "Verdict" not in page.text
 
 
 def test_the_rows_of_an_ordinary_run_are_those_that_apply_draws(page: Page) -> None:
     """Weights over mean target tokens: 0.6 / 40 and 0.2 / 10, 0.15 / 10, 0.05 / 10."""
-    shown = [float(row[3].rstrip("%")) / 100 for row in page.rows if len(row) == 10 and row[0]]
+    shown = [float(row[4].rstrip("%")) / 100 for row in page.rows if len(row) == 11 and row[0]]
     per_row = [0.6 / 40, 0.2 / 10, 0.15 / 10, 0.05 / 10]
     assert shown == pytest.approx([value / sum(per_row) for value in per_row], abs=1e-3)
 
 
 def test_it_says_how_many_sources_are_told_apart_and_how_it_was_learned(page: Page) -> None:
-    assert "100 updates of the weights in 200 optimiser steps, penalty 10. 2 of 4 sources differ" in page.text
+    assert "100 updates of the weights in 200 optimiser steps, penalty 10. 2 of 4 sources are told from" in page.text
+    assert "Verdict: still moving, the weights have not settled; learn longer." in page.text
     assert "LISA moved 1 of 2 blocks, each for 20 optimiser steps; never drawn: 1." in page.text
     assert ["version of axolotl", "0.19.0"] in page.rows
     assert ["fingerprint of the data", "cafe"] in page.rows

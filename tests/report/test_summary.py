@@ -9,15 +9,16 @@ import re
 import numpy as np
 import pytest
 
-from scalebio_plugin.report.history import append_history, read_history
-from scalebio_plugin.report.mixture_file import mixture_document, read_mixture, write_mixture
-from scalebio_plugin.report.summary import SourceSummary, batch_means_error, summarise
-from scalebio_plugin.report.tables import layers_line, progress_table, weights_table
-from tests.report.histories import drifting_history, facts, record
+from scalebio_plugin.report.history import append_history, metrics, read_history
+from scalebio_plugin.report.mixture_file import mixture_document, read_mixture, summaries_of, write_mixture
+from scalebio_plugin.report.summary import SourceSummary, summarise
+from scalebio_plugin.report.tables import VERDICTS, layers_line, progress_table, weights_table
+from tests.report.histories import facts, old_document, old_record, record
 
 
-def summary(weight, gap=0.0, gap_se=None, loss=1.0):
-    return SourceSummary(weight=weight, weight_average=weight, loss=loss, inner_loss=loss, gap=gap, gap_se=gap_se)
+def summary(weight, gap=0.0, gap_se=None, loss=1.0, interval=None, evidence=None):
+    known = {"weight_average": weight, "loss": loss, "inner_loss": loss, "interval": interval, "evidence": evidence}
+    return SourceSummary(weight=weight, gap=gap, gap_se=gap_se, **known)
 
 
 class TestHistory:
@@ -37,39 +38,40 @@ class TestHistory:
             read_history(path)
 
 
+class TestMetrics:
+    def test_every_source_has_its_weight_gap_evidence_and_loss_if_it_was_seen(self):
+        names = {"a": 0.25, "b": 0.75}
+        update = record(1, names, gap={"a": 0.5, "b": -0.5}, loss={"a": None, "b": 1.5}, evidence={"a": 1.5, "b": -0.2})
+        assert metrics(update) == {
+            **{"scalebio/val_loss": 2.0, "scalebio/loss/b": 1.5},
+            **{"scalebio/weight/a": 0.25, "scalebio/gap/a": 0.5, "scalebio/evidence/a": 1.5},
+            **{"scalebio/weight/b": 0.75, "scalebio/gap/b": -0.5, "scalebio/evidence/b": -0.2},
+        }
+
+
 class TestSummarise:
     def test_hand_computed(self):
-        # 8 updates: the last quarter is updates 7 and 8, the last half 5 to 8.
+        # 8 updates: the last quarter is updates 7 and 8; gaps, errors, intervals and evidence are the last update's.
         weights = [{"a": 0.5, "b": 0.5}] * 6 + [{"a": 0.6, "b": 0.4}, {"a": 0.8, "b": 0.2}]
-        gaps = [{"a": 99.0, "b": 0.0}] * 4 + [
-            {"a": 1.0, "b": 3.0},  # average 2.0: centred -1.0, 1.0
-            {"a": 3.0, "b": 1.0},  # average 2.0: centred  1.0, -1.0
-            {"a": 0.0, "b": 5.0},  # average 2.0: centred -2.0, 3.0
-            {"a": 5.0, "b": 0.0},  # average 4.0: centred  1.0, -4.0
-        ]
         losses = [{"a": 9.0, "b": 9.0}] * 6 + [{"a": 2.0, "b": None}, {"a": 4.0, "b": None}]
-        history = [record(i + 1, *one) for i, one in enumerate(zip(weights, gaps, losses, strict=True))]
-        result = summarise(history, ["a", "b"])
-        assert list(result) == ["a", "b"]
-        # Two batches of two: means 0 and -0.5 for a, 0 and -0.5 for b; variance 0.125, times 2, over 4, root.
-        expected = {
-            "a": SourceSummary(0.8, pytest.approx(0.7), 3.0, 3.0, pytest.approx(-0.25), pytest.approx(0.25)),
-            "b": SourceSummary(0.2, pytest.approx(0.3), None, None, pytest.approx(-0.25), pytest.approx(0.25)),
+        history = [
+            record(step, *one, loss=loss, gap_se={"a": 99.0, "b": 99.0}, evidence={"a": 99.0, "b": 99.0})
+            for step, (*one, loss) in enumerate(zip(weights, [{"a": 99.0, "b": 99.0}] * 8, losses, strict=True), 1)
+        ]
+        history[-1] |= {
+            **{"gap": {"a": 7.0, "b": 8.0}, "gap_mean": {"a": -0.25, "b": 0.25}, "gap_se": {"a": 0.1, "b": 0.2}},
+            **{"interval": {"a": [0.7, 0.9], "b": [0.1, 0.3]}, "evidence": {"a": -2.5, "b": 0.5}},
         }
-        assert result == expected
-
-    def test_what_all_sources_share_has_no_part_in_the_gap(self):
-        history, names = drifting_history(4, 20)
-        shifted = [one | {"gap": {name: gap + 5.0 for name, gap in one["gap"].items()}} for one in history]
-        expected, got = summarise(history, names), summarise(shifted, names)
-        for name in names:
-            assert got[name].gap == pytest.approx(expected[name].gap, abs=1e-12)
-            assert got[name].gap_se == pytest.approx(expected[name].gap_se, abs=1e-12)
+        assert summarise(history, ["a", "b"]) == {
+            "a": SourceSummary(0.8, pytest.approx(0.7), 3.0, 3.0, -0.25, 0.1, (0.7, 0.9), -2.5),
+            "b": SourceSummary(0.2, pytest.approx(0.3), None, None, 0.25, 0.2, (0.1, 0.3), 0.5),
+        }
 
     def test_one_update_has_no_standard_error(self):
-        result = summarise([record(1, {"a": 0.25, "b": 0.75}, gap={"a": 4.0, "b": 0.0})], ["a", "b"])
-        assert (result["a"].gap, result["b"].gap) == (3.0, -1.0)
+        result = summarise([record(1, {"a": 0.25, "b": 0.75}, gap={"a": 4.0, "b": -4.0})], ["a", "b"])
+        assert (result["a"].gap, result["b"].gap) == (4.0, -4.0)
         assert result["a"].gap_se is None
+        assert result["a"].interval is None
         assert result["b"].weight_average == 0.75
 
     def test_an_empty_history_is_refused(self):
@@ -77,50 +79,53 @@ class TestSummarise:
             summarise([], ["a"])
 
 
-class TestBatchMeansError:
-    @pytest.mark.parametrize("count", [0, 3])
-    def test_none_below_four_values(self, count):
-        assert batch_means_error(np.ones(count)) is None
+class TestWhatOlderVersionsWrote:
+    def test_a_history_is_summarised_with_gaps_about_the_mixtures_average(self):
+        history = [old_record(step, {"a": 0.25, "b": 0.75}, gap={"a": 4.0, "b": 0.0}) for step in range(1, 9)]
+        result = summarise(history, ["a", "b"])
+        assert result["a"] == SourceSummary(0.25, 0.25, 0.0, 0.0, 3.0, None)
+        assert (result["b"].gap, result["b"].interval, result["b"].evidence) == (-1.0, None, None)
 
-    def test_values_left_over_at_the_start_stay_out(self):
-        # 21 values: ten batches of two; whatever comes first changes nothing.
-        values = np.arange(21.0)
-        other = np.concatenate([[1e9], values[1:]])
-        means = values[1:].reshape(10, 2).mean(axis=1)
-        assert batch_means_error(values) == pytest.approx(math.sqrt(2 * means.var(ddof=1) / 21))
-        assert batch_means_error(other) == batch_means_error(values)
+    def test_a_mixture_gives_what_it_has(self):
+        new = {"a": summary(0.25, 0.5, 0.1, interval=(0.2, 0.3), evidence=3.0), "b": summary(0.75, -0.5, 0.1)}
+        document = old_document(mixture_document(new, facts({"a": 1000, "b": 1000}), "converged"))
+        old = summaries_of(json.loads(json.dumps(document)))
+        assert old == {"b": summary(0.75, -0.5, 0.1), "a": summary(0.25, 0.5, 0.1)}
 
-    @pytest.mark.parametrize("correlation", [0.8, 0.9])
-    def test_nearer_the_truth_than_the_naive_error_on_autocorrelated_noise(self, correlation):
-        random = np.random.default_rng(1)
-        length, runs = 400, 300
-        series = np.zeros((length, runs))
-        series[0] = random.normal(size=runs) / math.sqrt(1 - correlation**2)
-        for n in range(1, length):
-            series[n] = correlation * series[n - 1] + random.normal(size=runs)
-        truth = series.mean(axis=0).std()
-        naive = np.median(series.std(axis=0, ddof=1) / math.sqrt(length))
-        ours = np.median([batch_means_error(column) for column in series.T])
-        assert abs(ours / truth - 1) < 0.2
-        assert naive / truth < 0.4
+    @pytest.mark.parametrize(("gap", "told"), [(0.19, False), (-0.19, False), (0.21, True), (-0.21, True)])
+    def test_two_standard_errors_tell_a_source_where_there_is_no_evidence(self, gap, told):
+        assert summary(0.5, gap, 0.1).is_told_from_average is told
 
-    def test_equals_the_naive_error_on_average_for_independent_noise(self):
-        series = np.random.default_rng(2).normal(size=(500, 100))
-        variance = np.mean([batch_means_error(row) ** 2 for row in series])
-        assert variance == pytest.approx(1 / 100, rel=0.1)
+
+class TestTold:
+    @pytest.mark.parametrize("evidence", [-1.01, 1.01, 30.0])
+    def test_evidence_beyond_one_tells_a_source_whatever_its_recent_gap(self, evidence):
+        assert summary(0.5, 0.0, 0.1, evidence=evidence).is_told_from_average
+
+    @pytest.mark.parametrize("evidence", [0.0, -1.0, 1.0, 0.99])
+    def test_evidence_within_one_does_not_whatever_its_recent_gap(self, evidence):
+        assert not summary(0.5, 9.0, 0.1, evidence=evidence).is_told_from_average
 
 
 class TestMixture:
     def test_document(self):
-        summaries = {"a": summary(0.25), "b": summary(0.75, gap=-0.1, gap_se=0.01)}
-        document = mixture_document(summaries, facts({"a": 1000, "b": 1000}, estimator="symmetric"))
+        summaries = {"a": summary(0.25), "b": summary(0.75, -0.1, 0.01, interval=(0.7, 0.8), evidence=-1.5)}
+        document = mixture_document(summaries, facts({"a": 1000, "b": 1000}, estimator="symmetric"), "converged")
         assert list(document["weights"].items()) == [("b", 0.75), ("a", 0.25)]
         assert document["sources"]["b"] == {
             **{"weight": 0.75, "weight_average": 0.75, "tokens": 1000, "examples": 10},
             **{"loss": 1.0, "inner_loss": 1.0, "gap": -0.1, "gap_se": 0.01},
+            **{"interval": (0.7, 0.8), "evidence": -1.5},
         }
         assert {key: value for key, value in document.items() if key not in ("weights", "sources")} == {
-            **{"schema": 1, "penalty": 10.0, "estimator": "symmetric", "loss_unit": "token", "mixture_update": "adam"},
+            **{
+                "verdict": "converged",
+                "schema": 1,
+                "penalty": 10.0,
+                "estimator": "symmetric",
+                "loss_unit": "token",
+                "mixture_update": "adam",
+            },
             **{"steps": 100, "updates": 50, "seed": 42, "versions": {"axolotl": "0.1"}},
             **{"fingerprint": {"base_model": "gpt2"}, "layer_steps": None, "drawn": None, "keep": "model"},
         }
@@ -128,15 +133,17 @@ class TestMixture:
     def test_float32_weights_sum_to_one(self):
         weights = np.random.default_rng(0).dirichlet(np.ones(999)).astype(np.float32) * np.float32(1.00001)
         summaries = {f"s{i}": summary(float(weight)) for i, weight in enumerate(weights)}
-        document = mixture_document(summaries, facts(dict.fromkeys(summaries, 1000)))
+        document = mixture_document(summaries, facts(dict.fromkeys(summaries, 1000)), None)
         assert math.fsum(document["weights"].values()) == pytest.approx(1, abs=1e-14)
         assert all(document["sources"][name]["weight"] == weight for name, weight in document["weights"].items())
 
     def test_what_is_written_is_read_back(self, tmp_path):
-        summaries = {"a": summary(1 / 3, loss=None), "é": summary(2 / 3)}
-        document = mixture_document(summaries, facts(dict.fromkeys(summaries, 1000)))
+        summaries = {"é": summary(2 / 3, 0.5, 0.1, interval=(0.5, 0.7), evidence=-2.0), "a": summary(1 / 3, loss=None)}
+        document = mixture_document(summaries, facts(dict.fromkeys(summaries, 1000)), "no signal")
         write_mixture(tmp_path / "mixture.json", document)
-        assert read_mixture(tmp_path / "mixture.json") == document
+        read = read_mixture(tmp_path / "mixture.json")
+        assert read == json.loads(json.dumps(document))
+        assert summaries_of(read) == summaries
         assert [path.name for path in tmp_path.iterdir()] == ["mixture.json"]
 
     @pytest.mark.parametrize(
@@ -181,22 +188,32 @@ class TestMixture:
 
 class TestTables:
     def test_final_table(self):
-        small, large = summary(0.2, gap=0.0123, gap_se=0.001), summary(0.7, gap=-0.0031, gap_se=0.002)
+        small = summary(0.2, gap=0.0123, gap_se=0.001, interval=(0.15, 0.2504), evidence=-1.2)
+        large = summary(0.7, gap=-0.0031, gap_se=0.001, interval=(0.7, 0.7), evidence=0.9)
         rare = summary(0.1, gap=0.0001, loss=None)
-        assert weights_table({"small": small, "large": large, "rare": rare}).splitlines() == [
-            "source   weight      gap    s.e.    loss",
-            "large *  0.7000  -0.0031  0.0020  1.0000",
-            "small    0.2000  +0.0123  0.0010  1.0000",
-            "rare     0.1000  +0.0001       -       -",
-            "* not distinguishable from the average: |gap| is within 2 s.e.",
+        assert weights_table({"small": small, "large": large, "rare": rare}, "converged").splitlines() == [
+            "source   weight    95% interval      gap    s.e.    loss",
+            "large *  0.7000  0.700 to 0.700  -0.0031  0.0010  1.0000",
+            "small    0.2000  0.150 to 0.250  +0.0123  0.0010  1.0000",
+            "rare     0.1000               -  +0.0001       -       -",
+            "* not told from the average of the sources: its gaps are no more than noise",
+            "verdict: converged (the weights have settled)",
         ]
 
-    def test_no_hint_where_every_gap_is_clear(self):
-        assert "distinguishable" not in weights_table({"a": summary(1.0, gap=0.5, gap_se=0.1)})
+    def test_no_hint_where_every_gap_is_clear_and_no_verdict_where_there_is_none(self):
+        table = weights_table({"a": summary(1.0, gap=0.5, gap_se=0.1, evidence=1.1)})
+        assert "not told" not in table
+        assert "verdict" not in table
 
-    def test_in_a_control_no_source_is_told_from_the_average(self):
-        table = weights_table({"a": summary(0.5, gap=0.0, gap_se=0.0), "b": summary(0.5, gap=0.0, gap_se=0.0)})
-        assert table.count(" *") == 2
+    @pytest.mark.parametrize("verdict", VERDICTS)
+    def test_every_verdict_is_said_in_words(self, verdict):
+        last = weights_table({"a": summary(1.0)}, verdict).splitlines()[-1]
+        assert last == f"verdict: {verdict} ({VERDICTS[verdict]})"
+
+    @pytest.mark.parametrize("evidence", [0.0, None])
+    def test_in_a_control_no_source_is_told_from_the_average(self, evidence):
+        control = summary(0.5, gap=0.0, gap_se=0.0, evidence=evidence)
+        assert weights_table({"a": control, "b": control}).count(" *") == 2
 
     def test_small_gaps_keep_their_digits(self):
         assert "+0.0000123" in weights_table({"a": summary(1.0, gap=1.23e-5)})
@@ -209,18 +226,30 @@ class TestTables:
         assert "y" * 40 in weights_table({"y" * 40: summary(1.0)})
 
     def test_progress_table(self):
-        table = progress_table(record(3, {"a": 0.25, "b": 0.75}, gap={"a": 0.04, "b": 0.0}, loss={"a": None, "b": 2.5}))
-        assert table.splitlines() == [
-            "source  weight    loss      gap",
-            "b       0.7500  2.5000  -0.0100",
-            "a       0.2500       -  +0.0300",
+        update = record(3, {"a": 0.25, "b": 0.75}, gap={"a": 0.03, "b": -0.01}, loss={"a": None, "b": 2.5})
+        update |= {"interval": {"a": [0.2, 0.3], "b": [0.7, 0.8]}, "evidence": {"a": 1.456, "b": -0.5}}
+        assert progress_table(update | {"gap": {"a": 9.0, "b": -9.0}}).splitlines() == [
+            "source  weight    95% interval    loss      gap  evidence",
+            "b       0.7500  0.700 to 0.800  2.5000  -0.0100     -0.50",
+            "a       0.2500  0.200 to 0.300       -  +0.0300     +1.46",
+            "so far: still moving",
+        ]
+
+    def test_progress_table_of_a_rule_without_intervals(self):
+        assert progress_table(record(3, {"a": 1.0})).splitlines()[1].split() == [
+            "a",
+            "1.0000",
+            "-",
+            "0.0000",
+            "+0.00",
+            "+0.00",
         ]
 
     def test_progress_table_of_many_sources(self):
         weights = {f"s{i:02d}": (i + 1) / 325 for i in range(25)}
         lines = progress_table(record(1, weights)).splitlines()
         assert [line.split()[0] for line in lines[1:21]] == [f"s{i:02d}" for i in range(24, 4, -1)]
-        assert lines[21:] == ["... and 5 more (sum of weights 0.0462)"]
+        assert lines[21:] == ["... and 5 more (sum of weights 0.0462)", "so far: still moving"]
 
 
 def test_the_blocks_that_lisa_moved_are_told():

@@ -167,7 +167,7 @@ def same(request: pytest.FixtureRequest, inputs: Path, tmp_path_factory: pytest.
     config = ordinary.config_of(request.param, folder / "ours")
     if host.HOST_AVERAGES_MEANS:  # and the plugin all tokens of a step: only without accumulation the same
         config.pop("gradient_accumulation_steps", None)
-    config["scalebio"] |= OUT_OF_PLAY
+    config["scalebio"] |= {**OUT_OF_PLAY, "sampling": "host"}
     config["seed"] = 42  # without one the plain host shuffles by chance
     stock = {key: value for key, value in config.items() if key != "scalebio"}
     plugins = ["tests.runs.ordinary.SeededPlugin", "tests.host.ProbePlugin"]

@@ -12,31 +12,38 @@ from torch import Tensor
 
 from scalebio_plugin.algorithm import mixture
 from scalebio_plugin.algorithm.bilevel import mixture_gradient
+from scalebio_plugin.algorithm.evidence import Evidence
 from scalebio_plugin.config.block import ScaleBiOSettings
 from scalebio_plugin.config.names import refuse_other_sources
 from scalebio_plugin.hooks.defaults import BUILT_IN
 from scalebio_plugin.hooks.manager import build_manager
 from scalebio_plugin.hooks.spec import hookimpl
 from scalebio_plugin.training.mixture_run import MixtureRun, Phase, StepLosses, bounds_of, initial_weights
+from scalebio_plugin.training.objective import Objective
 
 NAMES = ["a", "b", "c"]
 SHARE = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)
 UNITS = torch.tensor([60.0, 30.0, 10.0], dtype=torch.float64)  # a batch in exactly the shares: the gap is the gap
-RULES = pytest.mark.parametrize("rule", ["adam", "exponentiated_gradient"])
+RULES = pytest.mark.parametrize("rule", ["adam", "evidence", "exponentiated_gradient"])
 
 
-def run_of(max_steps: int = 100, extensions: tuple[object, ...] = (), **block: Any) -> MixtureRun:
+def run_of(
+    max_steps: int = 100, extensions: tuple[object, ...] = (), most: list[float] | None = None, **block: Any
+) -> MixtureRun:
     manager = build_manager((), BUILT_IN)
     for extension in extensions:
         manager.register(extension)
-    return MixtureRun(ScaleBiOSettings(**block), NAMES, SHARE, manager, max_steps)
+    most_S = None if most is None else torch.tensor(most, dtype=torch.float64)
+    settings = ScaleBiOSettings(**{"sampling": "host", "mixture_init": "uniform", **block})
+    goals = Objective(["goal"], torch.ones(1), worst=False)
+    return MixtureRun(settings, NAMES, SHARE, manager, max_steps, goals, most_S)
 
 
 def losses_of(gap: Tensor | list[float], units: Tensor = UNITS) -> StepLosses:
     """A step whose sources differ by `gap` between w and u."""
     inner = torch.tensor([2.0, 3.0, 4.0], dtype=torch.float64)
     model = inner + torch.as_tensor(gap, dtype=torch.float64)
-    return StepLosses(model * units, inner * units, units, SHARE, units.sum(), 2.5, 1.5)
+    return StepLosses(model * units, inner * units, units, SHARE, units.sum(), 2.5, 1.5, torch.ones(1), torch.ones(1))
 
 
 def gaps(steps: int, seed: int = 0) -> list[Tensor]:
@@ -129,7 +136,7 @@ def test_without_a_learning_rate_the_coefficients_stay_exactly_one_and_the_gap_i
 
 
 def test_once_moved_the_coefficients_are_those_of_the_weights():
-    run = run_of(mixture_init="proportional")
+    run = run_of(mixture_init="proportional", mixture_update="exponentiated_gradient")
     observe(run, [0.1, -0.2, 0.3], 1)
     torch.testing.assert_close(run.coefficient_S(SHARE), run.weights_S / SHARE, rtol=1e-12, atol=0)
     assert not torch.equal(run.coefficient_S(SHARE), torch.ones(3, dtype=torch.float64))
@@ -139,6 +146,14 @@ def test_drawn_by_the_mixture_the_coefficients_are_weight_over_share_from_the_st
     share = torch.tensor([0.5, 0.5, 0.0], dtype=torch.float64)
     run = run_of(mixture_init="proportional", sampling="mixture")
     assert run.coefficient_S(share).tolist() == pytest.approx([1.2, 0.6, 0.0])
+
+
+def test_before_there_is_evidence_the_coefficients_stay_exactly_one():
+    run = run_of(mixture_init="proportional", most=[0.9, 0.9, 0.4])
+    for step, gap in enumerate(gaps(40), start=1):
+        observe(run, gap, step)
+        assert torch.equal(run.coefficient_S(SHARE), torch.ones(3, dtype=torch.float64))
+    assert run.updates == 40
 
 
 START = ["uniform", "proportional", {"a": 0.8, "b": 0.1, "c": 0.1}, {"a": 0.5, "b": 0.5, "c": 0.0}]
@@ -164,27 +179,40 @@ def test_the_run_starts_within_the_bounds_and_trains_on_those_weights(init, lear
 def test_a_run_moves_the_logits_by_the_rule(rule):
     run = run_of(mixture_update=rule, mixture_learning_rate=0.1, penalty=30.0)
     logits, state = torch.zeros(3, dtype=torch.float64), None
-    for step, gap in enumerate(gaps(10), start=1):
+    known = Evidence.zeros(3)
+    for step, noise in enumerate(gaps(40), start=1):
+        gap = noise + torch.tensor([-5.0, 0.0, 5.0], dtype=torch.float64)
         observe(run, gap, step)
         weights = mixture.weights_of(logits)
-        if rule == "adam":
+        known, _ = known.plus(gap)
+        if rule == "evidence":
+            logits, state = mixture.move_on_evidence(known, state or mixture.EvidentState.zeros(3), logits, 0.1)
+        elif rule == "adam":
             gradient = mixture_gradient(gap, weights, 30.0)
             logits, state = mixture.adam(gradient, state or mixture.AdamState.zeros(3), logits, 0.1)
         else:
             state = state or mixture.ExponentiatedState()
             logits, state = mixture.exponentiated_gradient(gap, weights, state, logits, 0.1)
         torch.testing.assert_close(run.logits_S, logits, rtol=1e-9, atol=1e-9)
-    assert run.updates == 10
+    assert run.updates == 40
+    assert float(run.weights_S[0]) > 0.5
 
 
 @RULES
-def test_sets_that_agree_move_nothing(rule):
+@pytest.mark.parametrize(
+    "block", [{}, {"bounds": {"a": (0.1, 0.2)}}, {"most": [0.9, 0.8, 0.5]}, {"prior": {}}], ids=str
+)
+def test_sets_that_agree_move_nothing(rule, block):
     """With the validation data out of play the gap is exactly 0, and so λ stays to the bit."""
-    run = run_of(mixture_update=rule, penalty=float("inf"), mixture_init={"a": 0.2, "b": 0.3, "c": 0.5})
+    start = {"a": 0.2, "b": 0.299, "c": 0.501}
+    run = run_of(mixture_update=rule, penalty=float("inf"), mixture_init=start, **block)
     before = run.logits_S.clone()
-    for step in range(1, 6):
-        assert observe(run, [0.0, 0.0, 0.0], step)["gap"] == {"a": 0.0, "b": 0.0, "c": 0.0}
+    for step in range(1, 31):
+        record = observe(run, [0.0, 0.0, 0.0], step)
+        assert record["gap"] == record["pull"] == {"a": 0.0, "b": 0.0, "c": 0.0}
     assert torch.equal(run.logits_S, before)
+    assert record["verdict"] == "no signal"
+    assert record["evidence"] == {"a": 0.0, "b": 0.0, "c": 0.0}
 
 
 def test_an_update_interval_averages_the_gaps_and_only_then_moves():
@@ -198,7 +226,8 @@ def test_an_update_interval_averages_the_gaps_and_only_then_moves():
         assert len(recorder.seen) == step // 4
         if record:
             mean = torch.stack(steps[step - 4 : step]).mean(0)
-            assert list(record["gap"].values()) == pytest.approx(mean.tolist(), abs=1e-12)
+            assert list(record["pull"].values()) == pytest.approx(mean.tolist(), abs=1e-12)
+            assert list(record["gap"].values()) == pytest.approx((mean - mean.mean()).tolist(), abs=1e-12)
             torch.testing.assert_close(recorder.seen[-1].gap_S, mean, rtol=0, atol=1e-12)
             assert recorder.seen[-1].step == step
     assert run.updates == 3
@@ -208,7 +237,8 @@ def test_the_symmetric_gap_is_halved():
     forward, symmetric = run_of(), run_of(estimator="symmetric")
     gap = torch.tensor([0.4, -0.2, 0.1], dtype=torch.float64)
     one, other = observe(forward, gap, 1), observe(symmetric, gap, 1)
-    assert [2 * value for value in other["gap"].values()] == pytest.approx(list(one["gap"].values()), rel=1e-9)
+    for key in ("pull", "gap"):
+        assert [2 * value for value in other[key].values()] == pytest.approx(list(one[key].values()), rel=1e-9)
 
 
 def test_a_rule_sees_the_gradient_of_the_gap_it_sees():
@@ -218,7 +248,26 @@ def test_a_rule_sees_the_gradient_of_the_gap_it_sees():
     seen = recorder.seen[0]
     assert torch.equal(seen.gradient_S, mixture_gradient(seen.gap_S, seen.weights_S, 20.0))
     torch.testing.assert_close(seen.weights_S, mixture.weights_of(seen.logits_S), rtol=0, atol=0)
-    assert seen.learning_rate == 0.03
+    assert seen.learning_rate == 0.05
+    assert torch.equal(seen.evidence.standard.last_S.sign(), torch.tensor([1.0, -1.0, 0.0], dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("block", "rate"),
+    [
+        ({}, 0.05),
+        ({"mixture_update": "evidence"}, 0.05),
+        ({"mixture_update": "exponentiated_gradient"}, 0.03),
+        ({"mixture_update": "adam"}, 0.01),
+        ({"mixture_update": "an extension's"}, 0.03),
+        ({"mixture_update": "adam", "mixture_learning_rate": 0.5}, 0.5),
+    ],
+    ids=str,
+)
+def test_a_rule_has_its_own_learning_rate_until_one_is_given(block, rate):
+    recorder = Recorder()
+    observe(run_of(extensions=(recorder,), **block), [0.5, -0.1, 0.2], 1)
+    assert recorder.seen[0].learning_rate == rate
 
 
 def test_an_absent_source_does_not_count_as_gap_zero():
@@ -229,7 +278,8 @@ def test_an_absent_source_does_not_count_as_gap_zero():
     before = run.weights_S
     for step in range(2, 20):
         record = observe(run, [0.5] * 3, step, without if step % 2 else UNITS)
-        assert record["gap"]["c"] == pytest.approx(0.5, abs=1e-9)
+        assert record["pull"]["c"] == pytest.approx(0.5, abs=1e-9)
+        assert record["gap"]["c"] == pytest.approx(0.0, abs=1e-9)
     torch.testing.assert_close(run.weights_S, before, rtol=0, atol=1e-6)
 
 
@@ -245,9 +295,11 @@ def test_an_absent_source_does_not_count_as_gap_zero():
 @RULES
 def test_bounds_hold_after_every_update(rule, bounds, groups):
     run = run_of(mixture_update=rule, mixture_learning_rate=0.5, bounds=bounds, groups=groups)
-    for step in range(1, 11):
-        record = observe(run, [-0.3, 0.1, 0.2] if step < 5 else [0.6, -0.1, -0.2], step)
+    start = run.weights_S
+    for step in range(1, 31):
+        record = observe(run, [-0.3, 0.1, 0.2] if step < 15 else [0.6, -0.1, -0.2], step)
         assert_within(record["weights"], bounds, groups)
+    assert mixture.total_variation(run.weights_S, start) > 0.05
 
 
 def test_bounds_of_the_settings_are_in_the_order_of_the_sources():
@@ -281,11 +333,11 @@ def test_a_record_is_plain_and_says_what_happened():
 @pytest.mark.parametrize("interval", [1, 3])
 @pytest.mark.parametrize("init", ["uniform", "proportional"])
 @pytest.mark.parametrize("bounds", [{}, {"a": (0.2, 0.5)}], ids=["free", "bounded"])
-@pytest.mark.parametrize("stop", [0, 1, 5])
+@pytest.mark.parametrize("stop", [0, 1, 5, 50])
 def test_a_restored_run_goes_on_with_the_same_bits(rule, interval, init, bounds, stop, tmp_path):
     block = {"mixture_update": rule, "update_interval": interval, "mixture_init": init, "bounds": bounds}
     units = [UNITS, torch.tensor([70.0, 30.0, 0.0], dtype=torch.float64)]
-    steps = gaps(12)
+    steps = [gap + torch.tensor([-20.0, 0.0, 20.0], dtype=torch.float64) for gap in gaps(60)]
     whole = run_of(**block)
     for step, gap in enumerate(steps[:stop], start=1):
         observe(whole, gap, step, units[step % 2])
@@ -296,7 +348,23 @@ def test_a_restored_run_goes_on_with_the_same_bits(rule, interval, init, bounds,
         assert observe(resumed, gap, step, units[step % 2]) == observe(whole, gap, step, units[step % 2])
         assert torch.equal(resumed.logits_S, whole.logits_S)
         assert torch.equal(resumed.coefficient_S(SHARE), whole.coefficient_S(SHARE))
+        assert resumed.verdict() == whole.verdict()
     assert resumed.updates == whole.updates
+    assert not torch.equal(whole.weights_S, whole.first_S)
+
+
+def test_a_checkpoint_of_an_older_version_goes_on():
+    """It knew nothing of evidence; its rule was the exponentiated gradient."""
+    block = {"mixture_update": "exponentiated_gradient", "mixture_init": "proportional"}
+    whole, resumed = run_of(**block), run_of(**block)
+    steps = gaps(30)
+    for step, gap in enumerate(steps[:10], start=1):
+        observe(whole, gap, step)
+    new = ("evidence", "first", "recent_from", "younger_from")
+    resumed.load_state_dict({key: value for key, value in whole.state_dict().items() if key not in new})
+    for step, gap in enumerate(steps[10:], start=11):
+        assert observe(resumed, gap, step)["weights"] == observe(whole, gap, step)["weights"]
+    assert resumed.evidence.updates == 20
 
 
 @RULES
@@ -313,7 +381,7 @@ def test_what_was_saved_does_not_change_later(rule):
 
 def test_a_checkpoint_of_another_rule_is_refused():
     saved = run_of(mixture_update="adam").state_dict()
-    with pytest.raises(ValueError, match=r"'adam'.*'exponentiated_gradient'; set it back, or start a new output_dir"):
+    with pytest.raises(ValueError, match=r"'adam'.*'evidence'; set it back, or start a new output_dir"):
         run_of().load_state_dict(saved)
 
 
