@@ -22,8 +22,8 @@ from scalebio_plugin.quickstart import planted
 
 atexit.register(gc.unfreeze)  # see `train`
 
-# In a few steps λ moves, on rows in the order of the host, which twins and comparisons read. What the block has by default
-# is run by test_ordinary_configs.py and test_defaults.py in tests/runs.
+# In a few steps λ moves, on rows in the order of the host, which twins and comparisons read. What the block has by
+# default is run by test_ordinary_configs.py and test_defaults.py in tests/runs.
 LIVELY: dict[str, Any] = {"mixture_update": "exponentiated_gradient", "mixture_init": "uniform", "sampling": "host"}
 
 # What every config must say, and departures from the host's defaults: each with its reason. A test that departs from

@@ -36,6 +36,7 @@ class ScaleBiOCallback(TrainerCallback):
     def __init__(self, trainer: ScaleBiOTrainer, learning: Learning):
         self.trainer = trainer
         self.learning = learning
+        self.ended_early = False  # and the log says so
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         if state.global_step == 0 and state.is_world_process_zero:
@@ -47,6 +48,16 @@ class ScaleBiOCallback(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self.trainer.begin_step()
+
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        run, record = self.learning.run, self.learning.record
+        if run.ends_early and not self.ended_early and record is not None:
+            self.ended_early = True
+            with own_line():
+                LOG.info(
+                    f"scalebio: {record['verdict']} after optimiser step {record['step']}: learning ends with step "
+                    f"{run.learn_until}, of {run.last_step} at most"
+                )
 
     def on_save(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:

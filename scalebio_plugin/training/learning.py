@@ -9,7 +9,6 @@ from typing import Any
 
 import pluggy
 import torch
-from axolotl.utils.logging import get_logger
 
 from ..data.drawn_stream import DrawnStream
 from ..data.resampled import ResampledStream
@@ -19,12 +18,9 @@ from ..hooks.spec import RunFacts
 from ..report.folder import RunFolder
 from ..report.history import HistoryRecord
 from .checkpoint import Place
-from .console import own_line
 from .layer_sampling import LayerSampling
 from .mixture_run import MixtureRun
 from .random_state import DataOrder
-
-LOG = get_logger("axolotl.scalebio")
 
 
 @dataclass
@@ -64,7 +60,6 @@ class Learning:
     inner: InnerSet | None = None
     record: HistoryRecord | None = None
     measures_inner: bool = False
-    _told: bool = False
 
     @property
     def keeps_inner(self) -> bool:
@@ -122,13 +117,6 @@ class Learning:
 
     def note(self, record: HistoryRecord) -> None:
         """An update of λ: into the history, and to the extensions, by the main process."""
-        if self.run.ends_early and not self._told:
-            self._told = True
-            with own_line():
-                LOG.info(
-                    f"scalebio: {record['verdict']} after optimiser step {record['step']}: learning ends with step "
-                    f"{self.run.learn_until}, of {self.run.last_step} at most"
-                )
         self.record = record
         if self.engine.rank == 0:
             self.folder.add(record)

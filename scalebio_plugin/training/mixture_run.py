@@ -156,6 +156,7 @@ class MixtureRun:
             step: Optimiser step, from 1.
             learning_rate: Of w and u in this step, for the record.
         """
+        goal_weights_V = self.objective.weights_V  # of this step
         self.objective.observe(losses.of_validation_sets())
         halved = 0.5 if self.settings.estimator == "symmetric" else 1.0
         difference = (losses.model_S - losses.inner_S) * halved
@@ -168,7 +169,7 @@ class MixtureRun:
         self.pending_gap_S, self.pending_steps = torch.zeros_like(raw), 0
         gap = self._learn_from(raw)
         self._move(raw, step)
-        record = self._record(losses, raw, gap, step, learning_rate)
+        record = self._record(losses, goal_weights_V, raw, gap, step, learning_rate)
         self._end_early(step, record["verdict"])
         return record
 
@@ -247,14 +248,23 @@ class MixtureRun:
             return None
         if rule == "exponentiated_gradient":
             return weight_interval(self.weights_S, self.evidence, rate, None)
-        state = EvidentState(**self.rule_state) if self.rule_state else EvidentState.zeros(len(self.names))
-        return weight_interval(self.weights_S, self.evidence, rate, state)
+        if self.rule_state is None:
+            return weight_interval(self.weights_S, self.evidence, rate, EvidentState.zeros(len(self.names)))
+        if self.rule_state.keys() != EvidentState.__dataclass_fields__.keys():
+            return None  # an extension answers for it
+        return weight_interval(self.weights_S, self.evidence, rate, EvidentState(**self.rule_state))
 
     def _bounded(self, weights_S: Tensor) -> Tensor:
         return weights_S if self.bounds is None else self.bounds.bounded(weights_S)
 
     def _record(
-        self, losses: StepLosses, raw_S: Tensor, gap_S: Tensor, step: int, learning_rate: float
+        self,
+        losses: StepLosses,
+        goal_weights_V: Tensor,
+        raw_S: Tensor,
+        gap_S: Tensor,
+        step: int,
+        learning_rate: float,
     ) -> HistoryRecord:
         def means(sums_S: Tensor) -> dict[str, float | None]:
             pairs = zip(sums_S.tolist(), losses.units_S.tolist(), strict=True)
@@ -279,7 +289,7 @@ class MixtureRun:
             "train_loss": losses.train_loss,
             "val_loss": losses.val_loss,
             "val_losses": self.objective.named(losses.of_validation_sets()),
-            "val_weights": self.objective.named(self.objective.weights_V.tolist()),
+            "val_weights": self.objective.named(goal_weights_V.tolist()),
             "learning_rate": learning_rate,
         }
 

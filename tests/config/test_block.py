@@ -32,6 +32,7 @@ GOOD: dict[str, Any] = {
 FULL: dict[str, Any] = {
     "validation_datasets": [{"path": "v.jsonl", "type": "alpaca", "weight": 2.0}, {"path": "w.jsonl"}],
     "validation_batch_size": 4,
+    "objective": "worst",
     "penalty": 100.0,
     "estimator": "symmetric",
     "mixture_update": "adam",
@@ -78,7 +79,9 @@ def test_all_keys_are_optional():
     settings = ScaleBiOSettings()
     assert settings.penalty == 10.0
     assert settings.loss_unit == "token"
-    assert settings.mixture_init == "uniform"
+    assert settings.mixture_init == "proportional"
+    assert settings.sampling == "mixture"
+    assert settings.objective == "mean"
     assert settings.mixture_update == "evidence"
     assert settings.lisa is None
     assert settings.prior is None
@@ -180,7 +183,7 @@ def test_the_pull_is_one_over_the_penalty(penalty):
 
 
 @pytest.mark.parametrize(
-    ("learn", "steps", "until"),
+    ("learn", "steps", "last"),
     [
         ({}, 100, 100),
         ({"fraction": 1.0}, 7, 7),
@@ -193,13 +196,13 @@ def test_the_pull_is_one_over_the_penalty(penalty):
         ({"steps": 1}, 1, 1),
     ],
 )
-def test_learning_ends_after_the_fraction_or_the_steps(learn, steps, until):
-    assert LearnArgs(**learn).until(steps) == until
+def test_learning_ends_after_the_fraction_or_the_steps(learn, steps, last):
+    assert LearnArgs(**learn).last(steps) == last
 
 
 def test_a_fraction_and_a_number_of_steps_are_refused_together():
     message = error_of(config(learn={"fraction": 0.5, "steps": 10}))
-    assert "learn.fraction or learn.steps, not both; remove one" in message
+    assert "give one of learn.fraction, learn.steps; remove the others" in message
 
 
 # ---- the whole config

@@ -310,10 +310,10 @@ ONE_SOURCE = {"curriculum_sampling": True, "shuffle_merged_datasets": False}
     ids=str,
 )
 def test_batches_that_are_not_drawn_from_all_sources_are_refused_while_learning(keys, remedy, mixture):
-    refused(config(keys), next(iter(keys)), remedy)
-    assert problems_of(config(keys, {"scalebio": {"apply": mixture}})) == []
     block = config({})["scalebio"]
-    assert problems_of(config(keys, {"scalebio": {**block, "sampling": "mixture"}})) == []
+    refused(config(keys, {"scalebio": {**block, "sampling": "host"}}), next(iter(keys)), remedy)
+    assert problems_of(config(keys, {"scalebio": {"apply": mixture}})) == []
+    assert problems_of(config(keys)) == []
 
 
 def test_validation_data_of_the_last_source_alone_are_refused():

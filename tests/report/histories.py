@@ -29,6 +29,8 @@ def record(step, weights, gap=None, loss=None, gap_se=None, interval=None, evide
         "units": dict.fromkeys(weights, 7),
         "train_loss": 2.0,
         "val_loss": 1.0 + 1.0 / step,
+        "val_losses": {"goal": 1.0 + 1.0 / step},
+        "val_weights": {"goal": 1.0},
         "learning_rate": 1e-4,
     }
 

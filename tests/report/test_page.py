@@ -123,10 +123,10 @@ def test_it_says_how_many_sources_are_told_apart_and_how_it_was_learned(page: Pa
 
 def test_it_says_how_often_the_rows_were_drawn(tmp_path: Path) -> None:
     drawn = {"a": 150, "b": 25}
-    sources = {"a": (0.6, 0.02, 0.004, 1000, 100), "b": (0.4, 0.01, 0.004, 1000, 100)}
+    sources = {"a": (0.6, 0.02, 0.004, 1000, 100, 1.5), "b": (0.4, 0.01, 0.004, 1000, 100, 1.2)}
     history = [record(step, {"a": 0.6, "b": 0.4}) for step in range(1, 21)]
     page = Page(write_report(tmp_path, {**document(**sources), "drawn": drawn}, history).read_text(encoding="utf-8"))
-    assert [row[-1] for row in page.rows if len(row) == 11 and row[0]] == ["1.50 times", "0.25 times"]
+    assert [row[-1] for row in page.rows if len(row) == 12 and row[0]] == ["1.50 times", "0.25 times"]
     assert "each drawn" in page.text
 
 
@@ -142,7 +142,7 @@ def test_it_says_how_often_the_rows_were_drawn(tmp_path: Path) -> None:
 def test_it_says_which_set_was_saved_and_whether_it_knows_the_validation_rows(
     run: dict[str, Any], sentence: str, tmp_path: Path
 ) -> None:
-    sources = {"a": (0.6, 0.02, 0.004, 1000, 100), "b": (0.4, -0.02, 0.004, 1000, 100)}
+    sources = {"a": (0.6, 0.02, 0.004, 1000, 100, 1.5), "b": (0.4, -0.02, 0.004, 1000, 100, -1.5)}
     written = document(run, **sources)
     history = [record(step, {"a": 0.6, "b": 0.4}) for step in range(1, 5)]
     shown = Page(write_report(tmp_path, written, history).read_text(encoding="utf-8"))
@@ -152,7 +152,7 @@ def test_it_says_which_set_was_saved_and_whether_it_knows_the_validation_rows(
 
 
 def test_a_document_of_the_first_version_is_one_of_w(tmp_path: Path) -> None:
-    written = document(a=(1.0, 0.0, 0.1, 10, 1))
+    written = document(a=(1.0, 0.0, 0.1, 10, 1, 0.0))
     del written["keep"]
     shown = Page(write_report(tmp_path, written, [record(1, {"a": 1.0})]).read_text(encoding="utf-8"))
     assert "The model saved is w (keep: model)" in shown.text

@@ -48,6 +48,14 @@ class TestMetrics:
             **{"scalebio/weight/b": 0.75, "scalebio/gap/b": -0.5, "scalebio/evidence/b": -0.2},
         }
 
+    def test_of_several_validation_sets_each_has_its_weight_and_its_loss_if_it_was_seen(self):
+        update = record(1, {"a": 1.0}) | {"val_losses": {"x": 3.0, "y": None}, "val_weights": {"x": 0.75, "y": 0.25}}
+        shown = {key: value for key, value in metrics(update).items() if key.startswith("scalebio/val_")}
+        assert shown == {
+            **{"scalebio/val_loss": 2.0, "scalebio/val_loss/x": 3.0},
+            **{"scalebio/val_weight/x": 0.75, "scalebio/val_weight/y": 0.25},
+        }
+
 
 class TestSummarise:
     def test_hand_computed(self):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -28,15 +31,19 @@ RULES = pytest.mark.parametrize("rule", ["adam", "evidence", "exponentiated_grad
 
 
 def run_of(
-    max_steps: int = 100, extensions: tuple[object, ...] = (), most: list[float] | None = None, **block: Any
+    max_steps: int = 100,
+    extensions: tuple[object, ...] = (),
+    most: list[float] | None = None,
+    goals: Sequence[str] = ("goal",),
+    **block: Any,
 ) -> MixtureRun:
     manager = build_manager((), BUILT_IN)
     for extension in extensions:
         manager.register(extension)
     most_S = None if most is None else torch.tensor(most, dtype=torch.float64)
     settings = ScaleBiOSettings(**{"sampling": "host", "mixture_init": "uniform", **block})
-    goals = Objective(["goal"], torch.ones(1), worst=False)
-    return MixtureRun(settings, NAMES, SHARE, manager, max_steps, goals, most_S)
+    of = Objective(goals, torch.full((len(goals),), 1 / len(goals)), worst=settings.objective == "worst")
+    return MixtureRun(settings, NAMES, SHARE, manager, max_steps, of, most_S)
 
 
 def losses_of(gap: Tensor | list[float], units: Tensor = UNITS) -> StepLosses:
@@ -435,3 +442,80 @@ def test_other_sources_are_refused_by_name_and_change_nothing(saved, message):
 
 def test_the_same_sources_are_no_error():
     assert refuse_other_sources(("a", "b"), ["a", "b"], "mixture.json") is None
+
+
+# ---- when learning ends early
+
+
+def ended(run: MixtureRun, gap: list[float], noise: float, steps: int) -> int:
+    """The step until which the run learns, of `steps` at most, at gaps of a mean and a noise."""
+    generator = torch.Generator().manual_seed(0)
+    for step in range(1, steps + 1):
+        if run.phase(step - 1) is not Phase.LEARN:
+            break
+        drawn = torch.tensor(gap) + noise * torch.randn(3, generator=generator, dtype=torch.float64)
+        observe(run, drawn, step)
+    return run.learn_until
+
+
+def test_without_signal_learning_ends_after_half_of_the_time():
+    run = run_of(200, learn={"until": "converged", "at_most": 0.5})
+    assert ended(run, [0.0, 0.0, 0.0], 1.0, 200) == 56  # 50, and the rest of its eight steps
+    assert run.ends_early
+    assert run.verdict() == "no signal"
+
+
+def test_with_a_signal_learning_ends_once_converged():
+    run = run_of(2000, learn={"until": "converged", "at_most": 1.0})
+    step = ended(run, [-1.0, 0.5, 0.5], 1.0, 2000)
+    assert step % 8 == 0
+    assert 100 < step < 1000
+    assert run.verdict() == "converged"
+    assert float(run.weights_S[0]) > 0.9
+
+
+def test_what_has_not_converged_learns_to_the_last_step():
+    run = run_of(300, learn={"until": "converged", "at_most": 0.5}, warmup_steps=4)
+    assert run.last_step == 4 + 148
+    assert ended(run, [-1.0, 0.5, 0.5], 1.0, 300) == 152
+    assert not run.ends_early
+
+
+def test_a_restored_run_ends_learning_where_it_had_ended():
+    block = {"learn": {"until": "converged", "at_most": 0.5}}
+    whole, resumed = run_of(200, **block), run_of(200, **block)
+    ended(whole, [0.0, 0.0, 0.0], 1.0, 200)
+    resumed.load_state_dict(whole.state_dict())
+    assert resumed.learn_until == whole.learn_until < whole.last_step
+
+
+# ---- several validation sets
+
+
+def goals_after(losses: list[list[float | None]], **block: Any) -> list[Any]:
+    run = run_of(goals=["x", "y"], **block)
+    records = []
+    for step, of in enumerate(losses, start=1):
+        units = torch.tensor([0.0 if loss is None else 10.0 for loss in of], dtype=torch.float64)
+        sums = torch.tensor([0.0 if loss is None else 10.0 * loss for loss in of], dtype=torch.float64)
+        records.append(run.observe(replace(losses_of([0.0] * 3), val_V=sums, val_units_V=units), step, 1e-4))
+    return records
+
+
+def test_each_validation_set_has_its_loss_in_the_history():
+    first, second = goals_after([[2.0, 3.0], [1.0, None]])
+    assert first["val_losses"] == {"x": 2.0, "y": 3.0}
+    assert second["val_losses"] == {"x": 1.0, "y": None}
+    assert first["val_weights"] == second["val_weights"] == {"x": 0.5, "y": 0.5}
+
+
+def test_the_worst_set_gains_weight_by_its_loss_and_one_not_seen_keeps_its_odds():
+    records = goals_after([[2.0, 3.0], [2.0, 3.0], [5.0, None], [1.0, 1.0]], objective="worst")
+    odds = [math.log(record["val_weights"]["y"] / record["val_weights"]["x"]) for record in records]
+    assert odds == pytest.approx([0.0, 0.05, 0.1, 0.1], abs=1e-12)
+
+
+def test_a_checkpoint_of_other_validation_sets_is_refused():
+    saved = run_of(goals=["x", "y"]).state_dict()
+    with pytest.raises(ValueError, match=r"validation sets \['x', 'y'\], this run has \['goal'\]; set scalebio"):
+        run_of().load_state_dict(saved)

@@ -1,0 +1,119 @@
+"""Whole runs with the block's own defaults, which `tests.host.LIVELY` replaces elsewhere: rows drawn by source, λ moved on
+evidence, from the proportions of the data.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from scalebio_plugin.config.block import ScaleBiOSettings
+from scalebio_plugin.training import objective
+from tests import host
+from tests.runs.test_learning import SETTINGS
+from tests.training.test_resume import assert_same_end
+
+DEFAULT = {key: getattr(ScaleBiOSettings(), key) for key in host.LIVELY}
+GOALS = {
+    "validation_datasets": [
+        {"path": f"data/{name}.jsonl", "type": "alpaca", "shards": 4, "shards_idx": 0, "weight": weight}
+        for name, weight in (("validation", 3.0), ("offtopic", 1.0))
+    ]
+}
+
+
+def train(directory: Path, out: Path, *, scalebio: dict[str, Any] | None = None, **keys: Any) -> host.Run:
+    return host.train(directory, output_dir=str(out), scalebio={**DEFAULT, **(scalebio or {})}, **keys)
+
+
+def history(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "scalebio/history.jsonl").read_text().splitlines()]
+
+
+def test_the_defaults_are_the_ones_that_were_measured() -> None:
+    assert DEFAULT == {"mixture_update": "evidence", "mixture_init": "proportional", "sampling": "mixture"}
+
+
+def test_the_planted_mixture_is_found_and_said_to_be(inputs: Path, tmp_path: Path) -> None:
+    run = train(inputs, tmp_path, max_steps=150, **SETTINGS)
+    found = json.loads((tmp_path / "scalebio/mixture.json").read_text())
+    assert found["weights"]["clean"] > 0.9
+    assert found["verdict"] != "no signal"
+    assert found["sources"]["clean"]["evidence"] < -1
+    low, high = found["sources"]["clean"]["interval"]
+    assert low < found["weights"]["clean"] <= high
+    assert sum(found["drawn"].values()) == 150 * SETTINGS["micro_batch_size"]
+    assert found["drawn"]["clean"] > 2 * found["drawn"]["wrong"]
+    losses = [entry["loss"] for entry in run.trainer.state.log_history if "loss" in entry]
+    assert losses[-1] < losses[0]
+
+
+def test_without_a_pull_the_mixture_stays_to_the_bit_and_learning_ends_for_want_of_signal(
+    inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    block = {"penalty": float("inf"), "learn": {"until": "converged", "at_most": 0.8}}
+    saving = {"max_steps": 40, "save_strategy": "steps", "save_steps": 12, "save_total_limit": 9}
+    with caplog.at_level("INFO", logger="axolotl.scalebio"):
+        run = train(inputs, tmp_path / "whole", scalebio=block, **saving)
+    records = history(tmp_path / "whole")
+    assert len(records) == 16  # half of 32
+    assert all(record["weights"] == records[0]["weights"] for record in records)
+    assert {record["verdict"] for record in records} == {"no signal"}
+    assert all(ends[0] == ends[1] for ends in records[-1]["interval"].values())
+    assert run.trainer.learning.run.learn_until == 16
+    assert run.trainer.state.global_step == 40
+    killed = {"scalebio": block, **saving}
+    train(inputs, tmp_path / "killed", stop_after=30, **killed)
+    again = train(inputs, tmp_path / "killed", auto_resume_from_checkpoints=True, **killed)
+    assert again.trainer.state.global_step == 40
+    assert_same_end(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_a_resumed_run_goes_on_with_all_that_it_knew(inputs: Path, tmp_path: Path) -> None:
+    """Killed after evidence has moved λ, in the middle of a segment."""
+    keys = {**SETTINGS, "max_steps": 84, "save_strategy": "steps", "save_steps": 77, "save_total_limit": 9}
+    train(inputs, tmp_path / "whole", **keys)
+    train(inputs, tmp_path / "killed", stop_after=80, **keys)
+    train(inputs, tmp_path / "killed", auto_resume_from_checkpoints=True, **keys)
+    records = history(tmp_path / "whole")
+    assert records[76]["weights"] != records[0]["weights"]
+    assert records == history(tmp_path / "killed")
+    assert_same_end(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_packed_with_lora_and_accumulation(inputs: Path, tmp_path: Path) -> None:
+    keys = {**host.LORA, "sample_packing": True, "micro_batch_size": 1, "gradient_accumulation_steps": 2}
+    train(inputs, tmp_path, max_steps=12, **keys)
+    records = history(tmp_path)
+    assert len(records) == 12
+    assert sum(json.loads((tmp_path / "scalebio/mixture.json").read_text())["drawn"].values()) > 12
+
+
+@pytest.mark.parametrize("worst", [False, True], ids=["mean", "worst"])
+def test_the_validation_loss_is_that_of_the_weighted_sets(
+    inputs: Path, tmp_path: Path, worst: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(objective, "RATE", 0.5)
+    block = {**GOALS, "objective": "worst" if worst else "mean", "validation_batch_size": 12}
+    run = train(inputs, tmp_path, scalebio=block, max_steps=6)
+    validation = run.trainer.learning.validation
+    weights_V = torch.tensor([0.75, 0.25], dtype=torch.float64)
+    share_V = weights_V / validation.coefficient_V
+    records = history(tmp_path)
+    for record in records:
+        now_V = torch.tensor(list(record["val_weights"].values()), dtype=torch.float64)
+        loss_V = torch.tensor(list(record["val_losses"].values()), dtype=torch.float64)
+        low, high = sorted((now_V * loss_V / share_V).tolist())
+        assert low <= record["val_loss"] <= high or record["val_loss"] == pytest.approx(
+            float((now_V * loss_V).sum()), 0.3
+        )
+    moved = records[-1]["val_weights"] != records[0]["val_weights"]
+    assert moved == worst
+    if worst:
+        losses = records[0]["val_losses"]
+        higher = max(losses, key=lambda name: losses[name])
+        assert records[1]["val_weights"][higher] > records[0]["val_weights"][higher]
