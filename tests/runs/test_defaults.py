@@ -1,5 +1,5 @@
-"""Whole runs with the block's own defaults, which `tests.host.LIVELY` replaces elsewhere: rows drawn by source, λ moved on
-evidence, from the proportions of the data.
+"""Whole runs with the block's own defaults, which `tests.host.LIVELY` replaces elsewhere: rows drawn by source, λ moved
+on evidence, from the proportions of the data.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 
 from scalebio_plugin.config.block import ScaleBiOSettings
 from scalebio_plugin.training import objective
+from scalebio_plugin.training.step import _targets
 from tests import host
 from tests.runs.test_learning import SETTINGS
 from tests.training.test_resume import assert_same_end
@@ -100,17 +101,14 @@ def test_the_validation_loss_is_that_of_the_weighted_sets(
     monkeypatch.setattr(objective, "RATE", 0.5)
     block = {**GOALS, "objective": "worst" if worst else "mean", "validation_batch_size": 12}
     run = train(inputs, tmp_path, scalebio=block, max_steps=6)
-    validation = run.trainer.learning.validation
-    weights_V = torch.tensor([0.75, 0.25], dtype=torch.float64)
-    share_V = weights_V / validation.coefficient_V
-    records = history(tmp_path)
-    for record in records:
+    validation, records = run.trainer.learning.validation, history(tmp_path)
+    share_V = torch.tensor([0.75, 0.25], dtype=torch.float64) / validation.coefficient_V
+    for step, record in enumerate(records):
+        units_V = sum(_targets(chunk, per_sequence=False).counts(2) for chunk in validation.batches(step))
         now_V = torch.tensor(list(record["val_weights"].values()), dtype=torch.float64)
-        loss_V = torch.tensor(list(record["val_losses"].values()), dtype=torch.float64)
-        low, high = sorted((now_V * loss_V / share_V).tolist())
-        assert low <= record["val_loss"] <= high or record["val_loss"] == pytest.approx(
-            float((now_V * loss_V).sum()), 0.3
-        )
+        loss_V = torch.tensor([loss or 0.0 for loss in record["val_losses"].values()], dtype=torch.float64)
+        expected = float((now_V / share_V * units_V * loss_V).sum() / units_V.sum())
+        assert record["val_loss"] == pytest.approx(expected, rel=1e-5)
     moved = records[-1]["val_weights"] != records[0]["val_weights"]
     assert moved == worst
     if worst:
