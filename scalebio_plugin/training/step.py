@@ -69,6 +69,7 @@ class StepBatches:
         share_S: (S,), on the CPU, part of each source in the units that are drawn.
         total: N of equation (1) in `algorithm.bilevel`: n, or what was expected of it.
         router_scale: What the host multiplies a micro-batch's router loss by.
+        drawn: Whether rows were drawn by source.
     """
 
     batches: Sequence[Batch]
@@ -77,6 +78,7 @@ class StepBatches:
     share_S: Tensor
     total: Tensor
     router_scale: float
+    drawn: bool
 
     @classmethod
     def of(
@@ -87,9 +89,11 @@ class StepBatches:
         targets = [_targets(batch, per_sequence=per_sequence) for batch in tagged]
         units = learning.engine.total(torch.stack([target.counts(sources) for target in targets]).sum(0))
         if planned is None:
-            return cls(tagged, targets, units, learning.run.share_S, units.sum().clamp(min=1.0), router_scale)
+            total = units.sum().clamp(min=1.0)
+            return cls(tagged, targets, units, learning.run.share_S, total, router_scale, drawn=False)
         share = torch.from_numpy(planned.share_S)
-        return cls(tagged, targets, units, share, torch.full_like(units[0], planned.units), router_scale)
+        total = torch.full_like(units[0], planned.units)
+        return cls(tagged, targets, units, share, total, router_scale, drawn=True)
 
 
 class Step:
@@ -103,6 +107,7 @@ class Step:
         self.host, self.learning, self.model = host, learning, model
         self.batches, self.targets = batches.batches, batches.targets
         self.units_S, self.total, self.router_scale = batches.units_S, batches.total, batches.router_scale
+        self.drawn = batches.drawn
         self.share_S, self.coefficient_S = batches.share_S, learning.run.coefficient_S(batches.share_S)
         self.model_S, self.inner_S = torch.zeros_like(self.units_S), torch.zeros_like(self.units_S)
         self.validation_V = torch.zeros(0)  # units of each validation set in its batch
@@ -218,8 +223,17 @@ class Step:
     # ---- losses
 
     def _shown(self, loss: Tensor) -> Tensor:
-        """What the host logs: the mean over the units that came, whatever was expected of them."""
-        return (loss * (self.total / self.units_S.sum().clamp(min=1.0))).to(loss.dtype)
+        """What the host logs: a mean over what came, whatever was expected."""
+        return (loss * (self.total / self._came(self.units_S))).to(loss.dtype)
+
+    def _came(self, units_S: Tensor) -> Tensor:
+        """What makes a mean of the sum in equation (1): n; where rows are drawn by source, its sum without the losses.
+
+        So no number of rows of a source makes a logged loss jump, which of one that `max_repeats` holds back would.
+        """
+        if not self.drawn:
+            return units_S.sum().clamp(min=1.0)
+        return (self.coefficient_S.to(units_S.device) * units_S).sum().clamp(min=1e-9)
 
     def _losses(self, val_losses: Tensor) -> StepLosses:
         """Of the global batch, on the CPU.
@@ -228,13 +242,12 @@ class Step:
             FloatingPointError: One of them is NaN or infinite.
         """
         total = self.learning.engine.total(torch.cat([self.model_S, self.inner_S, val_losses]))
-        gathered = torch.cat(
-            [total, self.units_S, self.validation_V, self.total[None]]
-        ).cpu()  # the one synchronisation
+        counts = [self.units_S, self.validation_V, self.total[None]]
+        gathered = torch.cat([total, *counts]).cpu()  # the one synchronisation
         sources, sets = len(self.units_S), len(self.validation_V)
         sizes = [sources, sources, 1, sets, sources, sets, 1]
         model_S, inner_S, val, val_V, units_S, of_V, of = torch.split(gathered, sizes)
-        train = (self.coefficient_S * model_S).sum() / units_S.sum().clamp(min=1.0)
+        train = (self.coefficient_S * model_S).sum() / self._came(units_S)
         self._refuse_not_finite("the model", model_S)
         self._refuse_not_finite("the inner parameters", inner_S)
         if not math.isfinite(float(val)):

@@ -68,7 +68,8 @@ def test_without_a_pull_the_mixture_stays_to_the_bit_and_learning_ends_for_want_
     assert run.trainer.learning.run.learn_until == 16
     assert run.trainer.state.global_step == 40
     killed = {"scalebio": block, **saving}
-    train(inputs, tmp_path / "killed", stop_after=30, **killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(inputs, tmp_path / "killed", stop_after=30, **killed)
     again = train(inputs, tmp_path / "killed", auto_resume_from_checkpoints=True, **killed)
     assert again.trainer.state.global_step == 40
     assert_same_end(tmp_path / "whole", tmp_path / "killed")
@@ -78,7 +79,8 @@ def test_a_resumed_run_goes_on_with_all_that_it_knew(inputs: Path, tmp_path: Pat
     """Killed after evidence has moved λ, in the middle of a segment."""
     keys = {**SETTINGS, "max_steps": 84, "save_strategy": "steps", "save_steps": 77, "save_total_limit": 9}
     train(inputs, tmp_path / "whole", **keys)
-    train(inputs, tmp_path / "killed", stop_after=80, **keys)
+    with pytest.raises(KeyboardInterrupt):
+        train(inputs, tmp_path / "killed", stop_after=80, **keys)
     train(inputs, tmp_path / "killed", auto_resume_from_checkpoints=True, **keys)
     records = history(tmp_path / "whole")
     assert records[76]["weights"] != records[0]["weights"]

@@ -186,6 +186,13 @@ class Twin:
             objective = objective + weights[i] / self.share[i] * self.unit(sequence) * sequence.losses.sum() / n
         return objective, sums, units
 
+    def shown(self) -> float:
+        """Factor of a logged loss: a weighted mean over the units that came, where others were expected."""
+        if self.expected is None:
+            return 1.0
+        weights = softmax(self.logits)
+        return self.expected / sum(p / s * n for p, s, n in zip(weights, self.share, self.units, strict=True))
+
     def validation_loss(self, model: nn.Module, step: RecordedStep) -> Tensor:
         """L1: the mean over tokens, those of dataset j counting v_j / share_j."""
         sequences = self.sequences(model, step.validation, self.validation_files)
@@ -213,7 +220,7 @@ class Twin:
         alpha = self.settings.penalty
         torch.set_rng_state(step.random)
         objective, self.losses, self.units = self.train_objective(self.w, step)
-        self.train_loss = float(objective.detach()) * (self.expected or sum(self.units)) / sum(self.units)
+        self.train_loss = float(objective.detach()) * self.shown()
         if learning:
             pulled_from = torch.get_rng_state()
             val_loss = self.validation_loss(self.w, step)

@@ -39,6 +39,11 @@ CASES = {
     "drawn by source, after learning": {"scalebio": {**DRAWN, "learn": {"steps": 4}}},
     "drawn by source, after learning, packed": {**PACKED, "scalebio": {**DRAWN, "learn": {"steps": 5}}},
     "drawn by source, epochs": {**EPOCHS, "scalebio": DRAWN},
+    # Three steps an epoch: where an epoch begins, the host restores its generators before it takes batches.
+    "drawn by source, between epochs, lora": {
+        **{**EPOCHS, **host.LORA, "lora_dropout": 0.1, "gradient_accumulation_steps": 8, "num_epochs": 4},
+        "scalebio": DRAWN,
+    },
     "epochs": EPOCHS,
 }
 
