@@ -240,7 +240,7 @@ def _covered(sources: int, signal: str, rho: float, runs: int) -> tuple[list[flo
         weights = run.step(gap + noise.step())
         without = best if signal.startswith("κ") else expected.step(run.known, centred)
         if update in (50, 100, 300, 600):
-            low, high = mixture.weight_interval(weights, run.known, run.rate, gated=True)
+            low, high = mixture.weight_interval(weights, run.known, run.rate, run.state)
             of_weights.append(float(((without >= low - 1e-9) & (without <= high + 1e-9)).double().mean()))
             if not signal.startswith("κ"):
                 recent = run.known.recent
@@ -330,7 +330,7 @@ def cost(runs: int) -> Iterator[str]:
     yield "|---|---|"
     for sources in (3, 10, 100):
         known, logits = evidence.Evidence.zeros(sources), torch.zeros(sources, dtype=torch.float64)
-        evident, took = torch.zeros_like(logits), []
+        evident, took = mixture.EvidentState.zeros(sources), []
         for _ in range(200):
             gap = torch.randn(sources, dtype=torch.float64)
             gap[0] -= 0.5
@@ -338,7 +338,7 @@ def cost(runs: int) -> Iterator[str]:
             known, _ = known.plus(gap)
             logits, evident = mixture.move_on_evidence(known, evident, logits, 0.05)
             weights = mixture.weights_of(logits)
-            mixture.weight_interval(weights, known, 0.05, gated=True)
+            mixture.weight_interval(weights, known, 0.05, evident)
             mixture_gradient(gap, weights, 10.0)
             mixture.verdict(known, logits, moved=0.0, away=1.0, bounded=lambda p: p)
             took.append(time.process_time() - began)

@@ -183,37 +183,45 @@ def _within_reach(logits_S: Tensor, before_S: Tensor) -> Tensor:  # (S,)
 
 
 def weight_interval(
-    weights_S: Tensor, evidence: Evidence, learning_rate: float, *, gated: bool, level: float = 0.05
+    weights_S: Tensor, evidence: Evidence, learning_rate: float, state: EvidentState | None, *, level: float = 0.05
 ) -> tuple[Tensor, Tensor]:
     """(S,) ends of an interval for each weight: what the noise of the gaps may have made of it.
 
-    λ_i is a sum of gaps, whose standard error says by how much it would differ in a run with other noise. Both ends of
-    that sum's interval go through the rule (`gated`: `move_on_evidence`; else the plain sum). The noise of source j
-    comes to p_i through the logits of all: half_i² + Σ_j (p_j / (1 − p_i))² half_j², with half² divided by (1 − 1/S)
-    for what centring took away. It covers where the gaps do not answer to the weights, and is wide where they do (near
-    an optimum inside the simplex they bring λ back). An interval of no width: not even its ends are
-    evidence.
+    λ_i is a sum of gaps, whose standard error says by how much it would differ in a run with other noise: as far as the
+    rule takes the ends of the sum's interval from where it is, λ_i may rise and fall. What the rule makes of a sum is
+    not straight, and p_i hangs on the logits of all: so each one's rise and fall is carried into the odds of each
+    weight by itself, and their squares are summed, those up and those down, divided by 1 − 1/S for what centring took
+    away. It covers where the gaps do not answer to the weights, and is wide where they do (near an optimum inside the
+    simplex they bring λ back). An interval of no width: not even its ends are evidence.
 
     Args:
         weights_S: (S,), after the last update.
         evidence: Of all updates so far.
         learning_rate: η, that of the rule.
-        gated: The rule is `move_on_evidence`; else each gap over its running RMS moves λ.
+        state: What `move_on_evidence` returned last; None where each gap over its running RMS moves λ.
         level: Probability that an end is passed by chance.
     """
-    total, error = evidence.sums()
     if evidence.updates < LEAST_UPDATES:
         return torch.zeros_like(weights_S), torch.ones_like(weights_S)
-    reach, sources = NormalDist().inv_cdf(1 - level / 2) * error, weights_S.shape[-1]
-    ends = [total - reach, total + reach]
-    if gated:
-        limit = boundary(evidence.updates, sources)
-        ends = [end * evident_fraction(end, error, limit) for end in ends]
-    own = (learning_rate * (ends[1] - ends[0]) / 2) ** 2 / (1 - 1 / sources)
-    others = (weights_S**2 * own).sum(-1, keepdim=True) - weights_S**2 * own
-    width = (own + others / (1 - weights_S).clamp(min=1e-12) ** 2).sqrt()
+    total, error = evidence.sums()
+    reach = NormalDist().inv_cdf(1 - level / 2) * evidence.standard.error() * evidence.updates
+    low, moved, high = total - reach, total, total + reach
+    if state is not None:
+        limit, moved = boundary(evidence.updates, weights_S.shape[-1]), state.evident_S
+        low, high = (end * evident_fraction(end, error, limit) for end in (low, high))
+    scale = learning_rate / math.sqrt(1 - 1 / weights_S.shape[-1])
+    rise, fall = scale * (moved - low).clamp(min=0.0), scale * (high - moved).clamp(min=0.0)
     odds = torch.logit(weights_S)
-    return torch.sigmoid(odds - width), torch.sigmoid(odds + width)
+    low = odds - (fall**2 + _from_others(weights_S, rise)).sqrt()
+    return torch.sigmoid(low), torch.sigmoid(odds + (rise**2 + _from_others(weights_S, -fall)).sqrt())
+
+
+def _from_others(weights_S: Tensor, change_S: Tensor) -> Tensor:  # (S,)
+    """Sum of the squares by which log-odds change where the logit of one other source at a time changes."""
+    rest = (1 - weights_S).clamp(min=1e-12)
+    part_SS = (weights_S.unsqueeze(-2) / rest.unsqueeze(-1)).clamp(max=1.0)  # of the others of i that is j's
+    changed = torch.log1p((part_SS * torch.expm1(change_S.clamp(max=50.0)).unsqueeze(-2)).clamp(min=-1 + 1e-12))
+    return (changed * (1 - torch.eye(weights_S.shape[-1], dtype=weights_S.dtype))).square().sum(-1)
 
 
 def towards_prior(logits_S: Tensor, prior_S: Tensor, step: float) -> Tensor:  # (S,)

@@ -19,6 +19,7 @@ from ..algorithm.bilevel import GapBaseline, estimate_gap, mixture_gradient
 from ..algorithm.evidence import LEAST_UPDATES, Evidence
 from ..algorithm.mixture import (
     Bounds,
+    EvidentState,
     logits_of,
     total_variation,
     towards_prior,
@@ -201,10 +202,15 @@ class MixtureRun:
 
     def interval(self) -> tuple[Tensor, Tensor] | None:
         """(S,) ends for each weight; None under a rule whose noise is not known."""
-        rule, rate = self.settings.mixture_update, self.settings.rate
-        if rule not in ("evidence", "exponentiated_gradient"):
+        rule, rate, state = self.settings.mixture_update, self.settings.rate, None
+        if rule == "evidence":
+            saved = self.rule_state or vars(EvidentState.zeros(len(self.names)))
+            if saved.keys() != EvidentState.__dataclass_fields__.keys():
+                return None  # an extension's
+            state = EvidentState(**saved)
+        elif rule != "exponentiated_gradient":
             return None
-        return weight_interval(self.weights_S, self.evidence, rate, gated=rule == "evidence")
+        return weight_interval(self.weights_S, self.evidence, rate, state)
 
     def _bounded(self, weights_S: Tensor) -> Tensor:
         return weights_S if self.bounds is None else self.bounds.bounded(weights_S)

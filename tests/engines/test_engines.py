@@ -1,7 +1,7 @@
 """Two ranks on every engine train what one process trains: λ, w and u after ten steps, at equal global batches.
 
-One launch an engine runs all of its cases (starting the host twice takes longer than any of them). By default engines run
-one mode of each kind, and all of them in the slow suite.
+One launch an engine runs all of its cases (starting the host twice takes longer than any of them). By default engines
+run one mode of each kind, and all of them in the slow suite.
 """
 
 from __future__ import annotations
