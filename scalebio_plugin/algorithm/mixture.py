@@ -224,7 +224,7 @@ def _from_others(weights_S: Tensor, change_S: Tensor) -> Tensor:  # (S,)
     return (changed * (1 - torch.eye(weights_S.shape[-1], dtype=weights_S.dtype))).square().sum(-1)
 
 
-def towards_prior(logits_S: Tensor, prior_S: Tensor, step: float) -> Tensor:  # (S,)
+def towards_prior(logits_S: Tensor, prior_S: Tensor, step: float | Tensor) -> Tensor:  # (S,)
     """The proximal step of a Kullback-Leibler prior: argmin over p of step · KL(p | prior) + KL(p | softmax(λ)).
 
     Exact also within `Bounds`: the sum is (1 + step) KL(p | result) and a constant, so that it is least at the result's
@@ -233,13 +233,15 @@ def towards_prior(logits_S: Tensor, prior_S: Tensor, step: float) -> Tensor:  # 
     Args:
         logits_S: (S,), λ.
         prior_S: (S,), > 0, sum 1.
-        step: Learning rate times the prior's strength over that of the gaps.
+        step: Learning rate times the prior's strength over that of the gaps; (S,) where a rule moves each source at a
+            rate of its own: then no argmin, and the mean of λ − log prior must be 0.
     """
     return (logits_S + step * prior_S.log()) / (1 + step)
 
 
 LITTLE = 0.02  # total variation that is no movement
 STILL = 0.05  # total variation over the recent updates of a mixture that has settled
+FOLLOWED = 3.0  # nats for which recent gaps are followed, to see where they lead
 
 
 def verdict(
@@ -249,8 +251,8 @@ def verdict(
 
     `no signal`: nothing has passed the boundary and the mixture is where it began. `converged`: it has moved, was still
     over the recent updates, and no recent gap says otherwise: at an optimum inside the simplex all are 0; at a bound
-    they point outwards: were those that are told from 0 followed for one nat, the mixture would move by less than
-    LITTLE. Else `still moving`.
+    and in a corner they point outwards: were those that are told from 0 followed for FOLLOWED nats, the mixture would
+    move by less than LITTLE. Else `still moving`.
 
     Args:
         evidence: Of all updates so far.
@@ -269,7 +271,7 @@ def verdict(
     largest = float(told.abs().max())
     if largest == 0.0:
         return "converged"
-    followed = bounded(weights_of(logits_S - told / largest))
+    followed = bounded(weights_of(logits_S - FOLLOWED * told / largest))
     return "still moving" if total_variation(followed, weights_of(logits_S)) > LITTLE else "converged"
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..algorithm.bilevel import GapBaseline, estimate_gap, mixture_gradient
-from ..algorithm.evidence import LEAST_UPDATES, Evidence
+from ..algorithm.evidence import LEAST_UPDATES, Evidence, precision_weights
 from ..algorithm.mixture import (
     Bounds,
     EvidentState,
@@ -167,8 +167,8 @@ class MixtureRun:
             evidence=self.evidence,
         )
         rule = self.settings.mixture_update
-        self.logits_S, self.rule_state = updated(self.manager, rule, observation, self.rule_state)
-        self.logits_S = self._drawn_to_prior(self.logits_S, rate)
+        moved, self.rule_state = updated(self.manager, rule, observation, self.rule_state)
+        self.logits_S = self._drawn_to_prior(moved, self.logits_S, rate)
         if self.bounds is not None and not self.bounds.hold(self.weights_S):
             self.logits_S = logits_of(self.bounds.bounded(self.weights_S))
         self.updates += 1
@@ -183,12 +183,14 @@ class MixtureRun:
             return torch.zeros_like(self.logits_S)
         return prior.strength / self.settings.penalty * (self.weights_S / self.prior_S).log()
 
-    def _drawn_to_prior(self, logits_S: Tensor, rate: float) -> Tensor:  # (S,)
-        """The same under the evidence rule, beside it."""
-        scale = float(self.evidence.scale_S.min()) * self.settings.penalty
-        if self.settings.prior is None or self.settings.mixture_update != "evidence" or not 0.0 < scale < math.inf:
+    def _drawn_to_prior(self, logits_S: Tensor, before_S: Tensor, rate: float) -> Tensor:  # (S,)
+        """The same under the evidence rule, beside it: it moves each source by its gap over a scale of its own."""
+        prior, scale_S = self.settings.prior, self.evidence.scale_S * self.settings.penalty
+        if prior is None or self.settings.mixture_update != "evidence" or not 0.0 < float(scale_S.min()) < math.inf:
             return logits_S
-        return towards_prior(logits_S, self.prior_S, rate * self.settings.prior.strength / scale)
+        share_S = precision_weights(self.evidence.spread_S, self.evidence.updates)
+        centre = (share_S * (before_S - self.prior_S.log())).sum()  # softmax does not see it
+        return towards_prior(logits_S - centre, self.prior_S, rate * prior.strength / scale_S)
 
     def verdict(self) -> str:
         """See `algorithm.mixture.verdict`."""
