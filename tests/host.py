@@ -118,10 +118,15 @@ class Probe:
 
 
 def config_of(**overrides: Any) -> dict[str, Any]:
-    """BASE with `overrides`; a `scalebio` dict is merged into BASE's (gone without the plugin), None removes a key."""
+    """BASE with `overrides`; a `scalebio` dict is merged into BASE's (gone without the plugin), None removes a key.
+
+    What learns does so by a rule that moves λ in every step: in a few nothing is evidence for the default one.
+    """
     config = {**BASE, **overrides}
     if "scalebio" in config["plugins"]:
         config["scalebio"] = {**BASE["scalebio"], **(overrides.get("scalebio") or {})}
+        if "apply" not in config["scalebio"]:
+            config["scalebio"] = {"mixture_update": "exponentiated_gradient", **config["scalebio"]}
     else:
         del config["scalebio"]
     return {key: value for key, value in config.items() if value is not None}

@@ -203,8 +203,9 @@ def precision_weights(spread_S: Tensor, updates: int) -> Tensor:  # (S,), sum 1
     """Weights of the sources, by the inverse of their noise, from mean squares about the plain mean.
 
     With independent noise of variances σ_i², spread_i = σ_i² (1 − 2/S) + Σ σ_j² / S²: solved for σ², of which none is
-    taken for less than a hundredth of the mean spread. None above a half, or nearly so; equal for two sources, which
-    have one gap between them, and before LEAST_UPDATES.
+    taken for less than a hundredth of the mean spread. Each is cut at a half, then they are scaled to sum 1 again: one
+    source far quieter than all others is nearly the average. Equal for two sources, which have one gap between them,
+    and before LEAST_UPDATES.
     """
     sources = spread_S.shape[-1]
     if sources < 3 or updates < LEAST_UPDATES:

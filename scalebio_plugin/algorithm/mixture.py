@@ -188,7 +188,7 @@ def _within_reach(logits_S: Tensor, before_S: Tensor) -> Tensor:  # (S,)
 
 
 def weight_interval(
-    weights_S: Tensor, evidence: Evidence, learning_rate: float, state: EvidentState | None, level: float = 0.05
+    weights_S: Tensor, evidence: Evidence, learning_rate: float, state: EvidentState | None, *, level: float = 0.05
 ) -> tuple[Tensor, Tensor]:
     """(S,) ends of an interval for each weight: what the noise of the gaps may have made of it.
 
@@ -205,11 +205,11 @@ def weight_interval(
         state: Of `move_on_evidence`; None: each gap over its running RMS moves λ.
         level: Probability that an end is passed by chance.
     """
-    total, error = evidence.sums()
     if evidence.updates < LEAST_UPDATES:
         return torch.zeros_like(weights_S), torch.ones_like(weights_S)
-    sources = weights_S.shape[-1]
-    reach = NormalDist().inv_cdf(1 - level / 2) * error / math.sqrt(1 - 1 / sources)  # with what centring took away
+    total, error = evidence.sums()
+    reach = NormalDist().inv_cdf(1 - level / 2) * evidence.standard.error() * evidence.updates
+    reach = reach / math.sqrt(1 - 1 / weights_S.shape[-1])  # with what centring took away
     ends, now = [total - reach, total + reach], total
     if state is not None:
         now, _ = _evident(total, error, evidence.updates, state)
@@ -232,12 +232,12 @@ def _other_peak(shift_S: Tensor, evidence: Evidence, state: EvidentState) -> Evi
 def _log_odds_change(weights_S: Tensor, shift_S: Tensor) -> Tensor:  # (S, S)
     """Of weight i, in row i, when the logit of source j alone is shifted."""
     rest = (1 - weights_S).clamp(min=1e-12)[..., :, None]
-    of_others = -torch.log1p((weights_S * torch.expm1(shift_S))[..., None, :] / rest)
+    of_others = -torch.log1p((weights_S * torch.expm1(shift_S.clamp(max=50.0)))[..., None, :] / rest)
     own = torch.eye(weights_S.shape[-1], dtype=torch.bool)
     return torch.where(own, shift_S[..., None, :], of_others)
 
 
-def towards_prior(logits_S: Tensor, prior_S: Tensor, step: float) -> Tensor:  # (S,)
+def towards_prior(logits_S: Tensor, prior_S: Tensor, step: float | Tensor) -> Tensor:  # (S,)
     """The proximal step of a Kullback-Leibler prior: argmin over p of step · KL(p | prior) + KL(p | softmax(λ)).
 
     Exact also within `Bounds`: the sum is (1 + step) KL(p | result) and a constant, so that it is least at the result's
@@ -246,13 +246,15 @@ def towards_prior(logits_S: Tensor, prior_S: Tensor, step: float) -> Tensor:  # 
     Args:
         logits_S: (S,), λ.
         prior_S: (S,), > 0, sum 1.
-        step: Learning rate times the prior's strength over that of the gaps.
+        step: Learning rate times the prior's strength over that of the gaps; (S,) where a rule moves each source at a
+            rate of its own: then no argmin, and the mean of λ − log prior must be 0.
     """
     return (logits_S + step * prior_S.log()) / (1 + step)
 
 
 LITTLE = 0.02  # total variation that is no movement
 STILL = 0.05  # total variation over the recent updates of a mixture that has settled
+FOLLOWED = 3.0  # nats for which recent gaps are followed, to see where they lead
 
 
 def verdict(
@@ -262,8 +264,8 @@ def verdict(
 
     `no signal`: nothing has passed the boundary and the mixture is where it began. `converged`: it has moved, was still
     over the recent updates, and no recent gap says otherwise: at an optimum inside the simplex all are 0; at a bound
-    they point outwards: were those that are told from 0 followed for one nat, the mixture would move by less than
-    LITTLE. Else `still moving`.
+    and in a corner they point outwards: were those that are told from 0 followed for FOLLOWED nats, the mixture would
+    move by less than LITTLE. Else `still moving`.
 
     Args:
         evidence: Of all updates so far.
@@ -282,7 +284,7 @@ def verdict(
     largest = float(told.abs().max())
     if largest == 0.0:
         return "converged"
-    followed = bounded(weights_of(logits_S - told / largest))
+    followed = bounded(weights_of(logits_S - FOLLOWED * told / largest))
     return "still moving" if total_variation(followed, weights_of(logits_S)) > LITTLE else "converged"
 
 

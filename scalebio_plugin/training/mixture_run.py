@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..algorithm.bilevel import GapBaseline, estimate_gap, mixture_gradient
-from ..algorithm.evidence import LEAST_UPDATES, Evidence
+from ..algorithm.evidence import LEAST_UPDATES, Evidence, precision_weights
 from ..algorithm.mixture import (
     Bounds,
     EvidentState,
@@ -208,8 +208,8 @@ class MixtureRun:
             evidence=self.evidence,
         )
         rule = self.settings.mixture_update
-        self.logits_S, self.rule_state = updated(self.manager, rule, observation, self.rule_state)
-        self.logits_S = self._drawn_to_prior(self.logits_S, rate)
+        moved, self.rule_state = updated(self.manager, rule, observation, self.rule_state)
+        self.logits_S = self._drawn_to_prior(moved, self.logits_S, rate)
         if self.bounds is not None and not self.bounds.hold(self.weights_S):
             self.logits_S = logits_of(self.bounds.bounded(self.weights_S))
         self.updates += 1
@@ -224,12 +224,14 @@ class MixtureRun:
             return torch.zeros_like(self.logits_S)
         return prior.strength / self.settings.penalty * (self.weights_S / self.prior_S).log()
 
-    def _drawn_to_prior(self, logits_S: Tensor, rate: float) -> Tensor:  # (S,)
-        """The same under the evidence rule, beside it."""
-        scale = float(self.evidence.scale_S.min()) * self.settings.penalty
-        if self.settings.prior is None or self.settings.mixture_update != "evidence" or not 0.0 < scale < math.inf:
+    def _drawn_to_prior(self, logits_S: Tensor, before_S: Tensor, rate: float) -> Tensor:  # (S,)
+        """The same under the evidence rule, beside it: it moves each source by its gap over a scale of its own."""
+        prior, scale_S = self.settings.prior, self.evidence.scale_S * self.settings.penalty
+        if prior is None or self.settings.mixture_update != "evidence" or not 0.0 < float(scale_S.min()) < math.inf:
             return logits_S
-        return towards_prior(logits_S, self.prior_S, rate * self.settings.prior.strength / scale)
+        share_S = precision_weights(self.evidence.spread_S, self.evidence.updates)
+        centre = (share_S * (before_S - self.prior_S.log())).sum()  # softmax does not see it
+        return towards_prior(logits_S - centre, self.prior_S, rate * prior.strength / scale_S)
 
     def verdict(self) -> str:
         """See `algorithm.mixture.verdict`."""
@@ -243,16 +245,15 @@ class MixtureRun:
 
     def interval(self) -> tuple[Tensor, Tensor] | None:
         """(S,) ends for each weight; None under a rule whose noise is not known."""
-        rule, rate = self.settings.mixture_update, self.settings.rate
-        if rule not in ("evidence", "exponentiated_gradient"):
+        rule, rate, state = self.settings.mixture_update, self.settings.rate, None
+        if rule == "evidence":
+            saved = self.rule_state or vars(EvidentState.zeros(len(self.names)))
+            if saved.keys() != EvidentState.__dataclass_fields__.keys():
+                return None  # an extension's
+            state = EvidentState(**saved)
+        elif rule != "exponentiated_gradient":
             return None
-        if rule == "exponentiated_gradient":
-            return weight_interval(self.weights_S, self.evidence, rate, None)
-        if self.rule_state is None:
-            return weight_interval(self.weights_S, self.evidence, rate, EvidentState.zeros(len(self.names)))
-        if self.rule_state.keys() != EvidentState.__dataclass_fields__.keys():
-            return None  # an extension answers for it
-        return weight_interval(self.weights_S, self.evidence, rate, EvidentState(**self.rule_state))
+        return weight_interval(self.weights_S, self.evidence, rate, state)
 
     def _bounded(self, weights_S: Tensor) -> Tensor:
         return weights_S if self.bounds is None else self.bounds.bounded(weights_S)

@@ -18,6 +18,8 @@ from scalebio_plugin.algorithm.mixture import (
     adam,
     exponentiated_gradient,
     logits_of,
+    total_variation,
+    towards_prior,
     weights_of,
 )
 
@@ -276,6 +278,77 @@ def test_weights_within_the_bounds_stay(case):
     torch.testing.assert_close(wide.bounded(inside), inside, rtol=0, atol=1e-8)
 
 
+# ---- a prior
+
+
+def drawn(case: Case, prior: Tensor, step: float, bounds: Bounds) -> Tensor:
+    """argmin of step · KL(p | prior) + KL(p | weights) within the bounds, by the solver: it has only its first target.
+
+    The sum of divergences is (1 + step) times that from the normalised geometric mean, which the solver does not know:
+    it is given the sum itself.
+    """
+    low, high = bounds.low_S.numpy(), bounds.high_S.numpy()
+    first, second = case.weights.numpy(), prior.numpy()
+    sums = np.zeros((len(bounds.groups), len(first)))
+    for row, (members, _, _) in zip(sums, bounds.groups, strict=True):
+        row[members] = 1.0
+    least, most = (np.array([group[side] for group in bounds.groups]) for side in (1, 2))
+    constraints = [LinearConstraint(np.ones((1, len(first))), 1.0, 1.0)]
+    constraints += [LinearConstraint(sums, least, most)] if len(sums) else []
+
+    def objective(p: np.ndarray) -> float:
+        p = np.maximum(p, 1e-12)
+        return float(step * np.sum(p * np.log(p / second)) + np.sum(p * np.log(p / first)))
+
+    def slope(p: np.ndarray) -> np.ndarray:
+        p = np.maximum(p, 1e-12)
+        return step * (np.log(p / second) + 1) + np.log(p / first) + 1
+
+    found = minimize(
+        objective,
+        np.maximum(bounds.bounded(torch.full_like(prior, 1 / len(prior))).numpy(), 1e-6),
+        jac=slope,
+        bounds=np.stack([low, high], 1),
+        constraints=constraints,
+        method="SLSQP",
+        options={"ftol": 1e-15, "maxiter": 1000},
+    )
+    return torch.from_numpy(found.x)
+
+
+def some_prior(sources: int, seed: int) -> Tensor:
+    weights = np.random.default_rng([sources, seed, 7]).dirichlet(np.ones(sources)).clip(1e-3)
+    return torch.from_numpy(weights / weights.sum())
+
+
+@pytest.mark.parametrize("step", [0.01, 0.3, 5.0])
+@pytest.mark.parametrize("bounded", [True, False])
+def test_a_step_towards_a_prior_is_the_solvers(case, step, bounded):
+    sources = len(case.weights)
+    everywhere = Bounds(torch.zeros(sources, dtype=torch.float64), torch.ones(sources, dtype=torch.float64))
+    bounds, prior = case.bounds if bounded else everywhere, some_prior(sources, 0)
+    ours = bounds.bounded(weights_of(towards_prior(logits_of(case.weights), prior, step)))
+    torch.testing.assert_close(ours, drawn(case, prior, step, bounds), rtol=0, atol=1e-5)
+
+
+def test_steps_towards_a_prior_end_there_and_a_step_of_zero_stays():
+    prior, start = some_prior(5, 1), normal(5)
+    assert torch.equal(towards_prior(start, prior, 0.0), start)
+    logits = start
+    for _ in range(200):
+        logits = towards_prior(logits, prior, 0.2)
+    torch.testing.assert_close(weights_of(logits), prior, rtol=1e-9, atol=0)
+
+
+def test_total_variation_is_the_weight_that_another_source_has():
+    first, second = (torch.tensor(weights, dtype=torch.float64) for weights in ([0.5, 0.3, 0.2], [0.1, 0.3, 0.6]))
+    assert total_variation(first, second) == pytest.approx(0.4)
+    assert total_variation(first, first) == 0.0
+
+
+# ---- bounds by hand
+
+
 def box(low: list[float], high: list[float]) -> Bounds:
     return Bounds(torch.tensor(low, dtype=torch.float64), torch.tensor(high, dtype=torch.float64))
 
@@ -306,6 +379,15 @@ def test_a_group_keeps_the_proportions_within_it():
     weights = bounds.bounded(torch.tensor([0.4, 0.2, 0.3, 0.1], dtype=torch.float64))
     expected = torch.tensor([0.2, 0.1, 0.7 * 0.75, 0.7 * 0.25], dtype=torch.float64)
     torch.testing.assert_close(weights, expected, rtol=0, atol=1e-12)
+
+
+def test_what_is_within_the_bounds_keeps_its_bits():
+    bounds = Bounds(*(torch.full((3,), bound, dtype=torch.float64) for bound in (0.1, 0.6)), [([0, 1], 0.5, 0.8)])
+    inside = torch.tensor([0.1, 0.6 + 1e-15, 0.3], dtype=torch.float64)
+    assert bounds.hold(inside)
+    assert torch.equal(bounds.bounded(inside), inside)
+    outside = ([0.05, 0.55, 0.4], [0.1, 0.65, 0.25], [0.2, 0.29, 0.51], [0.35, 0.6, 0.05])
+    assert not any(bounds.hold(torch.tensor(weights, dtype=torch.float64)) for weights in outside)
 
 
 def test_a_source_held_at_zero_stays_there_through_the_logits():

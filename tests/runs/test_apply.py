@@ -19,7 +19,7 @@ from tests.report.histories import facts
 def write_weights(path: Path, weights: dict[str, float]) -> str:
     summaries = {name: SourceSummary(weight, weight, 1.0, 1.0, 0.0, None) for name, weight in weights.items()}
     counts = dict.fromkeys(weights, 1)
-    write_mixture(path, mixture_document(summaries, facts(counts, counts)))
+    write_mixture(path, mixture_document(summaries, facts(counts, counts), None))
     return str(path)
 
 

@@ -114,7 +114,7 @@ class TestQuantisedBase:
             assert inner
             assert all(torch.equal(model[name], value) for name, value in inner.items())
         history = [json.loads(line) for line in (run.folder / "history.jsonl").read_text().splitlines()]
-        assert {gap for record in history for gap in record["gap"].values()} == {0.0}
+        assert {gap for record in history for gap in record["pull"].values()} == {0.0}
 
     def test_the_saved_adapter_is_w_and_loads(self, trained: Trained, inputs: Path) -> None:
         from peft import PeftModel

@@ -51,7 +51,7 @@ def test_without_pull_both_sets_stay_the_same_bits(name: str, inputs: Path, tmp_
     for model, inner in zip(run.model, run.inner, strict=True):
         assert all(torch.equal(model[parameter], value) for parameter, value in inner.items())
     assert history
-    assert {gap for record in history for gap in record["gap"].values()} == {0.0}
+    assert {gap for record in history for gap in record["pull"].values()} == {0.0}
     assert all(torch.equal(weights, run.weights[0]) for weights in run.weights)
 
 

@@ -193,7 +193,7 @@ def compare(twin: Twin, run: host.Run, k: int, record: dict[str, Any] | None) ->
         # What u does not hold has never been trained: it is w's.
         found["u"] = largest(difference(u[name], run.inner[k].get(name, w[name])) for name in run.model[k])
     if record is not None:
-        found["gap"] = difference(twin.gap, list(record["gap"].values()))
+        found["gap"] = difference(twin.gap, list(record["pull"].values()))
         found["units"] = difference([round(units) for units in twin.units], list(record["units"].values()))
         found["losses"] = largest(
             [abs(twin.train_loss - record["train_loss"]), abs(twin.val_loss - record["val_loss"])]

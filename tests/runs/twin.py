@@ -293,7 +293,7 @@ class Twin:
     def adam(self) -> None:
         """Kingma and Ba, algorithm 1, on λ, with the gradient α p ⊙ (g − p·g)."""
         self.updates += 1
-        weights, rate = softmax(self.logits), self.settings.mixture_learning_rate
+        weights, rate = softmax(self.logits), self.settings.rate
         for i, centred in enumerate(self.centred()):
             gradient = self.settings.penalty * weights[i] * centred
             self.first[i] = 0.9 * self.first[i] + 0.1 * gradient
@@ -310,7 +310,7 @@ class Twin:
         rms = math.sqrt(self.mean_square / (1 - 0.99**self.updates))
         if rms > 0.0:
             weights = softmax(self.logits)
-            factors = [math.exp(-self.settings.mixture_learning_rate * c / rms) for c in centred]
+            factors = [math.exp(-self.settings.rate * c / rms) for c in centred]
             z = sum(p * factor for p, factor in zip(weights, factors, strict=True))
             self.logits = [math.log(p * factor / z) for p, factor in zip(weights, factors, strict=True)]
 

@@ -309,6 +309,53 @@ def test_bounds_hold_after_every_update(rule, bounds, groups):
     assert mixture.total_variation(run.weights_S, start) > 0.05
 
 
+@RULES
+@pytest.mark.parametrize("strength", [0.5, 2.0])
+def test_with_a_prior_a_run_rests_where_no_weight_gains_more_than_it_costs(rule, strength):
+    """α g_i + strength · log(p_i / prior_i) is the same for all sources, whatever the size of their gaps."""
+    prior, gap = {"a": 0.5, "b": 0.2, "c": 0.3}, [-0.06, 0.01, 0.02]
+    block = {"prior": {"weights": prior, "strength": strength}, "mixture_init": {"a": 0.2, "b": 0.2, "c": 0.6}}
+    run = run_of(mixture_update=rule, mixture_learning_rate=0.05 if rule == "evidence" else 0.01, penalty=10.0, **block)
+    for step in range(1, 701):
+        observe(run, gap, step)
+    expected = torch.tensor(list(prior.values())) * torch.exp(-10.0 * torch.tensor(gap) / strength)
+    torch.testing.assert_close(run.weights_S, (expected / expected.sum()).double(), rtol=0, atol=4e-3)
+
+
+@RULES
+def test_a_prior_is_the_start_where_it_has_no_weights(rule):
+    run = run_of(mixture_update=rule, prior={"strength": 50.0}, mixture_init={"a": 0.2, "b": 0.3, "c": 0.5})
+    for step, gap in enumerate(gaps(200), start=1):
+        observe(run, 0.01 * gap + torch.tensor([-0.05, 0.0, 0.05]), step)
+    assert mixture.total_variation(run.weights_S, run.first_S) < 0.02
+
+
+def test_weights_stay_at_the_cap_of_their_size_and_their_groups_are_kept():
+    block = {"bounds": {"g": (0.0, 0.8), "a": (0.0, 0.9)}, "groups": {"g": ["a", "b"]}}
+    run = run_of(most=[0.45, 1.0, 1.0], mixture_learning_rate=0.5, **block)
+    for step in range(1, 61):
+        record = observe(run, [-1.0, -0.2, 1.2], step)
+        assert_within(record["weights"], {"a": (0.0, 0.45), "g": (0.0, 0.8)}, block["groups"])
+    assert record["weights"]["a"] == pytest.approx(0.45, abs=1e-9)
+    assert record["weights"]["b"] == pytest.approx(0.35, abs=1e-9)
+    assert record["verdict"] == "converged"
+
+
+@pytest.mark.parametrize(
+    ("bounds", "most", "high"),
+    [
+        ({}, [1.0, 1.0, 1.0], None),
+        ({}, [1.0, 1.0, 0.4], [1.0, 1.0, 0.4]),
+        ({"a": (0.1, 0.5), "c": (0.0, 0.2)}, [0.8, 0.7, 0.4], [0.5, 0.7, 0.2]),
+        ({"a": (0.1, 0.5)}, [0.3, 1.0, 1.0], [0.3, 1.0, 1.0]),
+    ],
+    ids=str,
+)
+def test_no_weight_is_above_its_bound_or_its_size(bounds, most, high):
+    found = bounds_of(ScaleBiOSettings(bounds=bounds), NAMES, torch.tensor(most, dtype=torch.float64))
+    assert (found.high_S.tolist() if found else None) == high
+
+
 def test_bounds_of_the_settings_are_in_the_order_of_the_sources():
     settings = ScaleBiOSettings(bounds={"c": (0.2, 0.3), "g": (0.1, 0.6)}, groups={"g": ["b", "a"], "free": ["c"]})
     bounds = bounds_of(settings, NAMES)
@@ -372,6 +419,23 @@ def test_a_checkpoint_of_an_older_version_goes_on():
     for step, gap in enumerate(steps[10:], start=11):
         assert observe(resumed, gap, step)["weights"] == observe(whole, gap, step)["weights"]
     assert resumed.evidence.updates == 20
+
+
+def test_intervals_are_those_of_the_rule_and_none_where_its_noise_is_not_known():
+    steps = [gap + torch.tensor([-5.0, 0.0, 5.0], dtype=torch.float64) for gap in gaps(60)]
+    found = {}
+    for rule in ("evidence", "exponentiated_gradient", "adam"):
+        run = run_of(mixture_update=rule)
+        for step, gap in enumerate(steps, start=1):
+            record = observe(run, gap, step)
+            if record["interval"] is not None:
+                for name, (low, high) in record["interval"].items():
+                    assert 0 <= low <= record["weights"][name] <= high <= 1
+        found[rule] = record["interval"]
+    assert found["adam"] is None
+    assert found["evidence"] != found["exponentiated_gradient"]
+    taken_over = run_of(extensions=(Recorder(),))
+    assert [observe(taken_over, gap, step)["interval"] for step, gap in enumerate(steps[:2], start=1)] == [None, None]
 
 
 @RULES

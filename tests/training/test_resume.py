@@ -28,6 +28,7 @@ CASES = {
     "lora": {**host.LORA, "lora_dropout": 0.1},
     "lisa in mid-interval": {"scalebio": LISA},
     "packed": PACKED,
+    "evidence": {"scalebio": {"mixture_update": "evidence"}},
     "bf16": {"bf16": True},
     "after learning": {"scalebio": {"learn": {"steps": 5}}},
     "after learning, packed": {**PACKED, "scalebio": {"learn": {"steps": 4}}},

@@ -29,7 +29,7 @@ def test_metrics_go_through_the_hosts_log(finished: host.Run) -> None:
     assert [entry["step"] for entry in logged] == [2, 4, 6]
     for entry in logged:
         assert sum(entry[f"scalebio/weight/{name}"] for name in ("clean", "wrong", "offtopic")) == pytest.approx(1)
-        assert {"scalebio/gap/clean", "scalebio/val_loss"} <= set(entry)
+        assert {"scalebio/gap/clean", "scalebio/evidence/clean", "scalebio/val_loss"} <= set(entry)
 
 
 def test_tensorboard_shows_them(finished: host.Run) -> None:

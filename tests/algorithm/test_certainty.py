@@ -1,0 +1,213 @@
+"""How sure a mixture is: intervals that cover, verdicts that are right, both by simulation.
+
+Legend: R runs, S sources. Simulations go through `benchmarks.evidence`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks import evidence as simulated
+from scalebio_plugin.algorithm.evidence import LEAST_UPDATES, Evidence
+from scalebio_plugin.algorithm.mixture import (
+    Bounds,
+    EvidentState,
+    logits_of,
+    total_variation,
+    verdict,
+    weight_interval,
+)
+
+RATE = 0.05
+
+
+def tensor(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def seen(mean: list[float], updates: int = 200, noise: float = 1.0, last: list[float] | None = None) -> Evidence:
+    """Of gaps with these means, and others in the last two thirds of the updates."""
+    generator, known = torch.Generator().manual_seed(0), Evidence.zeros(len(mean))
+    for update in range(updates):
+        of = mean if last is None or update < updates // 3 else last
+        raw = tensor(*of) + noise * torch.randn(len(mean), generator=generator, dtype=torch.float64)
+        known, _ = known.plus(raw)
+    return known
+
+
+# ---- intervals
+
+
+@pytest.mark.parametrize(
+    ("sources", "signal", "rho"), [(3, "0.5", 0.5), (10, "0.5", 0.5), (40, "0.5", 0.0)], ids=["3", "10", "40"]
+)
+def test_on_its_way_a_weights_interval_covers_what_the_rule_makes_of_gaps_without_noise(
+    sources: int, signal: str, rho: float
+) -> None:
+    """After 300 updates the weights are between their start and their end; before and after nearly all are covered."""
+    _, (_, _, on_its_way, settled) = simulated._covered(sources, signal, rho, 300)
+    assert 0.90 <= on_its_way <= 0.985
+    assert settled >= 0.90
+
+
+@pytest.mark.parametrize(("sources", "signal", "rho"), [(3, 0.2, 0.0), (3, 0.2, 0.5), (10, 0.5, 0.5)])
+def test_the_exponentiated_gradients_interval_covers(sources: int, signal: float, rho: float) -> None:
+    noise, run = simulated.Noise("AR(1)", rho, 300, sources, seed=8), simulated.Exponentiated(300, sources)
+    known, expected = Evidence.zeros(300, sources), run.logits
+    true = tensor(-signal, *[0.0] * (sources - 1))
+    for update in range(1, 301):
+        raw = true + noise.step()
+        known, _ = known.plus(raw)
+        weights = run.step(raw)
+        without = torch.softmax(expected, -1)
+        centred = true - (without * true).sum(-1, keepdim=True)
+        expected = expected - run.rate * centred / (run.square / (1 - 0.99**run.updates)).sqrt()
+        if update in (50, 100, 300):
+            low, high = weight_interval(weights, known, run.rate, None)
+            without = torch.softmax(expected, -1)
+            assert 0.90 <= float(((without >= low) & (without <= high)).double().mean()) <= 0.985
+
+
+def test_before_anything_is_near_the_boundary_the_interval_has_no_width() -> None:
+    known, start = seen([0.0, 0.0, 0.0], updates=40), tensor(0.5, 0.3, 0.2)
+    low, high = weight_interval(start, known, RATE, EvidentState.zeros(3))
+    torch.testing.assert_close(low, start, rtol=0, atol=1e-12)
+    torch.testing.assert_close(high, start, rtol=0, atol=1e-12)
+    low, high = weight_interval(start, known, RATE, None)  # every gap moves the other rule
+    assert bool((high - low > 0.05).all())
+
+
+def test_of_few_updates_nothing_is_known() -> None:
+    low, high = weight_interval(tensor(0.5, 0.5), seen([0.0, 9.0], updates=LEAST_UPDATES - 1), RATE, None)
+    assert (low.tolist(), high.tolist()) == ([0.0, 0.0], [1.0, 1.0])
+
+
+@pytest.mark.parametrize("weights", [[1 / 3] * 3, [0.998, 0.001, 0.001], [1.0, 0.0, 0.0]], ids=str)
+@pytest.mark.parametrize("updates", [100, 2000])
+def test_an_interval_holds_its_weight_and_stays_on_the_simplex(weights: list[float], updates: int) -> None:
+    known = seen([-0.3, 0.0, 0.3], updates=updates)
+    for state in (None, EvidentState(known.sums()[0], torch.ones(3, dtype=torch.float64))):
+        low, high = weight_interval(tensor(*weights), known, RATE, state)
+        assert bool((low >= 0).all() and (low <= tensor(*weights) + 1e-12).all())
+        assert bool((tensor(*weights) <= high + 1e-12).all() and (high <= 1).all())
+
+
+def test_an_interval_narrows_where_the_level_is_lower_and_widens_with_noise() -> None:
+    def width(noise: float, level: float) -> float:
+        low, high = weight_interval(tensor(0.4, 0.3, 0.3), seen([-1, 0, 1], noise=noise), RATE, None, level=level)
+        return float((high - low).mean())
+
+    assert width(1.0, 0.05) > width(1.0, 0.5) > 0
+    assert width(1.0, 0.05) > 2 * width(0.1, 0.05)
+
+
+# ---- verdicts
+
+
+def said(
+    known: Evidence, weights: list[float], moved: float = 0.0, away: float = 1.0, bounds: Bounds | None = None
+) -> str:
+    bounded = bounds.bounded if bounds else lambda p: p
+    return verdict(known, logits_of(tensor(*weights)), moved=moved, away=away, bounded=bounded)
+
+
+def test_noise_is_no_signal_and_evidence_or_movement_is_not() -> None:
+    noise, signal = seen([0.0, 0.0, 0.0]), seen([-2.0, 0.0, 2.0])
+    assert said(noise, [0.4, 0.3, 0.3], away=0.0) == "no signal"
+    assert said(noise, [0.4, 0.3, 0.3], away=0.03) == "converged"  # it moved on what was evidence once
+    assert said(signal, [0.4, 0.3, 0.3], away=0.0) == "still moving"
+
+
+def test_a_mixture_that_moved_lately_is_still_moving() -> None:
+    at_rest = seen([-2.0, 0.0, 2.0], last=[0.0, 0.0, 0.0])
+    assert said(at_rest, [0.6, 0.3, 0.1], moved=0.049) == "converged"
+    assert said(at_rest, [0.6, 0.3, 0.1], moved=0.051) == "still moving"
+
+
+def test_too_few_recent_updates_do_not_settle_anything() -> None:
+    counts = {updates: seen([-2.0, 0.0, 2.0], updates=updates).recent.count for updates in (19, 60)}
+    assert counts[19] < 20 <= counts[60]
+    corner = [0.9999, 0.00005, 0.00005]
+    assert [said(seen([-2.0, 0.0, 2.0], updates=n), corner) for n in counts] == ["still moving", "converged"]
+
+
+def test_recent_gaps_that_point_elsewhere_say_still_moving() -> None:
+    assert said(seen([-2.0, 0.0, 2.0]), [0.6, 0.3, 0.1]) == "still moving"
+    assert said(seen([-2.0, 0.0, 2.0], last=[0.05, 0.0, -0.05]), [0.6, 0.3, 0.1]) == "converged"  # not told from 0
+
+
+def test_in_a_corner_gaps_point_outwards() -> None:
+    assert said(seen([-2.0, 1.0, 1.0]), [0.99, 0.005, 0.005]) == "converged"
+    assert said(seen([2.0, -1.0, -1.0]), [0.99, 0.005, 0.005]) == "still moving"
+    assert said(seen([0.0, -2.0, 2.0]), [0.99, 0.005, 0.005]) == "still moving"
+    assert said(seen([-2.0, 1.0, 1.0]), [0.95, 0.025, 0.025]) == "still moving"
+
+
+BOXED = Bounds(tensor(0.0, 0.0, 0.0), tensor(0.5, 1.0, 1.0))
+GROUPED = Bounds(torch.zeros(3).double(), torch.ones(3).double(), [([0, 1], 0.0, 0.6)])
+
+
+@pytest.mark.parametrize(
+    ("bounds", "weights", "gaps", "expected"),
+    [
+        (BOXED, [0.5, 0.25, 0.25], [-2.0, 1.0, 1.0], "converged"),
+        (BOXED, [0.5, 0.25, 0.25], [2.0, -1.0, -1.0], "still moving"),
+        (BOXED, [0.5, 0.25, 0.25], [-2.0, 0.0, 2.0], "still moving"),  # the free ones are not at rest
+        (BOXED, [0.4, 0.3, 0.3], [-2.0, 1.0, 1.0], "still moving"),
+        (GROUPED, [0.3, 0.3, 0.4], [-1.0, -1.0, 2.0], "converged"),
+        (GROUPED, [0.3, 0.3, 0.4], [1.0, 1.0, -2.0], "still moving"),
+        (GROUPED, [0.3, 0.3, 0.4], [-3.0, 0.0, 3.0], "still moving"),  # within the group
+    ],
+    ids=str,
+)
+def test_at_a_bound_gaps_point_outwards(bounds: Bounds, weights: list[float], gaps: list[float], expected: str) -> None:
+    assert said(seen(gaps), weights, bounds=bounds) == expected
+    assert said(seen(gaps), weights) == "still moving"
+
+
+class Said:
+    """Verdicts on simulated runs, with what each of them has to be told."""
+
+    def __init__(self, runs: int, sources: int, rho: float):
+        self.noise, self.run = simulated.Noise("AR(1)", rho, runs, sources, seed=6), simulated.Evident(runs, sources)
+        self.weights = self.first = self.recent = self.younger = torch.softmax(self.run.first, -1)
+
+    def after(self, updates: int, true: Tensor) -> list[str]:
+        for _ in range(updates):
+            before, self.weights = self.weights, self.run.step(true + self.noise.step())
+            if self.run.known.younger.count == 0:
+                self.recent, self.younger = self.younger, before
+        return [self.of(run) for run in range(len(self.weights))]
+
+    def of(self, run: int) -> str:
+        moved, away = (total_variation(start[run], self.weights[run]) for start in (self.recent, self.first))
+        known = simulated._one(self.run.known, run)
+        return verdict(known, self.run.logits[run], moved=moved, away=away, bounded=lambda p: p)
+
+
+@pytest.mark.parametrize(("sources", "rho"), [(3, 0.0), (3, 0.5), (10, 0.5)])
+def test_noise_is_called_something_else_in_a_twentieth_of_runs_at_most(sources: int, rho: float) -> None:
+    runs = Said(200, sources, rho)
+    for updates in (100, 200):
+        counted = Counter(runs.after(updates, torch.zeros(sources, dtype=torch.float64)))
+        assert counted["no signal"] >= 190
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.5])
+def test_a_mixture_on_its_way_is_called_converged_in_a_twentieth_of_runs_at_most(rho: float) -> None:
+    runs = Said(200, 3, rho)
+    true = tensor(-0.5, 0.0, 0.0)
+    for _ in range(4):
+        words = runs.after(100, true)
+        early = [word for word, weights in zip(words, runs.weights, strict=True) if float(weights[0]) < 0.9]
+        assert early.count("converged") <= 10
+
+
+def test_a_clear_signal_is_never_called_none_and_ends_converged() -> None:
+    runs = Said(100, 3, 0.0)
+    assert "no signal" not in runs.after(300, tensor(-1.0, 0.0, 0.0))
+    assert runs.after(300, tensor(-1.0, 0.0, 0.0)).count("converged") >= 95
