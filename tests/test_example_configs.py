@@ -100,4 +100,4 @@ def test_the_quickstart_says_the_defaults() -> None:
     learn = block.pop("learn")
     del block["validation_datasets"]
     assert block == {key: default[key] for key in block}
-    assert ScaleBiOSettings(learn=learn).learn.until(150) == ScaleBiOSettings().learn.until(150)
+    assert ScaleBiOSettings(learn=learn).learn.last(150) == ScaleBiOSettings().learn.last(150)

@@ -4,11 +4,11 @@ Successive gaps share most of their parameters, so the mean of t of them varies 
 σ² their variance, Var(mean) ≈ σ² F / t; the inflation F is the largest of what two estimators say, both pooled over the
 sources, and, where λ is to move, of a start that expects correlation before it could be seen:
 
-    AR(1)        (1 + ρ) / (1 − ρ), ρ the lag-1 autocorrelation, corrected for its bias in short series, and 1.5 of its
+    AR(1)        (1 + ρ) / (1 − ρ), ρ the lag-1 autocorrelation, corrected for its bias in short series, and 2 of its
                  standard errors
     batch means  V(m) and, lugsail, V(m) + 2 (V(m) − V(m/2)) (Vats and Flegal, 2022, Biometrika 109), where V(m) is m
                  times the variance of the means of stretches of m updates, m the powers of 2 next to 2 √t and 4 √t
-    at the start 1 + 500 / t
+    at the start 1 + 300 / t
 
 A sum of t values is *evidence* once |z| = |sum| / √(t σ² F) passes z₀(t), z₀² = (t + r)/t · ln((t + r) / (r a²)): the
 normal-mixture boundary (Robbins, 1970; Howard, Ramdas et al., 2021), which pure noise passes at any time with
@@ -35,8 +35,8 @@ STRETCHES = 11  # stretch lengths, up to 1,024 updates
 LEAST_STRETCHES = 3  # of a length, for a variance of their means
 LENGTHS = 2  # stretch lengths asked
 TAPER = 2.0  # of the lugsail estimator
-DOUBT = 1.5  # standard errors by which the autocorrelation is taken for larger than it was found
-STARTING_INFLATION = 500.0  # updates
+DOUBT = 2.0  # standard errors by which the autocorrelation is taken for larger than it was found
+STARTING_INFLATION = 300.0  # updates
 DECAY = 0.99  # of running mean squares: about a hundred updates
 LEAST_UPDATES = 10  # before which nothing is evidence
 LEVEL = 0.05  # probability that noise passes for evidence anywhere in a run, over all sources

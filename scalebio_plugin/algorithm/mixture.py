@@ -123,7 +123,7 @@ def exponentiated_gradient(
     return logits, ExponentiatedState(step, mean_square)
 
 
-HOLD = 3  # the power of a fraction of evidence that stays evident when later gaps are 0
+HOLD = 4  # the power of a fraction of evidence that stays evident when later gaps are 0
 LEAST_OTHERS = 0.01  # how much weight the other sources keep together, so that they can come back in time
 
 
@@ -151,7 +151,7 @@ def move_on_evidence(
     """λ ← λ − η (E_t − E_{t−1}), E the evident part of the sum of all gaps over their running RMS.
 
     So λ stays where it is on noise, and where there is a signal all that was gathered while it was in doubt counts at
-    once. What was evidence remains so in part, f³ of it: later gaps, which are 0 where the mixture has arrived, are
+    once. What was evidence remains so in part, f⁴ of it: later gaps, which are 0 where the mixture has arrived, are
     those of another mixture (with all of it what slow noise did would stay, with none λ would leave where it belongs).
     What goes beyond the largest distance between two logits is forgotten, so that λ turns as soon as its gaps do.
 
