@@ -21,14 +21,16 @@ if TYPE_CHECKING:
 # Petroff (2021), arXiv:2107.02270: ten colours told apart under every colour vision; here its two greys come last.
 PALETTE = ["#3f90da", "#ffa90e", "#bd1f01", "#832db6", "#e76300", "#92dadd", "#a96b59", "#b9ac70", "#717581", "#94a4a2"]
 HIGHLIGHTED = 8  # sources drawn in colour once there are more of them than colours
+BANDS = 3  # sources of largest weight whose intervals are drawn: bands of more lie on each other
 INK, GREY = "#333333", "#b4b4b4"
 
 
 def draw_mixture(history: Sequence[HistoryRecord], path: StrPath, names: Sequence[str]) -> None:
     """Draw weights, training losses and validation loss over the optimiser steps as a PNG.
 
-    Up to 10 sources are all in colour; of more, the 8 of largest final weight, the others thin and grey. Losses are
-    running means over about a thirtieth of the updates. An empty history gives empty axes that say so.
+    Up to 10 sources are all in colour; of more, the 8 of largest final weight, the others thin and grey. The 3 largest
+    have their 95% intervals as bands. Losses are running means over about a thirtieth of the updates. An empty history
+    gives empty axes that say so.
     """
     from matplotlib.figure import Figure  # slow to import, and needed by one process at the end of a run
 
@@ -87,12 +89,16 @@ def _draw_panels(panels: Sequence[Axes], history: Sequence[HistoryRecord], names
 def _draw_intervals(
     axes: Axes, steps: Floats, history: Sequence[HistoryRecord], names: Sequence[str], colours: Mapping[int, str]
 ) -> None:
-    """The 95% intervals of the coloured sources, as bands, over the updates that have one."""
+    """The 95% intervals of the largest sources, as bands with edges, over the updates that say anything."""
     known = [record.get("interval") for record in history]
-    for i, colour in colours.items():
-        ends = [(np.nan, np.nan) if interval is None else interval[names[i]] for interval in known]
-        low, high = np.array(ends, dtype=np.float64).T
-        axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0, zorder=2)
+    if not any(known):
+        return
+    axes.set_title("dashed: 95% intervals of the largest weights", loc="right", fontsize=7, color=INK, pad=4)
+    for i, colour in list(colours.items())[:BANDS]:
+        ends = [(0.0, 1.0) if interval is None else interval[names[i]] for interval in known]
+        low, high = np.array([pair if tuple(pair) != (0.0, 1.0) else (np.nan, np.nan) for pair in ends]).T
+        axes.fill_between(steps, low, high, color=colour, alpha=0.09, linewidth=0, zorder=2)
+        axes.plot(steps, np.stack([low, high], 1), color=colour, alpha=0.7, linewidth=0.7, linestyle="--", zorder=2)
 
 
 def _colours(weights: Floats) -> dict[int, str]:  # weights: (S,)

@@ -11,7 +11,7 @@ from matplotlib.image import imread
 from scalebio_plugin.report.picture import PALETTE, draw_mixture
 from scalebio_plugin.report.picture import _running_mean as running_mean
 from scalebio_plugin.report.picture import _spread as spread
-from tests.report.histories import drifting_history, record
+from tests.report.histories import NEW_IN_A_RECORD, drifting_history, record
 
 
 def colours_in(path):
@@ -50,6 +50,32 @@ class TestPicture:
             warnings.simplefilter("error")
             draw_mixture(history, tmp_path / "mixture.png", list(history[0]["weights"]))
         assert imread(tmp_path / "mixture.png").shape[1] < 2500
+
+    def test_intervals_are_drawn_of_the_largest_three_where_they_say_anything(self, tmp_path):
+        history, names = drifting_history(5, 30)
+
+        def picture(path, of=None, to=None):
+            """With the interval of the source `of`, or of all, put to another."""
+            changed = []
+            for update in history:
+                interval = {name: to if of in (None, name) else ends for name, ends in update["interval"].items()}
+                changed.append(update | {"interval": interval if to else update["interval"]})
+            draw_mixture(changed, tmp_path / path, names)
+            return (tmp_path / path).read_bytes()
+
+        drawn = picture("as it is.png")
+        by_weight = sorted(names, key=lambda name: -history[-1]["weights"][name])
+        for rank, name in enumerate(by_weight):
+            assert (picture("one.png", name, [0.0, 0.3]) != drawn) is (rank < 3)
+        assert picture("nothing known.png", None, [0.0, 1.0]) != drawn
+
+    def test_a_run_without_intervals_has_the_picture_of_older_versions(self, tmp_path):
+        history, names = drifting_history(3, 30)
+        without = [update | {"interval": None} for update in history]
+        old = [{key: value for key, value in update.items() if key not in NEW_IN_A_RECORD} for update in history]
+        for path, records in (("without.png", without), ("old.png", old)):
+            draw_mixture(records, tmp_path / path, names)
+        assert (tmp_path / "without.png").read_bytes() == (tmp_path / "old.png").read_bytes()
 
     def test_running_mean_is_centred_and_skips_what_is_missing(self):
         values = np.array([[1.0, np.nan], [2.0, np.nan], [6.0, np.nan], [np.nan, 5.0]])
