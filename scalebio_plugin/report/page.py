@@ -9,8 +9,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .files import StrPath, replace_file
-from .history import HistoryRecord
+from .history import Floats, HistoryRecord, series
 from .mixture_file import summaries_of
 from .picture import draw_mixture
 from .summary import SourceSummary
@@ -50,11 +52,11 @@ def write_report(folder: StrPath, document: Mapping[str, Any], history: Sequence
     picture, page = Path(folder) / "mixture.png", Path(folder) / "report.html"
     until_then = [record for record in history if record["step"] <= document["steps"]]
     draw_mixture(until_then, picture, list(document["weights"]))
-    replace_file(page, _page(document, picture.read_bytes()).encode())
+    replace_file(page, _page(document, picture.read_bytes(), until_then).encode())
     return page
 
 
-def _page(document: Mapping[str, Any], picture: bytes) -> str:
+def _page(document: Mapping[str, Any], picture: bytes, history: Sequence[HistoryRecord]) -> str:
     image = base64.b64encode(picture).decode()
     title = f"Learned mixture of {len(document['weights'])} sources"
     parts = [
@@ -62,6 +64,7 @@ def _page(document: Mapping[str, Any], picture: bytes) -> str:
         f"<p>{_in_a_sentence(document)} {_kept(document)}</p>",
         _weights(document),
         f'<img alt="Weights, training losses and validation loss over the run" src="data:image/png;base64,{image}">',
+        _validation_sets(history),
         "<h2>How to read this</h2>" + _HOW_TO_READ,
         "<h2>How it was learned</h2>" + _facts(document),
     ]
@@ -127,6 +130,29 @@ def _verdict(summary: SourceSummary) -> str:
         return "as the average" if summary.gap_se is not None else "too few updates"
     pushed = summary.gap if summary.evidence is None else summary.evidence
     return "loses" if pushed > 0 else "gains"
+
+
+def _validation_sets(history: Sequence[HistoryRecord]) -> str:
+    """The loss of each of several validation sets, first and last quarter of the updates, and its weight."""
+    names = list(history[-1].get("val_losses", {})) if history else []
+    if len(names) < 2:
+        return ""
+    losses = series([record for record in history if "val_losses" in record], "val_losses", names)
+    quarter = -(-len(losses) // 4)
+    weights = history[-1]["val_weights"]
+    lines = [
+        [_cell(escape(name), "text"), _cell(_mean(losses[:quarter, i])), _cell(_mean(losses[-quarter:, i]))]
+        + [_cell(f"{weights[name]:.3f}")]
+        for i, name in enumerate(names)
+    ]
+    head = ("validation set", "loss, first quarter", "last quarter", "weight in the validation loss")
+    return "<h2>Validation sets</h2>" + _table(lines, head)
+
+
+def _mean(losses: Floats) -> str:
+    """Of the batches that held the set."""
+    seen = losses[np.isfinite(losses)]
+    return f"{seen.mean():.3f}" if len(seen) else "–"
 
 
 def _facts(document: Mapping[str, Any]) -> str:

@@ -163,3 +163,17 @@ def test_nothing_is_fetched_and_no_name_is_markup(page: Page) -> None:
     assert ODD in page.text
     (picture,) = page.addresses
     assert picture.startswith("data:image/png;base64,iVBORw0KGgo")
+
+
+def test_each_of_several_validation_sets_has_its_losses(tmp_path: Path) -> None:
+    sources = {"a": (0.6, 0.02, 0.004, 1000, 100, 1.5), "b": (0.4, -0.02, 0.004, 1000, 100, -1.5)}
+    history = [
+        record(step, {"a": 0.6, "b": 0.4})
+        | {"val_losses": {"x<": float(step), "y": None if step < 8 else 2.0}, "val_weights": {"x<": 0.9, "y": 0.1}}
+        for step in range(1, 9)
+    ]
+    shown = Page(write_report(tmp_path, document(**sources), history).read_text(encoding="utf-8"))
+    assert ["x<", "1.500", "7.500", "0.900"] in shown.rows
+    assert ["y", "–", "2.000", "0.100"] in shown.rows
+    one = [record(step, {"a": 0.6, "b": 0.4}) for step in range(1, 9)]
+    assert "Validation sets" not in write_report(tmp_path, document(**sources), one).read_text(encoding="utf-8")
