@@ -51,6 +51,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         step_back()
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """A file is one process's, as `loadfile` has it, and files with runs on ranks are all the same one's.
 

@@ -124,6 +124,7 @@ def exponentiated_gradient(
 
 
 HOLD = 4  # the power of a fraction of evidence that stays evident when later gaps are 0
+MOST = 6.0  # that the evident part of a sum changes by in an update: a new estimate of its error is no reason to jump
 LEAST_OTHERS = 0.01  # how much weight the other sources keep together, so that they can come back in time
 
 
@@ -150,8 +151,8 @@ def move_on_evidence(
 ) -> tuple[Tensor, EvidentState]:
     """λ ← λ − η (E_t − E_{t−1}), E the evident part of the sum of all gaps over their running RMS.
 
-    So λ stays where it is on noise, and where there is a signal all that was gathered while it was in doubt counts at
-    once. What was evidence remains so in part, f⁴ of it: later gaps, which are 0 where the mixture has arrived, are
+    So λ stays where it is on noise, and where there is a signal all that was gathered while it was in doubt counts, MOST
+    of it in an update. What was evidence remains so in part, f⁴ of it: later gaps, which are 0 where the mixture has arrived, are
     those of another mixture (with all of it what slow noise did would stay, with none λ would leave where it belongs).
     What goes beyond the largest distance between two logits is forgotten, so that λ turns as soon as its gaps do.
 
@@ -168,6 +169,7 @@ def move_on_evidence(
         return logits_S, state
     total, error = evidence.sums()
     evident, fraction = _evident(total, error, evidence.updates, state)
+    evident = state.evident_S + (evident - state.evident_S).clamp(-MOST, MOST)
     moved = logits_S - learning_rate * (evident - state.evident_S)
     return _within_reach(moved, logits_S), EvidentState(evident, fraction)
 

@@ -353,6 +353,7 @@ class SlowTwin:
                 held = largest[i] if total[i] * evident[i] > 0 else 0.0
                 largest[i] = max(fraction, held)
                 new = max(fraction, held**4) * total[i]
+                new = evident[i] + min(max(new - evident[i], -6.0), 6.0)
                 moved[i] = before[i] - self.rate * (new - evident[i])
                 evident[i] = new
             lowest = np.minimum(moved.max() - reach, before - before.max() + moved.max())

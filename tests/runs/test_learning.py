@@ -22,7 +22,6 @@ from tests import host
 EXAMPLE = yaml.safe_load(example_config("quickstart.yml").read_text())
 SETTINGS = {key: EXAMPLE[key] for key in ("micro_batch_size", "learning_rate", "lr_scheduler", "weight_decay")}
 FOUR_LAYERS = {"layers": 4, "hidden": 64, "heads": 4}
-EVIDENCE = {"mixture_update": "evidence"}
 LISA = {"lisa": {"active_layers": 2, "interval": 10}}
 PAPER_WITH_LISA = {
     "lisa": {"active_layers": 2, "interval": 20},
@@ -37,8 +36,7 @@ def learn(directory: Path, *, seed: int, steps: int, model: dict[str, int] | Non
     directory.mkdir(exist_ok=True)
     planted.build_model(directory / "model", seed=seed, **(model or {}))
     planted.write_data(directory / "data", seed=seed)
-    block = {**EVIDENCE, **settings.pop("scalebio", {})}
-    return host.train(directory, max_steps=steps, seed=seed, scalebio=block, **{**SETTINGS, **settings})
+    return host.train(directory, max_steps=steps, seed=seed, **{**SETTINGS, **settings})
 
 
 def first_found(run: host.Run) -> int | None:
@@ -69,7 +67,7 @@ def test_ten_sources_end_ordered_by_their_noise(tmp_path: Path) -> None:
     makers = {name: noisy(rate) for name, rate in rates.items()}
     planted.write_rows(tmp_path / "data", makers, seed=0, rows=512, held_out=128)
     datasets = [{"path": f"data/{name}.jsonl", "type": "alpaca"} for name in rates]
-    run = host.train(tmp_path, datasets=datasets, max_steps=200, scalebio=EVIDENCE, **SETTINGS)
+    run = host.train(tmp_path, datasets=datasets, max_steps=200, **SETTINGS)
     weights = run.weights[-1].tolist()
     print(dict(zip(rates, weights, strict=True)))
     assert -spearmanr([*rates.values()], weights).statistic > 0.9
@@ -81,7 +79,7 @@ def test_the_planted_mixture_is_found_by_an_adapter(tmp_path: Path) -> None:
     planted.build_model(tmp_path / "model")
     planted.write_data(tmp_path / "data")
     host.train(tmp_path, plugins=["tests.host.ProbePlugin"], output_dir="base", max_steps=100, **SETTINGS)
-    settings = {**SETTINGS, **host.LORA, "lora_r": 8, "lora_alpha": 16, "scalebio": EVIDENCE}
+    settings = {**SETTINGS, **host.LORA, "lora_r": 8, "lora_alpha": 16}
     assert first_found(host.train(tmp_path, base_model="base", max_steps=200, **settings)) is not None
 
 
@@ -111,7 +109,7 @@ class TestLisaLearns:
     @pytest.mark.slow
     def test_without_validation_data_the_mixture_rests_but_moves_with_layers_drawn_apart(self, tmp_path: Path) -> None:
         """The negative control: two sets that differ in their layers have a gap that says nothing of the data."""
-        control = {**LISA, "penalty": math.inf, "mixture_update": "exponentiated_gradient"}
+        control = {**LISA, "penalty": math.inf}
         same = learn(tmp_path / "same", seed=0, steps=60, model=FOUR_LAYERS, scalebio=control)
         assert all(torch.equal(weights, same.weights[0]) for weights in same.weights)
         with layers_drawn_apart():
