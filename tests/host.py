@@ -118,15 +118,11 @@ class Probe:
 
 
 def config_of(**overrides: Any) -> dict[str, Any]:
-    """BASE with `overrides`; a `scalebio` dict is merged into BASE's (gone without the plugin), None removes a key.
-
-    What learns does so by a rule that moves λ in every step: in a few nothing is evidence for the default one.
-    """
+    """BASE with `overrides`; a `scalebio` dict is merged into BASE's (gone without the plugin), None removes a key."""
     config = {**BASE, **overrides}
     if "scalebio" in config["plugins"]:
-        config["scalebio"] = {**BASE["scalebio"], **(overrides.get("scalebio") or {})}
-        if "apply" not in config["scalebio"]:
-            config["scalebio"] = {"mixture_update": "exponentiated_gradient", **config["scalebio"]}
+        block = overrides.get("scalebio") or {}
+        config["scalebio"] = block if "apply" in block else {**BASE["scalebio"], **block}
     else:
         del config["scalebio"]
     return {key: value for key, value in config.items() if value is not None}

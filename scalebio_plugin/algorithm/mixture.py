@@ -151,10 +151,11 @@ def move_on_evidence(
 ) -> tuple[Tensor, EvidentState]:
     """λ ← λ − η (E_t − E_{t−1}), E the evident part of the sum of all gaps over their running RMS.
 
-    So λ stays where it is on noise, and where there is a signal all that was gathered while it was in doubt counts, MOST
-    of it in an update. What was evidence remains so in part, f⁴ of it: later gaps, which are 0 where the mixture has arrived, are
-    those of another mixture (with all of it what slow noise did would stay, with none λ would leave where it belongs).
-    What goes beyond the largest distance between two logits is forgotten, so that λ turns as soon as its gaps do.
+    So λ stays where it is on noise, and where there is a signal all that was gathered while it was in doubt counts, at
+    most MOST of it in an update. What was evidence remains so in part, f⁴ of it: later gaps, which are 0 where the
+    mixture has arrived, are those of another mixture (with all of it what slow noise did would stay, with none λ would
+    leave where it belongs). What goes beyond the largest distance between two logits is forgotten, so that λ turns with
+    its gaps.
 
     Args:
         evidence: With this update's gaps.

@@ -72,7 +72,7 @@ def test_without_a_pull_the_mixture_stays_to_the_bit_and_learning_ends_for_want_
         train(inputs, tmp_path / "killed", stop_after=30, **killed)
     again = train(inputs, tmp_path / "killed", auto_resume_from_checkpoints=True, **killed)
     assert again.trainer.state.global_step == 40
-    assert_same_end(tmp_path / "whole", tmp_path / "killed")
+    assert_same_end(tmp_path / "whole", tmp_path / "killed", 40)
 
 
 def test_a_resumed_run_goes_on_with_all_that_it_knew(inputs: Path, tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_a_resumed_run_goes_on_with_all_that_it_knew(inputs: Path, tmp_path: Pat
     records = history(tmp_path / "whole")
     assert records[76]["weights"] != records[0]["weights"]
     assert records == history(tmp_path / "killed")
-    assert_same_end(tmp_path / "whole", tmp_path / "killed")
+    assert_same_end(tmp_path / "whole", tmp_path / "killed", 84)
 
 
 def test_packed_with_lora_and_accumulation(inputs: Path, tmp_path: Path) -> None:
