@@ -166,7 +166,8 @@ def power(runs: int) -> Iterator[str]:
             for signal in (0.2, 0.5, 1.0):
                 found = [updates_until(rule, runs, sources, signal, rho).median() for rule in RULES.values()]
                 cells = [f"{float(value):.0f}" for value in found]
-                cells[0] += f" ({float(found[0] / found[1]):.2f})"
+                if len(found) > 1:
+                    cells[0] += f" ({float(found[0] / found[1]):.2f})"
                 yield f"| {sources} | {rho} | {signal} | " + " | ".join(cells) + " |"
 
 
@@ -389,8 +390,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("tables", nargs="*", choices=[*TABLES, []], help="default: all")
     parser.add_argument("--runs", type=int, default=1000)
+    parser.add_argument("--rules", nargs="*", choices=RULES, default=list(RULES))
     parser.add_argument("--recorded", nargs="*", type=Path, default=[], help="history.jsonl of real runs")
     arguments = parser.parse_args()
+    for rule in set(RULES) - set(arguments.rules):
+        del RULES[rule]
     for name in arguments.tables or TABLES:
         print(f"\n## {name}\n")
         for line in TABLES[name](arguments.runs):
