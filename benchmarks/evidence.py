@@ -14,6 +14,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -257,14 +258,16 @@ class Expected:
         self.state = mixture.EvidentState.zeros(runs, sources)
 
     def step(self, known: evidence.Evidence, gap: Tensor) -> Tensor:
-        self.total = self.total + gap / known.scale_S
-        self.logits, self.state = mixture.move_on_evidence(_Sums(known, self.total), self.state, self.logits, 0.05)  # type: ignore[arg-type]
+        expected = gap / known.scale_S
+        self.total = self.total + expected
+        sums = _Sums(known, self.total, replace(known.standard, last_S=expected))
+        self.logits, self.state = mixture.move_on_evidence(sums, self.state, self.logits, 0.05)  # type: ignore[arg-type]
         return torch.softmax(self.logits, -1)
 
 
 class _Sums:
-    def __init__(self, known: evidence.Evidence, total: Tensor):
-        self.known, self.total, self.updates = known, total, known.updates
+    def __init__(self, known: evidence.Evidence, total: Tensor, standard: evidence.Moments):
+        self.known, self.total, self.updates, self.standard = known, total, known.updates, standard
 
     def sums(self) -> tuple[Tensor, Tensor]:
         return self.total, self.known.sums()[1]

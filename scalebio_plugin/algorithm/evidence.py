@@ -198,14 +198,21 @@ class Evidence:
         z = torch.where(total != 0, total / error.clamp(min=TINY), 0.0)
         return z / boundary(self.updates, total.shape[-1])
 
+    def may_become_evidence(self, updates: int) -> bool:
+        """Whether gaps one standard error larger than those so far would pass the boundary after so many updates."""
+        if self.updates < LEAST_UPDATES:
+            return True
+        mean, error = self.standard.mean().abs(), self.standard.error()
+        z = torch.where(error > 0, mean / error.clamp(min=TINY) + 1, 0.0)
+        return float(z.max()) * math.sqrt(updates / self.updates) > boundary(updates, z.shape[-1])
+
 
 def precision_weights(spread_S: Tensor, updates: int) -> Tensor:  # (S,), sum 1
     """Weights of the sources, by the inverse of their noise, from mean squares about the plain mean.
 
     With independent noise of variances σ_i², spread_i = σ_i² (1 − 2/S) + Σ σ_j² / S²: solved for σ², of which none is
-    taken for less than a hundredth of the mean spread. Each is cut at a half, then they are scaled to sum 1 again: one
-    source far quieter than all others is nearly the average. Equal for two sources, which have one gap between them,
-    and before LEAST_UPDATES.
+    taken for less than a hundredth of the mean spread. None is above a half: a source that is nearly the average has no
+    gap. Equal for two sources, which have one gap between them, and before LEAST_UPDATES.
     """
     sources = spread_S.shape[-1]
     if sources < 3 or updates < LEAST_UPDATES:
@@ -213,8 +220,10 @@ def precision_weights(spread_S: Tensor, updates: int) -> Tensor:  # (S,), sum 1
     together = spread_S.sum(-1, keepdim=True) / (sources * (sources - 1))
     least = (0.01 * spread_S.mean(-1, keepdim=True)).clamp(min=TINY)
     weights = 1 / torch.maximum((spread_S - together) / (1 - 2 / sources), least)
-    weights = (weights / weights.sum(-1, keepdim=True)).clamp(max=0.5)
-    return weights / weights.sum(-1, keepdim=True)
+    weights = weights / weights.sum(-1, keepdim=True)
+    largest = weights.amax(-1, keepdim=True)
+    scaled = weights * torch.where(largest > 0.5, 0.5 / (1 - largest).clamp(min=TINY), 1.0)
+    return torch.where(weights > 0.5, 0.5, scaled)
 
 
 def boundary(count: int, sources: int, level: float = LEVEL) -> float:

@@ -124,7 +124,8 @@ def exponentiated_gradient(
 
 
 HOLD = 4  # the power of a fraction of evidence that stays evident when later gaps are 0
-MOST = 6.0  # that the evident part of a sum changes by in an update: a new estimate of its error is no reason to jump
+MOST = 1.5  # of a sum that has become evident, an update: what is gathered in doubt is no reason to jump
+NOTHING = 1e-9  # nats that rounding may take from λ
 LEAST_OTHERS = 0.01  # how much weight the other sources keep together, so that they can come back in time
 
 
@@ -133,29 +134,37 @@ class EvidentState:
     """What `move_on_evidence` goes on from.
 
     Attributes:
-        evident_S: (S,), E, the evident part of the summed gaps.
-        fraction_S: (S,), the largest fraction f of the sum that was evidence since the sum last changed sign.
+        moved_S: (S,), A, the part of the summed gaps that λ stands for: λ is its start less η A.
+        owed_S: (S,), what became evident and is still to be moved by.
+        used_S: (S,), the fraction of the sums that counted as evident.
+        largest_S: (S,), the largest fraction that was evidence since the sum last changed sign.
+        left_S: (S,), λ as the last update left it, before reach, prior and bounds; NaN before the first.
     """
 
-    evident_S: Tensor
-    fraction_S: Tensor
+    moved_S: Tensor
+    owed_S: Tensor
+    used_S: Tensor
+    largest_S: Tensor
+    left_S: Tensor
 
     @classmethod
     def zeros(cls, *shape: int) -> EvidentState:
         """Before the first update."""
-        return cls(torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64))
+        nothing = torch.zeros(shape, dtype=torch.float64)
+        return cls(nothing, nothing, nothing, nothing, torch.full_like(nothing, math.nan))
 
 
 def move_on_evidence(
     evidence: Evidence, state: EvidentState, logits_S: Tensor, learning_rate: float
 ) -> tuple[Tensor, EvidentState]:
-    """λ ← λ − η (E_t − E_{t−1}), E the evident part of the sum of all gaps over their running RMS.
+    """λ = λ₀ − η A: A is that fraction f of a source's summed gaps, over their running RMS, that is evident.
 
-    So λ stays where it is on noise, and where there is a signal all that was gathered while it was in doubt counts, at
-    most MOST of it in an update. What was evidence remains so in part, f⁴ of it: later gaps, which are 0 where the
-    mixture has arrived, are those of another mixture (with all of it what slow noise did would stay, with none λ would
-    leave where it belongs). What goes beyond the largest distance between two logits is forgotten, so that λ turns with
-    its gaps.
+    So λ stays where it is on noise. Where there is a signal, each gap moves it by f of itself, and what was gathered in
+    doubt is caught up, at most MOST of it in an update. Where f falls, A goes back in proportion, but keeps f⁴ of what
+    was evident once: later gaps, which are 0 where the mixture has arrived, are those of another mixture (if all of it
+    stayed, so would what slow noise did; if none, λ would leave where it belongs). What reach, bounds or a prior take
+    from λ is forgotten, so that λ turns as soon as its gaps do, though no further than to its start before that is
+    evident.
 
     Args:
         evidence: With this update's gaps.
@@ -169,17 +178,30 @@ def move_on_evidence(
     if evidence.updates < LEAST_UPDATES:
         return logits_S, state
     total, error = evidence.sums()
-    evident, fraction = _evident(total, error, evidence.updates, state)
-    evident = state.evident_S + (evident - state.evident_S).clamp(-MOST, MOST)
-    moved = logits_S - learning_rate * (evident - state.evident_S)
-    return _within_reach(moved, logits_S), EvidentState(evident, fraction)
+    gap, before = evidence.standard.last_S, total - evidence.standard.last_S
+    fraction = evident_fraction(total, error, boundary(evidence.updates, logits_S.shape[-1]))
+    used, largest = _held(fraction, torch.where(total * before > 0, state.largest_S, 0.0))
+    taken = _taken(logits_S, state.left_S)
+    moved = state.moved_S - taken / learning_rate
+    owed = torch.where(taken.abs() > NOTHING, 0.0, state.owed_S)
+    kept = torch.where(state.used_S > 0, used / state.used_S.clamp(min=TINY), 0.0).clamp(max=1.0)
+    owed = owed + (used - state.used_S).clamp(min=0.0) * before - (moved + owed) * (1 - kept)
+    paid = owed.clamp(-MOST, MOST)
+    after = moved + used * gap + paid
+    after = torch.where((after * total < 0) & (moved * total >= 0), 0.0, after)
+    left = logits_S - learning_rate * (after - moved)
+    return _within_reach(left, logits_S), EvidentState(after, owed - paid, used, largest, left)
 
 
-def _evident(sum_S: Tensor, error_S: Tensor, updates: int, state: EvidentState) -> tuple[Tensor, Tensor]:
-    """(S,) the evident part of sums, and (S,) the largest fraction of them that was evidence."""
-    fraction = evident_fraction(sum_S, error_S, boundary(updates, sum_S.shape[-1]))
-    held = torch.where(sum_S * state.evident_S > 0, state.fraction_S, 0.0)
-    return torch.maximum(fraction, held**HOLD) * sum_S, torch.maximum(fraction, held)
+def _held(fraction_S: Tensor, largest_S: Tensor) -> tuple[Tensor, Tensor]:
+    """(S,) the fraction that counts now, given the largest one before, and (S,) the largest one now."""
+    return torch.maximum(fraction_S, largest_S**HOLD), torch.maximum(fraction_S, largest_S)
+
+
+def _taken(now_S: Tensor, left_S: Tensor) -> Tensor:  # (S,)
+    """What reach, prior and bounds made of λ; softmax does not see their common part."""
+    change = torch.where(left_S.isnan(), 0.0, now_S - left_S)
+    return change - change.mean(-1, keepdim=True)
 
 
 def _within_reach(logits_S: Tensor, before_S: Tensor) -> Tensor:  # (S,)
@@ -215,21 +237,21 @@ def weight_interval(
     reach = reach / math.sqrt(1 - 1 / weights_S.shape[-1])  # with what centring took away
     ends, now = [total - reach, total + reach], total
     if state is not None:
-        now, _ = _evident(total, error, evidence.updates, state)
-        ends = [_evident(end, error, evidence.updates, _other_peak(end - total, evidence, state))[0] for end in ends]
+        limit, now = boundary(evidence.updates, weights_S.shape[-1]), total * state.used_S
+        ends = [end * _other_fraction(end, total, evidence, limit) for end in ends]
     changes = torch.stack([_log_odds_change(weights_S, learning_rate * (now - end)) for end in ends])
     up, down = ((sign * changes).amax(0).clamp(min=0.0).square().sum(-1).sqrt() for sign in (1, -1))
     odds = torch.logit(weights_S)
     return torch.sigmoid(odds - down), torch.sigmoid(odds + up)
 
 
-def _other_peak(shift_S: Tensor, evidence: Evidence, state: EvidentState) -> EvidentState:
-    """The state of a run whose sums were shifted, when its evidence was largest, by as many standard errors as now."""
+def _other_fraction(end_S: Tensor, total_S: Tensor, evidence: Evidence, limit: float) -> Tensor:  # (S,)
+    """The evident fraction in a run whose sums ended there, and were shifted as much when its evidence was largest."""
     _, error = evidence.sums()
-    peak = evidence.peak_S + shift_S / error.clamp(min=TINY) / boundary(evidence.updates, shift_S.shape[-1])
-    same = peak * evidence.peak_S > 0
-    fraction = torch.where(same, evident_fraction(peak, torch.ones_like(peak), 1.0), 0.0)
-    return EvidentState(state.evident_S, fraction)
+    peak = evidence.peak_S + (end_S - total_S) / error.clamp(min=TINY) / limit
+    same = (peak * evidence.peak_S > 0) & (end_S * evidence.peak_S > 0)
+    largest = torch.where(same, evident_fraction(peak, torch.ones_like(peak), 1.0), 0.0)
+    return _held(evident_fraction(end_S, error, limit), largest)[0]
 
 
 def _log_odds_change(weights_S: Tensor, shift_S: Tensor) -> Tensor:  # (S, S)
@@ -283,7 +305,7 @@ def verdict(
     if moved > STILL or recent.count < 2 * LEAST_UPDATES:
         return "still moving"
     certain = NormalDist().inv_cdf(1 - LEVEL / (2 * sources)) * recent.error()
-    told = torch.where(recent.mean().abs() > certain, recent.mean(), 0.0)
+    told = recent.mean().sign() * (recent.mean().abs() - certain).clamp(min=0.0)
     largest = float(told.abs().max())
     if largest == 0.0:
         return "converged"

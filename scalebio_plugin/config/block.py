@@ -34,7 +34,7 @@ class LearnArgs(_Block):
     )
     until: Literal["converged"] | None = Field(
         default=None,
-        description="`converged`: learn until the verdict says so, or for want of signal to half of at_most.",
+        description="`converged`: learn until the verdict says so, or half of at_most is over and no signal can come.",
     )
     at_most: Annotated[float, Field(gt=0.0, le=1.0)] | None = Field(
         default=None, description="With `until`: the fraction of the steps that learning takes at most. Default: 0.5."

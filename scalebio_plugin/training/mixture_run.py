@@ -174,11 +174,13 @@ class MixtureRun:
         return record
 
     def _end_early(self, step: int, said: str) -> None:
-        """With `learn.until`: converged, or without signal for half the time, learning ends with its segment."""
+        """With `learn.until`, learning ends with its segment: converged, or no signal can come any more."""
         if self.settings.learn.until is None or self.ends_early:
             return
         learned, most = step - self.settings.warmup_steps, self.last_step - self.settings.warmup_steps
-        if said == "converged" or (said == "no signal" and learned >= most / 2):
+        updates = most // self.settings.update_interval
+        hopeless = learned >= most / 2 and not self.evidence.may_become_evidence(updates)
+        if said == "converged" or (said == "no signal" and hopeless):
             whole = -(-learned // SEGMENT) * SEGMENT
             self.learn_until = min(self.last_step, self.settings.warmup_steps + whole)
 

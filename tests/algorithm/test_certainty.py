@@ -6,6 +6,7 @@ Legend: R runs, S sources. Simulations go through `benchmarks.evidence`.
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -90,7 +91,10 @@ def test_of_few_updates_nothing_is_known() -> None:
 @pytest.mark.parametrize("updates", [100, 2000])
 def test_an_interval_holds_its_weight_and_stays_on_the_simplex(weights: list[float], updates: int) -> None:
     known = seen([-0.3, 0.0, 0.3], updates=updates)
-    for state in (None, EvidentState(known.sums()[0], torch.ones(3, dtype=torch.float64))):
+    for state in (
+        None,
+        replace(EvidentState.zeros(3), moved_S=known.sums()[0], used_S=torch.ones(3, dtype=torch.float64)),
+    ):
         low, high = weight_interval(tensor(*weights), known, RATE, state)
         assert bool((low >= 0).all() and (low <= tensor(*weights) + 1e-12).all())
         assert bool((tensor(*weights) <= high + 1e-12).all() and (high <= 1).all())

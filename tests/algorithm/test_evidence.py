@@ -25,7 +25,7 @@ from scalebio_plugin.algorithm.evidence import (
     evident_fraction,
     precision_weights,
 )
-from scalebio_plugin.algorithm.mixture import EvidentState, logits_of, move_on_evidence
+from scalebio_plugin.algorithm.mixture import Bounds, EvidentState, logits_of, move_on_evidence, weights_of
 
 CORRELATED = pytest.mark.parametrize("rho", [0.0, 0.5])
 
@@ -205,7 +205,7 @@ def test_sources_weigh_by_the_inverse_of_their_noise_cut_at_a_half() -> None:
     variance = torch.tensor([1.0, 2.0, 4.0, 0.5, 1.0], dtype=torch.float64)
     torch.testing.assert_close(precision_weights(spread_of(variance), 100), variance**-1 / (variance**-1).sum())
     quiet = torch.tensor([0.25, 1.0, 1.0], dtype=torch.float64)  # inverse: 2/3, 1/6, 1/6
-    expected = torch.tensor([3 / 5, 1 / 5, 1 / 5], dtype=torch.float64)
+    expected = torch.tensor([1 / 2, 1 / 4, 1 / 4], dtype=torch.float64)
     torch.testing.assert_close(precision_weights(spread_of(quiet), 100), expected)
 
 
@@ -301,8 +301,10 @@ class SlowTwin:
         mixing = (1 - 2 / self.sources) * np.eye(self.sources) + 1 / self.sources**2
         variance = np.maximum(np.linalg.solve(mixing, spread), 0.01 * spread.mean())
         precise = (1 / variance) / (1 / variance).sum()
-        capped = np.minimum(precise, 0.5)
-        return capped / capped.sum()
+        for i in range(self.sources):
+            if precise[i] > 0.5:
+                return np.array([0.5 if j == i else 0.5 * precise[j] / (1 - precise[i]) for j in range(self.sources)])
+        return precise
 
     def gap(self, k: int) -> np.ndarray:
         return self.raw[k - 1] - self.shares(k - 1) @ self.raw[k - 1]
@@ -338,26 +340,39 @@ class SlowTwin:
         return math.sqrt(square * (1 + (square + 1) / (2 * (t - 1))))
 
     def path(self) -> np.ndarray:  # (T, S), λ after each update
-        logits, evident, largest = self.start.copy(), np.zeros(self.sources), np.zeros(self.sources)
-        reach, path = math.log((self.sources - 1) * 0.99 / 0.01), []
+        sources, rate = range(self.sources), self.rate
+        logits, moved, owed, used, largest = self.start.copy(), *np.zeros((4, self.sources))
+        left, path = None, []
+        reach = math.log((self.sources - 1) * 0.99 / 0.01)
         for t in range(1, len(self.raw) + 1):
             if t < 10:
                 path.append(logits)
                 continue
-            total = self.standard[:t].sum(0)
+            total, before = self.standard[:t].sum(0), self.standard[: t - 1].sum(0)
             error = np.sqrt(self.standard[:t].var(0, ddof=1) * self.inflation(t) * t)
-            before, moved = logits, np.empty(self.sources)
-            for i in range(self.sources):
+            taken = np.zeros(self.sources) if left is None else (logits - left) - (logits - left).mean()
+            left = np.empty(self.sources)
+            for i in sources:
                 inside = abs(total[i]) <= self.boundary(t) * error[i]
                 fraction = 0.0 if inside else 1 - (self.boundary(t) * error[i] / abs(total[i])) ** 4
-                held = largest[i] if total[i] * evident[i] > 0 else 0.0
+                held = largest[i] if total[i] * before[i] > 0 else 0.0
                 largest[i] = max(fraction, held)
-                new = max(fraction, held**4) * total[i]
-                new = evident[i] + min(max(new - evident[i], -6.0), 6.0)
-                moved[i] = before[i] - self.rate * (new - evident[i])
-                evident[i] = new
-            lowest = np.minimum(moved.max() - reach, before - before.max() + moved.max())
-            logits = np.maximum(moved, lowest)
+                now, start = max(fraction, held**4), moved[i] - taken[i] / rate
+                if abs(taken[i]) > 1e-9:
+                    owed[i] = 0.0
+                if now >= used[i]:
+                    kept = 1.0 if used[i] > 0 else 0.0
+                    owed[i] = owed[i] + (now - used[i]) * before[i] - (start + owed[i]) * (1 - kept)
+                else:
+                    owed[i] -= (start + owed[i]) * (1 - now / used[i])
+                paid = min(max(owed[i], -1.5), 1.5)
+                new = start + now * (total[i] - before[i]) + paid
+                if new * total[i] < 0 <= start * total[i]:
+                    new = 0.0
+                left[i] = logits[i] - rate * (new - start)
+                moved[i], owed[i], used[i] = new, owed[i] - paid, now
+            lowest = np.minimum(left.max() - reach, logits - logits.max() + left.max())
+            logits = np.maximum(left, lowest)
             path.append(logits)
         return np.array(path)
 
@@ -411,11 +426,11 @@ def test_a_signal_is_found_nearly_as_soon_as_by_the_exponentiated_gradient(signa
     assert ours <= 1.5 * theirs
 
 
-@pytest.mark.parametrize(("signal", "most"), [(0.5, 1 / 3 + 0.02), (1.0, 0.1)])
+@pytest.mark.parametrize(("signal", "most"), [(0.5, 1 / 3 + 0.02), (1.0, 1 / 3 + 0.005)])
 def test_a_best_source_that_turns_worst_loses_what_it_gained_in_the_time_that_it_rose(
     signal: float, most: float
 ) -> None:
-    """A clear one is far below its start by then."""
+    """It rests at its start until it is evident that it is worse than the others."""
     noise, run = simulated.Noise("AR(1)", 0.0, 100, 3, seed=3), simulated.Evident(100, 3)
     true = torch.tensor([-signal, 0.0, 0.0], dtype=torch.float64)
     for _ in range(300):
@@ -469,3 +484,29 @@ def test_the_start_is_taken_for_more_correlated_than_it_can_be_seen_to_be() -> N
     _, error = known.sums()
     torch.testing.assert_close(error, known.standard.error(STARTING_INFLATION) * 20)
     assert bool((error > 2 * known.standard.error() * 20).all())
+
+
+@pytest.mark.parametrize("bounded", [True, False])
+def test_what_a_bound_cut_off_is_not_taken_back_below_the_start(bounded: bool) -> None:
+    """One source is best for 150 updates, then all are alike: nothing ever speaks against it."""
+    cap = Bounds(torch.zeros(10, dtype=torch.float64), torch.full((10,), 0.4, dtype=torch.float64))
+    noise, known, state = normal(400, 10, seed=0), Evidence.zeros(10), EvidentState.zeros(10)
+    logits = torch.zeros(10, dtype=torch.float64)
+    weights = []
+    for update in range(400):
+        gap = noise[update] - torch.eye(10, dtype=torch.float64)[0] * (update < 150)
+        known, _ = known.plus(gap)
+        logits, state = move_on_evidence(known, state, logits, 0.05)
+        if bounded:
+            logits = logits_of(cap.bounded(weights_of(logits)))
+        weights.append(float(weights_of(logits)[0]))
+    assert max(weights) > (0.39 if bounded else 0.8)
+    assert weights[-1] > 0.2  # twice its start
+
+
+def test_no_source_is_more_than_half_of_the_average() -> None:
+    spread = torch.tensor([0.0145, 0.0101, 0.0221], dtype=torch.float64) ** 2
+    weights = precision_weights(spread, 50)
+    assert float(weights.max()) == 0.5
+    assert float(weights.sum()) == pytest.approx(1.0)
+    assert weights[0] > weights[2] > 0
