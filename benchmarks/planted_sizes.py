@@ -101,11 +101,16 @@ SCENARIOS = {
     "one in a thousand": Scenario(_sizes(5, 5000, 0), {"clean": 1.0}),
 }
 OLD_DEFAULT = {"mixture_update": "exponentiated_gradient", "sampling": "host", "mixture_init": "uniform"}
+FROZEN = {"mixture_learning_rate": 0}  # the same passes, weights in proportion: what the validation pull alone is worth
+THROUGHOUT = {"learn": {"fraction": 1.0}}  # for their weights: they cost half as much again
 LEARNING: dict[str, dict[str, Any]] = {
     "learned": {},
     "old default": OLD_DEFAULT,
-    "frozen": {"mixture_learning_rate": 0},
+    "frozen": FROZEN,
+    "throughout": THROUGHOUT,
+    "old throughout": OLD_DEFAULT | THROUGHOUT,
 }
+EQUAL = ("learned", "old default", "frozen")  # that learn, at equal compute
 ORDINARY_ARMS = ("uniform", "proportional", "truth")
 
 
@@ -269,12 +274,12 @@ def losses_table(results: Mapping[str, Mapping[int, Mapping[str, Any]]], arms: S
     return "\n".join(lines)
 
 
-def weights_table(results: Mapping[str, Mapping[int, Mapping[str, Any]]], arms: Sequence[str]) -> str:
+def weights_table(results: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> str:
     """What every run that learns has found: weights with their intervals, and the verdict."""
     lines = ["| scenario | seed | arm | weights [95% interval] | verdict |", "|---|---|---|---|---|"]
     for name, of in results.items():
         for seed, run in of.items():
-            for arm in [arm for arm in ("learned", "old default") if arm in arms]:
+            for arm in [arm for arm in LEARNING if arm in run and arm != "frozen"]:
                 found = run[arm]
                 cells = [f"{source} {_weight(found, source)}" for source in found["weights"]]
                 lines.append(f"| {name} | {seed} | {arm} | {', '.join(cells)} | {found['verdict']} |")
@@ -299,7 +304,8 @@ def main() -> None:
         for name in arguments.scenarios:
             directory = arguments.work.resolve() / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
             results[name][seed] = measure(directory, SCENARIOS[name], seed, arguments.arms)
-    print(losses_table(results, arguments.arms) + "\n\n" + weights_table(results, arguments.arms))
+    compared = [arm for arm in arguments.arms if arm in (*EQUAL, *ORDINARY_ARMS)]
+    print(losses_table(results, compared) + "\n\n" + weights_table(results))
 
 
 if __name__ == "__main__":
