@@ -106,11 +106,12 @@ THROUGHOUT = {"learn": {"fraction": 1.0}}  # for their weights: they cost half a
 LEARNING: dict[str, dict[str, Any]] = {
     "learned": {},
     "old default": OLD_DEFAULT,
+    "from uniform": {"mixture_init": "uniform"},
     "frozen": FROZEN,
     "throughout": THROUGHOUT,
     "old throughout": OLD_DEFAULT | THROUGHOUT,
 }
-EQUAL = ("learned", "old default", "frozen")  # that learn, at equal compute
+EQUAL = ("learned", "old default", "from uniform", "frozen")  # that learn, at equal compute
 ORDINARY_ARMS = ("uniform", "proportional", "truth")
 
 
