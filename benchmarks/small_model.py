@@ -186,7 +186,7 @@ def in_process(task: Callable[[Path, Config], None], folder: Path, config: Confi
     os.environ.update(_ENVIRONMENT)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     folder.mkdir(parents=True, exist_ok=True)
-    _PROCESSES.set_forkserver_preload(["axolotl.cli.train", "benchmarks.small_model"])
+    _PROCESSES.set_forkserver_preload(["axolotl.cli.train"])
     process = _PROCESSES.Process(target=_logged, args=(task, folder, config))
     process.start()
     process.join()
