@@ -1,0 +1,351 @@
+"""What a learned mixture is worth on real data, with a model so small that mixtures differ by more than their noise.
+
+    python -m benchmarks.small_model --data DIR [--work DIR] [--seeds 1 2] [--arms uniform new ...] [--table]
+
+A Llama of 1.4M parameters with a vocabulary of its own is pretrained on Alpaca, once. From it starts every arm of every
+seed: ordinary runs on given mixtures, runs that learn the mixture of three sources for GSM8K-style validation rows, and
+ordinary runs on what those have learned, all of as many steps. Every arm is a run of the host, tested on rows that no
+run has seen. An arm whose test.json is in `--work` is not run again.
+
+`--data` holds instruction/ (the sources, val_gsm8k.jsonl, test_gsm8k.jsonl) and alpaca/alpaca.jsonl. An arm leaves
+WORK/ARM-SEED, with scalebio/history.jsonl where it learned, as benchmarks/evidence.py --recorded reads it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from benchmarks.denoising import FORMAT, prompt_of
+from benchmarks.real_data import SOURCES, TEST, VALIDATION, RowLosses, padded, paired_difference, token_mean
+from scalebio_plugin.report.history import HistoryRecord, read_history, series
+from scalebio_plugin.report.mixture_file import SCHEMA, write_mixture
+
+Config = dict[str, Any]
+
+STEPS, MICRO_BATCH, ACCUMULATION = 200, 8, 2
+LENGTH, VOCABULARY = 128, 4096
+MODEL = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4}
+PRETRAINING: Config = {"max_steps": 250, "train_on_inputs": True, "learning_rate": 2e-3, "sequence_len": 96, "seed": 0}
+LEARNING: dict[str, Config] = {
+    "new": {},
+    "old": {"mixture_update": "exponentiated_gradient", "sampling": "host", "mixture_init": "uniform"},
+    "keep-inner": {"keep": "inner"},
+    "learn-0.4": {"learn": {"fraction": 0.4}},
+    "until-converged": {"learn": {"until": "converged", "at_most": 0.5}},
+}
+GIVEN = {"uniform": (1 / 3, 1 / 3, 1 / 3)}  # weights, by which an ordinary run draws its rows
+ROWS = {"all-rows": list(SOURCES), "math": ["math"], "all-rows-and-validation": [*SOURCES, "validation"]}
+APPLIED = "-applied"  # an ordinary run on what the arm of that name has learned
+ARMS = ["uniform", "new", "new-applied", "math", "old", "old-applied", "all-rows"]
+ARMS += ["learn-0.4", "all-rows-and-validation", "until-converged", "keep-inner"]
+FILES = {**SOURCES, "validation": VALIDATION, "test": TEST}
+_ENVIRONMENT = {
+    "AXOLOTL_DO_NOT_TRACK": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+    "HF_DATASETS_OFFLINE": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+_PROCESSES = multiprocessing.get_context("forkserver")  # every run in a process of its own, the host imported once
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=lambda value: Path(value).resolve(), required=True)
+    parser.add_argument("--work", type=lambda value: Path(value).resolve(), default=Path("small_model").resolve())
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, help="each -applied after what it applies")
+    parser.add_argument("--table", action="store_true", help="run nothing, print the tables of what is there")
+    arguments = parser.parse_args()
+    if not arguments.table:
+        prepare(arguments.data, arguments.work)
+        for seed in arguments.seeds:
+            for arm in arguments.arms:
+                run_arm(arguments.data, arguments.work, arm, seed)
+    for table in (results_table, mixtures_table, cost_table, evidence_table):
+        print("\n".join(table(arguments.work, arguments.seeds)), end="\n\n")
+
+
+# ---- data, model, configs
+
+
+def prepare(data: Path, work: Path) -> None:
+    """Tokenizer, pretrained model, and the test rows as the host tokenises and cuts them."""
+    if not (work / "random").exists():
+        build_model(data, work / "random")
+    if not (work / "base/test.json").exists():
+        in_process(_tokenise_test_rows, work, {**base_config(data, work, ["test"]), "base_model": str(work / "random")})
+        alpaca = [{"path": str(data / "alpaca/alpaca.jsonl"), "type": FORMAT}]
+        config = base_config(data, work, []) | {"base_model": str(work / "random"), "datasets": alpaca, **PRETRAINING}
+        in_process(_train, work / "base", config)
+
+
+def build_model(data: Path, directory: Path) -> None:
+    """A Llama of random weights, and a tokenizer made from the rows to train on."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from scalebio_plugin.quickstart import planted
+
+    tokenizer = planted.build_tokenizer().train_new_from_iterator(texts(data), VOCABULARY)
+    config = LlamaConfig(
+        **MODEL,
+        vocab_size=len(tokenizer),
+        num_key_value_heads=MODEL["num_attention_heads"],
+        max_position_embeddings=LENGTH,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+def texts(data: Path) -> Iterator[str]:
+    for file in [data / "alpaca/alpaca.jsonl", *(data / "instruction" / name for name in SOURCES.values())]:
+        for row in map(json.loads, file.read_text(encoding="utf-8").splitlines()):
+            yield prompt_of(row) + row["output"]
+
+
+def base_config(data: Path, work: Path, sources: Sequence[str]) -> Config:
+    """Of an ordinary run."""
+    return {
+        "base_model": str(work / "base"),
+        "plugins": ["benchmarks.small_model.NotesPlugin"],
+        "datasets": [entry(data, name) for name in sources],
+        "dataset_prepared_path": str(work / "prepared"),
+        "dataset_num_proc": 1,
+        "dataloader_num_workers": 0,
+        "val_set_size": 0,
+        "sequence_len": LENGTH,
+        "excess_length_strategy": "truncate",
+        "micro_batch_size": MICRO_BATCH,
+        "gradient_accumulation_steps": ACCUMULATION,
+        "max_steps": STEPS,
+        "num_epochs": 9,
+        "optimizer": "adamw_torch",
+        "learning_rate": 1e-3,
+        "lr_scheduler": "constant",
+        "weight_decay": 0.0,
+        "bf16": False,
+        "fp16": False,
+        "tf32": False,
+        "attn_implementation": "sdpa",
+        "gradient_checkpointing": False,
+        "logging_steps": 1,
+        "save_strategy": "no",
+    }
+
+
+def entry(data: Path, name: str) -> Config:
+    return {"path": str(data / "instruction" / FILES[name]), "type": FORMAT}
+
+
+def arm_config(data: Path, work: Path, arm: str, seed: int) -> Config:
+    config = {**base_config(data, work, ROWS.get(arm, list(SOURCES))), "seed": seed}
+    if arm in ROWS:
+        return config
+    if arm in LEARNING:
+        block = {"validation_datasets": [entry(data, "validation")], **LEARNING[arm]}
+    elif arm in GIVEN:
+        weights = dict(zip(SOURCES, GIVEN[arm], strict=True))
+        write_mixture(work / f"{arm}.json", {"schema": SCHEMA, "weights": weights})
+        block = {"apply": str(work / f"{arm}.json")}
+    else:
+        block = {"apply": str(work / f"{arm.removesuffix(APPLIED)}-{seed}/scalebio/mixture.json")}
+    return {**config, "plugins": ["scalebio", *config["plugins"]], "scalebio": {"names": list(SOURCES), **block}}
+
+
+# ---- runs
+
+
+def run_arm(data: Path, work: Path, arm: str, seed: int) -> None:
+    folder = work / f"{arm}-{seed}"
+    if not (folder / "test.json").exists():
+        began = time.perf_counter()
+        in_process(_train, folder, arm_config(data, work, arm, seed))
+        print(f"{arm}-{seed} {token_mean(losses_of(folder)):.4f} {time.perf_counter() - began:.0f} s", flush=True)
+
+
+def in_process(task: Callable[[Path, Config], None], folder: Path, config: Config) -> None:
+    """`task` in a process of its own, whose working directory and log are in `folder`."""
+    os.environ.update(_ENVIRONMENT)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    folder.mkdir(parents=True, exist_ok=True)
+    _PROCESSES.set_forkserver_preload(["axolotl.cli.train"])
+    process = _PROCESSES.Process(target=_logged, args=(task, folder, config))
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise RuntimeError(f"a run failed, its log is {folder / 'log.txt'}")
+
+
+def _logged(task: Callable[[Path, Config], None], folder: Path, config: Config) -> None:
+    os.chdir(folder)
+    log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    sys.argv = ["axolotl"]
+    Path("config.yml").write_text(yaml.safe_dump({**config, "output_dir": "."}, sort_keys=False))
+    task(folder, config)
+
+
+def _train(folder: Path, config: Config) -> None:
+    """As `axolotl train` does; then test.json: summed loss and response tokens of each test row."""
+    from axolotl.cli.train import do_cli
+
+    do_cli(config="config.yml")
+    rows = json.loads((folder.parent / "test_rows.json").read_text())
+    losses, tokens = row_losses(folder, rows)
+    Path("test.json").write_text(json.dumps({"losses": losses.tolist(), "tokens": tokens.tolist()}))
+
+
+def _tokenise_test_rows(folder: Path, config: Config) -> None:
+    """test_rows.json, without the rows that keep no token of their response."""
+    from axolotl.cli.config import load_cfg
+    from axolotl.common.datasets import load_datasets
+
+    rows = load_datasets(cfg=load_cfg("config.yml")).train_dataset
+    kept = [dict(row) for row in rows if any(label != -100 for label in row["labels"][1:])]
+    (folder / "test_rows.json").write_text(json.dumps(kept))
+
+
+def row_losses(model_directory: Path, rows: Sequence[Any], batch: int = 20) -> RowLosses:
+    """Loss summed over the response tokens of each row, in nats, and their number."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(model_directory, dtype=torch.float32).eval()
+    losses, tokens = [], []
+    for start in range(0, len(rows), batch):
+        ids, mask, labels = padded(rows[start : start + batch])
+        with torch.no_grad():
+            logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1]
+        of_token = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels[:, 1:], reduction="none")
+        losses += of_token.sum(dim=1).tolist()
+        tokens += (labels[:, 1:] != -100).sum(dim=1).tolist()
+    return np.array(losses), np.array(tokens)
+
+
+def _plugin() -> type:
+    from axolotl.integrations.base import BasePlugin
+    from transformers import TrainerCallback
+
+    class Notes(TrainerCallback):
+        """steps.json: CPU seconds of every step, and the training losses that the host logged."""
+
+        def __init__(self) -> None:
+            self.seconds: list[float] = []
+            self.began = 0.0
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.began = time.process_time()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.seconds.append(time.process_time() - self.began)
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            losses = [float(line["loss"]) for line in state.log_history if "loss" in line]
+            Path("steps.json").write_text(json.dumps({"seconds": self.seconds, "losses": losses}))
+
+    class NotesPlugin(BasePlugin):
+        def add_callbacks_pre_trainer(self, cfg: Any, model: Any) -> list[Any]:
+            return [Notes()]
+
+    return NotesPlugin
+
+
+def __getattr__(name: str) -> Any:
+    if name == "NotesPlugin":
+        return globals().setdefault(name, _plugin())
+    raise AttributeError(name)
+
+
+# ---- tables
+
+
+def losses_of(folder: Path) -> RowLosses:
+    saved = json.loads((folder / "test.json").read_text())
+    return np.array(saved["losses"]), np.array(saved["tokens"])
+
+
+def finished(work: Path, seeds: Sequence[int]) -> Iterator[tuple[str, int, Path]]:
+    for seed in seeds:
+        for arm in ARMS:
+            if (work / f"{arm}-{seed}/test.json").exists():
+                yield arm, seed, work / f"{arm}-{seed}"
+
+
+def histories(work: Path, seeds: Sequence[int]) -> Iterator[tuple[str, int, list[HistoryRecord]]]:
+    for arm, seed, folder in finished(work, seeds):
+        if (folder / "scalebio/history.jsonl").exists():
+            yield arm, seed, read_history(folder / "scalebio/history.jsonl")
+
+
+def results_table(work: Path, seeds: Sequence[int]) -> Iterator[str]:
+    yield f"Test loss of the pretrained model: {token_mean(losses_of(work / 'base')):.4f}\n"
+    yield "| seed | arm | test loss | less uniform's |"
+    yield "|---|---|---|---|"
+    for arm, seed, folder in finished(work, seeds):
+        losses = losses_of(folder)
+        difference, error = paired_difference(losses, losses_of(work / f"uniform-{seed}"))
+        yield f"| {seed} | {arm} | {token_mean(losses):.4f} | {difference:+.4f} ± {error:.4f} |"
+
+
+def mixtures_table(work: Path, seeds: Sequence[int]) -> Iterator[str]:
+    yield f"| seed | arm | verdict | {' | '.join(SOURCES)} | largest z / z₀ |"
+    yield "|---" * (len(SOURCES) + 4) + "|"
+    for arm, seed, history in histories(work, seeds):
+        last, cells = history[-1], []
+        for name in SOURCES:
+            ends = (last["interval"] or {}).get(name)
+            cells.append(f"{last['weights'][name]:.3f}" + (f" ({ends[0]:.3f} to {ends[1]:.3f})" if ends else ""))
+        peaks = " ".join(f"{value:+.2f}" for value in last["evidence"].values())
+        yield f"| {seed} | {arm} | {last['verdict']} | {' | '.join(cells)} | {peaks} |"
+
+
+def cost_table(work: Path, seeds: Sequence[int]) -> Iterator[str]:
+    """Jumps: standard deviation of the differences between successive training losses, first and last quarter."""
+    yield "| seed | arm | CPU s, all steps | of a step, median | of uniform's | loss jumps, first, last quarter |"
+    yield "|---|---|---|---|---|---|"
+    for arm, seed, folder in finished(work, seeds):
+        steps, plain = (_steps(where) for where in (folder, work / f"uniform-{seed}"))
+        jumps, quarter = np.diff(steps["losses"]), STEPS // 4
+        median = statistics.median(steps["seconds"][: quarter + 1])
+        ratio = sum(steps["seconds"]) / sum(plain["seconds"])
+        cells = [f"{sum(steps['seconds']):.0f}", f"{median:.2f}", f"{ratio:.2f}"]
+        yield f"| {seed} | {arm} | {' | '.join(cells)} | {jumps[:quarter].std():.2f} {jumps[-quarter:].std():.2f} |"
+
+
+def _steps(folder: Path) -> dict[str, list[float]]:
+    return json.loads((folder / "steps.json").read_text())
+
+
+def evidence_table(work: Path, seeds: Sequence[int]) -> Iterator[str]:
+    """Weight of `math`, its largest z / z₀ and the verdict over time."""
+    marks = [10, 20, 30, 40, 60, 80, 120, 160, STEPS]
+    yield f"| seed | arm | step: {' | '.join(map(str, marks))} |"
+    yield "|---" * (len(marks) + 2) + "|"
+    for arm, seed, history in histories(work, seeds):
+        weights = series(history, "weights", ["math"])[:, 0]
+        peaks = series(history, "evidence", ["math"])[:, 0]
+        cells = [f"{weights[mark - 1]:.2f} ({peaks[mark - 1]:+.1f})" if mark <= len(weights) else "" for mark in marks]
+        yield f"| {seed} | {arm} | {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    main()
