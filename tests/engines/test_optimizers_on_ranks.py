@@ -107,11 +107,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str,
 
 @pytest.mark.parametrize(
     ("engine", "name"),
-    [
-        pytest.param(engine, name, marks=[pytest.mark.slow] if engine == "ddp" else [])
-        for engine, cases in QUICK.items()
-        for name in cases
-    ],
+    [pytest.param(engine, name, marks=pytest.mark.slow) for engine, cases in QUICK.items() for name in cases],
 )
 def test_two_sets_on_two_ranks(quick: Callable[[str], dict[str, list[Outcome]]], engine: str, name: str) -> None:
     outcomes = quick(engine)
