@@ -138,7 +138,7 @@ class EvidentState:
         owed_S: (S,), what became evident and is still to be moved by.
         used_S: (S,), the fraction of the sums that counted as evident.
         largest_S: (S,), the largest fraction that was evidence since the sum last changed sign.
-        left_S: (S,), λ as the last update left it, before reach, prior and bounds; NaN before the first.
+        left_S: (S,), λ as the last update left it, before reach, prior and bounds; infinite before the first.
     """
 
     moved_S: Tensor
@@ -151,7 +151,7 @@ class EvidentState:
     def zeros(cls, *shape: int) -> EvidentState:
         """Before the first update."""
         nothing = torch.zeros(shape, dtype=torch.float64)
-        return cls(nothing, nothing, nothing, nothing, torch.full_like(nothing, math.nan))
+        return cls(nothing, nothing, nothing, nothing, torch.full_like(nothing, math.inf))
 
 
 def move_on_evidence(
@@ -200,7 +200,7 @@ def _held(fraction_S: Tensor, largest_S: Tensor) -> tuple[Tensor, Tensor]:
 
 def _taken(now_S: Tensor, left_S: Tensor) -> Tensor:  # (S,)
     """What reach, prior and bounds made of λ; softmax does not see their common part."""
-    change = torch.where(left_S.isnan(), 0.0, now_S - left_S)
+    change = torch.where(left_S.isinf(), 0.0, now_S - left_S)
     return change - change.mean(-1, keepdim=True)
 
 
