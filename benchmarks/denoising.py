@@ -12,10 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import multiprocessing
-import os
 import random
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import pairwise
@@ -26,6 +23,7 @@ import numpy as np
 import yaml
 
 from benchmarks.apart import layers_drawn_apart
+from benchmarks.process import ON_A_CPU, in_process
 from scalebio_plugin.quickstart import planted
 from scalebio_plugin.report.history import read_history, series
 from scalebio_plugin.report.mixture_file import read_mixture
@@ -53,14 +51,6 @@ LEARNING: dict[str, dict[str, Any]] = {
 CONTROL, CONTROL_STEPS = {"penalty": math.inf}, 40  # no validation pull: nothing can be learned
 # The paper's way with LISA: the same layers in both sets, as here, or drawn apart, as its authors' code does.
 LISA = {**LEARNING["paper"], "lisa": {"active_layers": 2, "interval": 20, "train_embeddings": True}}
-_ENVIRONMENT = {
-    "AXOLOTL_DO_NOT_TRACK": "1",
-    "CUDA_VISIBLE_DEVICES": "",
-    "HF_DATASETS_OFFLINE": "1",
-    "HF_HUB_OFFLINE": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-}
-_PROCESSES = multiprocessing.get_context("forkserver")  # every run in a process of its own, the host imported once
 
 
 def write_data(alpaca: Path, directory: Path, seed: int) -> dict[str, list[Row]]:
@@ -124,26 +114,14 @@ def build_model(directory: Path, rows: Iterable[Row], seed: int) -> None:
 def host_config(sources: Sequence[str], **changes: Any) -> dict[str, Any]:
     return {
         "datasets": [{"path": f"data/{name}.jsonl", "type": FORMAT} for name in sources],
-        "dataset_prepared_path": "prepared",
-        "dataset_num_proc": 1,
-        "dataloader_num_workers": 0,
-        "val_set_size": 0,
+        **ON_A_CPU,
         "sequence_len": 64,
         "micro_batch_size": BATCH,
         "gradient_accumulation_steps": 1,
         "max_steps": STEPS,
         "num_epochs": 1,
-        "optimizer": "adamw_torch",
         "learning_rate": 3e-4,
-        "lr_scheduler": "constant",
-        "weight_decay": 0.0,
-        "bf16": False,
-        "fp16": False,
-        "tf32": False,
-        "attn_implementation": "sdpa",
-        "gradient_checkpointing": False,
         "logging_steps": 60,
-        "save_strategy": "no",
         **changes,
     }
 
@@ -154,25 +132,13 @@ def launch(directory: Path, name: str, config: dict[str, Any], *, apart: bool = 
     Args:
         apart: LISA draws the layers of u and w apart.
     """
-    os.environ.update(_ENVIRONMENT)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    file = directory / f"{name}.yml"
-    file.write_text(yaml.safe_dump({**config, "output_dir": name}, sort_keys=False))
-    _PROCESSES.set_forkserver_preload(["axolotl.cli.train"])
-    process = _PROCESSES.Process(target=_train, args=(str(directory), name, apart))
-    process.start()
-    process.join()
-    if process.exitcode:
-        raise RuntimeError(f"the run {name} failed, its log is {directory / name}.log")
+    (directory / f"{name}.yml").write_text(yaml.safe_dump({**config, "output_dir": name}, sort_keys=False))
+    in_process(train, directory, f"{name}.log", name, apart)
     return directory / name
 
 
-def _train(directory: str, name: str, apart: bool) -> None:
-    os.chdir(directory)
-    log = os.open(f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    sys.argv = ["axolotl"]
+def train(name: str, apart: bool = False) -> None:
+    """The config of that name in the working directory."""
     from axolotl.cli.train import do_cli
 
     with layers_drawn_apart() if apart else nullcontext():

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
-import os
 import random
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +20,8 @@ from typing import Any
 
 import yaml
 
-from benchmarks import denoising
+from benchmarks.denoising import FORMAT, train
+from benchmarks.process import ON_A_CPU, in_process
 from scalebio_plugin.quickstart import planted
 from scalebio_plugin.quickstart.planted import MakeRow, Question, Row, clean_row, offtopic_row, wrong_row
 from scalebio_plugin.report.history import read_history
@@ -33,15 +32,6 @@ LEARNED, FRACTION = 200, 0.4  # steps, and the part of them that learns
 LEARNING_PASSES = 2 + VALIDATION_BATCH / BATCH  # u, w and the validation batch, in passes of an ordinary step
 ORDINARY = round(LEARNED * (1 + FRACTION * (LEARNING_PASSES - 1)))  # steps that cost as much
 VALIDATION, TEST = 128, 256  # rows
-FORMAT = {
-    "field_instruction": "instruction",
-    "field_input": "input",
-    "field_output": "output",
-    "format": "{instruction}\n{input}\n->\n",
-    "no_input_format": "{instruction}\n->\n",
-}
-
-_PROCESSES = multiprocessing.get_context("forkserver")  # the host is imported once
 
 
 @dataclass(frozen=True)
@@ -138,45 +128,26 @@ def host_config(sources: Sequence[str], seed: int, steps: int) -> dict[str, Any]
     return {
         "base_model": "model",
         "datasets": [{"path": f"data/{name}.jsonl", "type": FORMAT} for name in sources],
-        "dataset_prepared_path": "prepared",
-        "dataset_num_proc": 1,
-        "dataloader_num_workers": 0,
-        "val_set_size": 0,
+        **ON_A_CPU,
         "sequence_len": 64,
         "micro_batch_size": BATCH,
         "gradient_accumulation_steps": 1,
         "max_steps": steps,
         "num_epochs": 99,
-        "optimizer": "adamw_torch",
         "learning_rate": 3e-3,
-        "lr_scheduler": "constant",
-        "weight_decay": 0.0,
-        "bf16": False,
-        "fp16": False,
-        "tf32": False,
-        "attn_implementation": "sdpa",
-        "gradient_checkpointing": False,
         "logging_steps": 50,
-        "save_strategy": "no",
         "seed": seed,
     }
 
 
 def launch(directory: Path, name: str, config: Mapping[str, Any]) -> Path:
     """Train as `axolotl train` does, in a process of its own; returns the output folder."""
-    os.environ.update(denoising._ENVIRONMENT)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     (directory / f"{name}.yml").write_text(yaml.safe_dump({**config, "output_dir": name}, sort_keys=False))
-    _PROCESSES.set_forkserver_preload(["axolotl.cli.train", "axolotl.train", "trl", "peft"])
-    process = _PROCESSES.Process(target=_train, args=(str(directory), name))
-    process.start()
-    process.join()
-    if process.exitcode:
-        raise RuntimeError(f"the run {name} failed, its log is {directory / name}.log")
+    in_process(_train, directory, f"{name}.log", name)
     return directory / name
 
 
-def _train(directory: str, name: str) -> None:
+def _train(name: str) -> None:
     """A few rows: the host's pool of one process takes longer than they do."""
     from datasets import Dataset
 
@@ -186,7 +157,7 @@ def _train(directory: str, name: str) -> None:
             return method(self, *args, num_proc=None, **kwargs)
 
         setattr(Dataset, method.__name__, here)
-    denoising._train(directory, name, apart=False)
+    train(name)
 
 
 def learn(directory: Path, arm: str, scenario: Scenario, seed: int) -> dict[str, Any]:

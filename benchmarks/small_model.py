@@ -15,10 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
-import os
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -28,6 +25,7 @@ import numpy as np
 import yaml
 
 from benchmarks.denoising import FORMAT, prompt_of
+from benchmarks.process import ON_A_CPU, in_process
 from benchmarks.real_data import SOURCES, TEST, VALIDATION, RowLosses, padded, paired_difference, token_mean
 from scalebio_plugin.report.history import HistoryRecord, read_history, series
 from scalebio_plugin.report.mixture_file import SCHEMA, write_mixture
@@ -51,14 +49,6 @@ APPLIED = "-applied"  # an ordinary run on what the arm of that name has learned
 ARMS = ["uniform", "new", "new-applied", "math", "old", "old-applied", "all-rows"]
 ARMS += ["learn-0.4", "all-rows-and-validation", "until-converged", "keep-inner"]
 FILES = {**SOURCES, "validation": VALIDATION, "test": TEST}
-_ENVIRONMENT = {
-    "AXOLOTL_DO_NOT_TRACK": "1",
-    "CUDA_VISIBLE_DEVICES": "",
-    "HF_DATASETS_OFFLINE": "1",
-    "HF_HUB_OFFLINE": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-}
-_PROCESSES = multiprocessing.get_context("forkserver")  # every run in a process of its own, the host imported once
 
 
 def main() -> None:
@@ -86,10 +76,10 @@ def prepare(data: Path, work: Path) -> None:
     if not (work / "random").exists():
         build_model(data, work / "random")
     if not (work / "base/test.json").exists():
-        in_process(_tokenise_test_rows, work, {**base_config(data, work, ["test"]), "base_model": str(work / "random")})
+        run(_tokenise_test_rows, work, {**base_config(data, work, ["test"]), "base_model": str(work / "random")})
         alpaca = [{"path": str(data / "alpaca/alpaca.jsonl"), "type": FORMAT}]
         config = base_config(data, work, []) | {"base_model": str(work / "random"), "datasets": alpaca, **PRETRAINING}
-        in_process(_train, work / "base", config)
+        run(_train, work / "base", config)
 
 
 def build_model(data: Path, directory: Path) -> None:
@@ -127,27 +117,16 @@ def base_config(data: Path, work: Path, sources: Sequence[str]) -> Config:
         "base_model": str(work / "base"),
         "plugins": ["benchmarks.small_model.NotesPlugin"],
         "datasets": [entry(data, name) for name in sources],
+        **ON_A_CPU,
         "dataset_prepared_path": str(work / "prepared"),
-        "dataset_num_proc": 1,
-        "dataloader_num_workers": 0,
-        "val_set_size": 0,
         "sequence_len": LENGTH,
         "excess_length_strategy": "truncate",
         "micro_batch_size": MICRO_BATCH,
         "gradient_accumulation_steps": ACCUMULATION,
         "max_steps": STEPS,
         "num_epochs": 9,
-        "optimizer": "adamw_torch",
         "learning_rate": 1e-3,
-        "lr_scheduler": "constant",
-        "weight_decay": 0.0,
-        "bf16": False,
-        "fp16": False,
-        "tf32": False,
-        "attn_implementation": "sdpa",
-        "gradient_checkpointing": False,
         "logging_steps": 1,
-        "save_strategy": "no",
     }
 
 
@@ -177,34 +156,18 @@ def run_arm(data: Path, work: Path, arm: str, seed: int) -> None:
     folder = work / f"{arm}-{seed}"
     if not (folder / "test.json").exists():
         began = time.perf_counter()
-        in_process(_train, folder, arm_config(data, work, arm, seed))
+        run(_train, folder, arm_config(data, work, arm, seed))
         print(f"{arm}-{seed} {token_mean(losses_of(folder)):.4f} {time.perf_counter() - began:.0f} s", flush=True)
 
 
-def in_process(task: Callable[[Path, Config], None], folder: Path, config: Config) -> None:
-    """`task` in a process of its own, whose working directory and log are in `folder`."""
-    os.environ.update(_ENVIRONMENT)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+def run(task: Callable[[Path], None], folder: Path, config: Config) -> None:
+    """`task` on the config, in a process of its own whose working directory is `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    _PROCESSES.set_forkserver_preload(["axolotl.cli.train"])
-    process = _PROCESSES.Process(target=_logged, args=(task, folder, config))
-    process.start()
-    process.join()
-    if process.exitcode:
-        raise RuntimeError(f"a run failed, its log is {folder / 'log.txt'}")
+    (folder / "config.yml").write_text(yaml.safe_dump({**config, "output_dir": "."}, sort_keys=False))
+    in_process(task, folder, "log.txt", folder)
 
 
-def _logged(task: Callable[[Path, Config], None], folder: Path, config: Config) -> None:
-    os.chdir(folder)
-    log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    sys.argv = ["axolotl"]
-    Path("config.yml").write_text(yaml.safe_dump({**config, "output_dir": "."}, sort_keys=False))
-    task(folder, config)
-
-
-def _train(folder: Path, config: Config) -> None:
+def _train(folder: Path) -> None:
     """As `axolotl train` does; then test.json: summed loss and response tokens of each test row."""
     from axolotl.cli.train import do_cli
 
@@ -214,7 +177,7 @@ def _train(folder: Path, config: Config) -> None:
     Path("test.json").write_text(json.dumps({"losses": losses.tolist(), "tokens": tokens.tolist()}))
 
 
-def _tokenise_test_rows(folder: Path, config: Config) -> None:
+def _tokenise_test_rows(folder: Path) -> None:
     """test_rows.json, without the rows that keep no token of their response."""
     from axolotl.cli.config import load_cfg
     from axolotl.common.datasets import load_datasets
