@@ -34,7 +34,7 @@ def optimizers(*names: str) -> dict[str, Case]:
 _ANYWHERE = ("adamw_torch_fused", "adamw_torch_8bit", "adamw_torch_4bit", "sgd", "rmsprop", "adamc", "adopt_adamw")
 _BNB = ("adamw_bnb_8bit", "paged_adamw_32bit", "paged_adamw_8bit", "lion_8bit", "paged_lion_8bit", "ademamix_8bit")
 _BNB = (*_BNB, "rmsprop_bnb", "rmsprop_bnb_8bit")
-QUICK: dict[str, dict[str, Case]] = {
+EACH_KIND: dict[str, dict[str, Case]] = {
     "ddp": {
         **optimizers("adamw_bnb_8bit", "muon", "adafactor"),
         "qlora": QLORA,
@@ -50,7 +50,7 @@ QUICK: dict[str, dict[str, Case]] = {
 SLOW: dict[str, dict[str, Case]] = {  # DDP steps whole tensors, as one process does
     "fsdp2": {
         **optimizers(*_ANYWHERE, "ao_adamw_fp8", "adagrad", "sinkgd"),
-        "8-bit base": QUICK["ddp"]["8-bit base"],
+        "8-bit base": EACH_KIND["ddp"]["8-bit base"],
         "offloaded, lora": {**OFFLOAD, **host.LORA},
         "offloaded, lisa": {**OFFLOAD, "scalebio": {"lisa": {"active_layers": 1, "interval": 2}}},
     },
@@ -58,7 +58,7 @@ SLOW: dict[str, dict[str, Case]] = {  # DDP steps whole tensors, as one process 
         **optimizers(*_ANYWHERE, *_BNB, "adafactor", "schedule_free_adamw", "schedule_free_sgd"),
         "qlora": QLORA,
         "qlora, paged": {**QLORA, "optimizer": "paged_adamw_8bit"},
-        "8-bit base, bf16": {**QUICK["ddp"]["8-bit base"], "bf16": True},
+        "8-bit base, bf16": {**EACH_KIND["ddp"]["8-bit base"], "bf16": True},
     },
 }
 
@@ -95,22 +95,22 @@ def assert_two_sets(outcomes: dict[str, list[Outcome]], name: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def quick(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, list[Outcome]]]:
+def each_kind(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, list[Outcome]]]:
     """All of an engine's cases, run once. (A fixture with the engine as its parameter would be made for every case.)"""
 
     @cache
     def outcomes_on(engine: str) -> dict[str, list[Outcome]]:
-        return run(QUICK[engine], LAYOUTS[engine], tmp_path_factory.mktemp(engine))
+        return run(EACH_KIND[engine], LAYOUTS[engine], tmp_path_factory.mktemp(engine))
 
     return outcomes_on
 
 
 @pytest.mark.parametrize(
     ("engine", "name"),
-    [pytest.param(engine, name, marks=pytest.mark.slow) for engine, cases in QUICK.items() for name in cases],
+    [pytest.param(engine, name, marks=pytest.mark.slow) for engine, cases in EACH_KIND.items() for name in cases],
 )
-def test_two_sets_on_two_ranks(quick: Callable[[str], dict[str, list[Outcome]]], engine: str, name: str) -> None:
-    outcomes = quick(engine)
+def test_two_sets_on_two_ranks(each_kind: Callable[[str], dict[str, list[Outcome]]], engine: str, name: str) -> None:
+    outcomes = each_kind(engine)
     assert_two_sets(outcomes, name)
     held = outcomes[name][0]
     if "qlora" in name:

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -88,12 +89,20 @@ def test_a_resumed_run_goes_on_with_all_that_it_knew(inputs: Path, tmp_path: Pat
     assert_same_end(tmp_path / "whole", tmp_path / "killed", 84)
 
 
-def test_packed_with_lora_and_accumulation(inputs: Path, tmp_path: Path) -> None:
+def test_packed_with_lora_and_accumulation_it_is_the_proportional_run_before_there_is_evidence(
+    inputs: Path, tmp_path: Path
+) -> None:
     keys = {**host.LORA, "sample_packing": True, "micro_batch_size": 1, "gradient_accumulation_steps": 2}
-    train(inputs, tmp_path, max_steps=12, **keys)
+    run = train(inputs, tmp_path, max_steps=12, **keys)
     records = history(tmp_path)
-    assert len(records) == 12
-    assert sum(json.loads((tmp_path / "scalebio/mixture.json").read_text())["drawn"].values()) > 12
+    share = dict(zip(records[0]["weights"], run.trainer.learning.run.share_S.tolist(), strict=True))
+    assert [record["weights"] for record in records] == [pytest.approx(share, abs=1e-12)] * 12
+    assert {record["verdict"] for record in records} == {"no signal"}
+    assert any(gap != 0.0 for gap in records[-1]["gap"].values())
+    drawn = json.loads((tmp_path / "scalebio/mixture.json").read_text())["drawn"]
+    floored = 0.9 * np.array(list(share.values())) + 0.1 / 3  # a tenth from all sources alike
+    parts = np.array([drawn[name] for name in share]) / sum(drawn.values())
+    assert parts == pytest.approx(run.trainer.learning.drawn.table.sampling(floored), abs=0.06)
 
 
 @pytest.mark.parametrize("worst", [False, True], ids=["mean", "worst"])
