@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from scalebio_plugin.algorithm import evidence, mixture
+from scalebio_plugin.algorithm import certainty, evidence, mixture
 from scalebio_plugin.algorithm.bilevel import mixture_gradient
 
 torch.set_num_threads(1)
@@ -242,7 +242,7 @@ def _covered(sources: int, signal: str, rho: float, runs: int) -> tuple[list[flo
         weights = run.step(gap + noise.step())
         without = best if signal.startswith("κ") else expected.step(run.known, centred)
         if update in (50, 100, 300, 600):
-            low, high = mixture.weight_interval(weights, run.known, run.rate, run.state)
+            low, high = certainty.weight_interval(weights, run.known, run.rate, run.state)
             of_weights.append(float(((without >= low - 1e-9) & (without <= high + 1e-9)).double().mean()))
             if not signal.startswith("κ"):
                 recent = run.known.recent
@@ -303,7 +303,7 @@ def _verdicts(sources: int, kind: str, rho: float, runs: int) -> list[str]:
             for i in range(runs):
                 moved, away = (float(total_variation(start[i], weights[i])) for start in (recent, first))
                 found.append(
-                    mixture.verdict(_one(run.known, i), run.logits[i], moved=moved, away=away, bounded=lambda p: p)
+                    certainty.verdict(_one(run.known, i), run.logits[i], moved=moved, away=away, bounded=lambda p: p)
                 )
             parts = [found.count(name) / runs for name in ("no signal", "still moving", "converged")]
             cells.append(" ".join(f"{part:.1%}" for part in parts))
@@ -343,9 +343,9 @@ def cost(runs: int) -> Iterator[str]:
             known, _ = known.plus(gap)
             logits, state = mixture.move_on_evidence(known, state, logits, 0.05)
             weights = mixture.weights_of(logits)
-            mixture.weight_interval(weights, known, 0.05, state)
+            certainty.weight_interval(weights, known, 0.05, state)
             mixture_gradient(gap, weights, 10.0)
-            mixture.verdict(known, logits, moved=0.0, away=1.0, bounded=lambda p: p)
+            certainty.verdict(known, logits, moved=0.0, away=1.0, bounded=lambda p: p)
             took.append(time.process_time() - began)
         yield f"| {sources} | {sorted(took)[100] * 1e3:.2f} |"
 
@@ -394,8 +394,12 @@ def main() -> None:
     parser.add_argument("tables", nargs="*", choices=[*TABLES, []], help="default: all")
     parser.add_argument("--runs", type=int, default=1000)
     parser.add_argument("--rules", nargs="*", choices=RULES, default=list(RULES))
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="constants of the rule to try")
     parser.add_argument("--recorded", nargs="*", type=Path, default=[], help="history.jsonl of real runs")
     arguments = parser.parse_args()
+    for name, value in (given.split("=") for given in arguments.set):
+        (module,) = [of for of in (evidence, mixture) if name in vars(of)]
+        setattr(module, name, type(getattr(module, name))(float(value)))
     for rule in set(RULES) - set(arguments.rules):
         del RULES[rule]
     for name in arguments.tables or TABLES:

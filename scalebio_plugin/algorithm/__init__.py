@@ -8,7 +8,8 @@ docs/bilevel_loop.py is a whole loop made of these. What is public stands in `__
 
 bilevel   losses per token and per source, the gap between the two parameter sets, the gradient of λ
 evidence  what a series of gaps says of its mean: correlated noise told from a signal, at any time
-mixture   weights on the simplex: initial values, update rules, bounds, a prior; how sure they are, and a verdict
+mixture   weights on the simplex: initial values, update rules, bounds, a prior
+certainty intervals for the weights, and a verdict on the mixture
 inner     the inner parameters: a second value, gradient and optimizer state for every trainable tensor of one module
 lisa      which transformer blocks train in which period
 """
@@ -25,6 +26,7 @@ from .bilevel import (
     token_losses,
     weighted_loss,
 )
+from .certainty import total_variation, verdict, weight_interval
 from .evidence import Evidence, Moments
 from .inner import InnerParameters
 from .lisa import LayerPlan, draw_layers, find_blocks
@@ -37,10 +39,7 @@ from .mixture import (
     exponentiated_gradient,
     logits_of,
     move_on_evidence,
-    total_variation,
     towards_prior,
-    verdict,
-    weight_interval,
     weights_of,
 )
 
@@ -68,11 +67,12 @@ __all__ = [
     "exponentiated_gradient",
     "logits_of",
     "move_on_evidence",
-    "total_variation",
     "towards_prior",
+    "weights_of",
+    # certainty
+    "total_variation",
     "verdict",
     "weight_interval",
-    "weights_of",
     # inner
     "InnerParameters",
     # lisa

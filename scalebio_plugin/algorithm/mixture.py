@@ -9,12 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import torch
 from torch import Tensor
 
-from .evidence import LEAST_UPDATES, LEVEL, TINY, Evidence, boundary, evident_fraction
+from .evidence import LEAST_UPDATES, TINY, Evidence, boundary, evident_fraction
 
 
 def weights_of(logits_S: Tensor) -> Tensor:  # (S,)
@@ -180,7 +179,7 @@ def move_on_evidence(
     total, error = evidence.sums()
     gap, before = evidence.standard.last_S, total - evidence.standard.last_S
     fraction = evident_fraction(total, error, boundary(evidence.updates, logits_S.shape[-1]))
-    used, largest = _held(fraction, torch.where(total * before > 0, state.largest_S, 0.0))
+    used, largest = held(fraction, torch.where(total * before > 0, state.largest_S, 0.0))
     taken = _taken(logits_S, state.left_S)
     moved = state.moved_S - taken / learning_rate
     owed = torch.where(taken.abs() > NOTHING, 0.0, state.owed_S)
@@ -193,7 +192,7 @@ def move_on_evidence(
     return _within_reach(left, logits_S), EvidentState(after, owed - paid, used, largest, left)
 
 
-def _held(fraction_S: Tensor, largest_S: Tensor) -> tuple[Tensor, Tensor]:
+def held(fraction_S: Tensor, largest_S: Tensor) -> tuple[Tensor, Tensor]:
     """(S,) the fraction that counts now, given the largest one before, and (S,) the largest one now."""
     return torch.maximum(fraction_S, largest_S**HOLD), torch.maximum(fraction_S, largest_S)
 
@@ -212,56 +211,6 @@ def _within_reach(logits_S: Tensor, before_S: Tensor) -> Tensor:  # (S,)
     return torch.maximum(logits_S, torch.minimum(largest - reach, as_before))
 
 
-def weight_interval(
-    weights_S: Tensor, evidence: Evidence, learning_rate: float, state: EvidentState | None, *, level: float = 0.05
-) -> tuple[Tensor, Tensor]:
-    """(S,) ends of an interval for each weight: what the noise of the gaps may have made of it.
-
-    λ_i is a sum of gaps, whose standard error says by how much it would differ in a run with other noise. Both ends of
-    that sum's interval go through the rule (with a `state`: `move_on_evidence`; else the plain sum), and what each
-    source's shift does to the log odds of every weight is added up in squares, upwards and downwards apart. It covers
-    (more often than asked) where the gaps do not answer to the weights, and is wide where they do: near an optimum
-    inside the simplex they bring λ back. An interval of no width: nothing has passed the boundary.
-
-    Args:
-        weights_S: (S,), after the last update.
-        evidence: Of all updates so far.
-        learning_rate: η, that of the rule.
-        state: Of `move_on_evidence`; None: each gap over its running RMS moves λ.
-        level: Probability that an end is passed by chance.
-    """
-    if evidence.updates < LEAST_UPDATES:
-        return torch.zeros_like(weights_S), torch.ones_like(weights_S)
-    total, error = evidence.sums()
-    reach = NormalDist().inv_cdf(1 - level / 2) * evidence.standard.error() * evidence.updates
-    reach = reach / math.sqrt(1 - 1 / weights_S.shape[-1])  # with what centring took away
-    ends, now = [total - reach, total + reach], total
-    if state is not None:
-        limit, now = boundary(evidence.updates, weights_S.shape[-1]), total * state.used_S
-        ends = [end * _other_fraction(end, total, evidence, limit) for end in ends]
-    changes = torch.stack([_log_odds_change(weights_S, learning_rate * (now - end)) for end in ends])
-    up, down = ((sign * changes).amax(0).clamp(min=0.0).square().sum(-1).sqrt() for sign in (1, -1))
-    odds = torch.logit(weights_S)
-    return torch.sigmoid(odds - down), torch.sigmoid(odds + up)
-
-
-def _other_fraction(end_S: Tensor, total_S: Tensor, evidence: Evidence, limit: float) -> Tensor:  # (S,)
-    """The evident fraction in a run whose sums ended there, and were shifted as much when its evidence was largest."""
-    _, error = evidence.sums()
-    peak = evidence.peak_S + (end_S - total_S) / error.clamp(min=TINY) / limit
-    same = (peak * evidence.peak_S > 0) & (end_S * evidence.peak_S > 0)
-    largest = torch.where(same, evident_fraction(peak, torch.ones_like(peak), 1.0), 0.0)
-    return _held(evident_fraction(end_S, error, limit), largest)[0]
-
-
-def _log_odds_change(weights_S: Tensor, shift_S: Tensor) -> Tensor:  # (S, S)
-    """Of weight i, in row i, when the logit of source j alone is shifted."""
-    rest = (1 - weights_S).clamp(min=1e-12)[..., :, None]
-    of_others = -torch.log1p((weights_S * torch.expm1(shift_S.clamp(max=50.0)))[..., None, :] / rest)
-    own = torch.eye(weights_S.shape[-1], dtype=torch.bool)
-    return torch.where(own, shift_S[..., None, :], of_others)
-
-
 def towards_prior(logits_S: Tensor, prior_S: Tensor, step: float | Tensor) -> Tensor:  # (S,)
     """The proximal step of a Kullback-Leibler prior: argmin over p of step · KL(p | prior) + KL(p | softmax(λ)).
 
@@ -275,47 +224,6 @@ def towards_prior(logits_S: Tensor, prior_S: Tensor, step: float | Tensor) -> Te
             rate of its own: then no argmin, and the mean of λ − log prior must be 0.
     """
     return (logits_S + step * prior_S.log()) / (1 + step)
-
-
-LITTLE = 0.02  # total variation that is no movement
-STILL = 0.05  # total variation over the recent updates of a mixture that has settled
-FOLLOWED = 3.0  # nats for which recent gaps are followed, to see where they lead
-
-
-def verdict(
-    evidence: Evidence, logits_S: Tensor, *, moved: float, away: float, bounded: Callable[[Tensor], Tensor]
-) -> str:
-    """What can be said of a mixture.
-
-    `no signal`: nothing has passed the boundary and the mixture is where it began. `converged`: it has moved, was still
-    over the recent updates, and no recent gap says otherwise: at an optimum inside the simplex all are 0; at a bound
-    and in a corner they point outwards: were those that are told from 0 followed for FOLLOWED nats, the mixture would
-    move by less than LITTLE. Else `still moving`.
-
-    Args:
-        evidence: Of all updates so far.
-        logits_S: (S,), λ after the last of them.
-        moved: Total variation between the weights when `evidence.recent` began, and now.
-        away: Total variation from the first weights.
-        bounded: Weights (S,) -> the closest within the bounds.
-    """
-    if away <= LITTLE and not bool((evidence.ratio().abs() > 1).any()):
-        return "no signal"
-    recent, sources = evidence.recent, len(logits_S)
-    if moved > STILL or recent.count < 2 * LEAST_UPDATES:
-        return "still moving"
-    certain = NormalDist().inv_cdf(1 - LEVEL / (2 * sources)) * recent.error()
-    told = recent.mean().sign() * (recent.mean().abs() - certain).clamp(min=0.0)
-    largest = float(told.abs().max())
-    if largest == 0.0:
-        return "converged"
-    followed = bounded(weights_of(logits_S - FOLLOWED * told / largest))
-    return "still moving" if total_variation(followed, weights_of(logits_S)) > LITTLE else "converged"
-
-
-def total_variation(first_S: Tensor, second_S: Tensor) -> float:
-    """Half the sum of the absolute differences of two mixtures, 0 to 1."""
-    return float((first_S - second_S).abs().sum() / 2)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ class HistoryRecord(TypedDict):
 
     step: int  # optimiser step, from 1
     weights: dict[str, float]
-    interval: dict[str, list[float]] | None  # 95%, see `algorithm.mixture.weight_interval`; None: the rule has none
+    interval: dict[str, list[float]] | None  # 95%, see `algorithm.certainty.weight_interval`; None: the rule has none
     loss: dict[str, float | None]  # the source's mean training loss in this batch; None if it had no example there
     inner_loss: dict[str, float | None]  # the same at the inner parameters
     pull: dict[str, float]  # nats, never None

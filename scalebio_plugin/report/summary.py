@@ -40,7 +40,7 @@ def summarise(history: Sequence[HistoryRecord], names: Sequence[str]) -> dict[st
 
     weight            that of the last update.
     interval          its 95% interval: what the noise of the gaps may have made of it, see
-                      `algorithm.mixture.weight_interval`; None where the rule has none.
+                      `algorithm.certainty.weight_interval`; None where the rule has none.
     weight_average    the mean over the last quarter of the updates (rounded up).
     loss, inner_loss  means over those batches of the same quarter that held the source; None if none did.
     gap               the mean over the last third to two thirds of the updates: what the validation pull costs this

@@ -13,7 +13,6 @@ import yaml
 from axolotl.utils.dict import DictDefault
 from axolotl.utils.logging import get_logger
 from pluggy import PluginManager
-from torch import Tensor
 
 from ..algorithm.lisa import LayerPlan
 from ..config.block import ScaleBiOSettings
@@ -22,7 +21,7 @@ from ..data.drawn_stream import DrawnStream
 from ..data.packing import MicroBatches
 from ..data.resampled import ResampledStream
 from ..data.sources import Prepared, Validation
-from ..data.table import sequence_lengths
+from ..data.table import SourceTable, sequence_lengths
 from ..data.tags import SourceCollator
 from ..data.validation import ValidationStream, stream_of
 from ..engines import engine_of
@@ -75,8 +74,7 @@ def connect(
         plan = LayerPlan.of(trainer.model, trainable)
         layers = LayerSampling(settings.lisa, plan, manager, seed, type(trainer.model).__name__)
     trainer.data_collator = SourceCollator(trainer.data_collator, trainer.processing_class.padding_side)
-    share = torch.from_numpy(table.shares(settings.loss_unit))
-    run, like = _mixture_run(settings, prepared, share, manager, steps), _micro_batches(trainer, cfg)
+    run, like = _mixture_run(settings, table, prepared.validation, manager, steps), _micro_batches(trainer, cfg)
     counts = tuple(table.tokens.tolist()), tuple(table.sequences.tolist())
     facts = RunFacts(tuple(table.names), *counts, settings.model_dump(), steps, seed)
     learning = trainer.learning = Learning(
@@ -103,14 +101,12 @@ def connect(
 
 
 def _mixture_run(
-    settings: ScaleBiOSettings, prepared: Prepared, share_S: Tensor, manager: PluginManager, steps: int
+    settings: ScaleBiOSettings, table: SourceTable, validation: Validation, manager: PluginManager, steps: int
 ) -> MixtureRun:
-    if prepared.validation is None:
-        raise RuntimeError("scalebio: learning without validation data; this is a bug, please report it")
-    goals, weights = prepared.validation.table.names, torch.from_numpy(prepared.validation.weights)
-    objective = Objective(goals, weights, worst=settings.objective == "worst")
-    most = torch.from_numpy(prepared.table.most(settings.max_repeats))
-    return MixtureRun(settings, prepared.table.names, share_S, manager, steps, objective, most)
+    weights = torch.from_numpy(validation.weights)
+    objective = Objective(validation.table.names, weights, worst=settings.objective == "worst")
+    share, most = (torch.from_numpy(of) for of in (table.shares(settings.loss_unit), table.most(settings.max_repeats)))
+    return MixtureRun(settings, table.names, share, manager, steps, objective, most)
 
 
 def _micro_batches(trainer: ScaleBiOTrainer, cfg: DictDefault) -> MicroBatches:

@@ -16,23 +16,16 @@ import torch
 from torch import Tensor
 
 from ..algorithm.bilevel import GapBaseline, estimate_gap, mixture_gradient
+from ..algorithm.certainty import total_variation, verdict, weight_interval
 from ..algorithm.evidence import LEAST_UPDATES, Evidence, precision_weights
-from ..algorithm.mixture import (
-    Bounds,
-    EvidentState,
-    logits_of,
-    total_variation,
-    towards_prior,
-    verdict,
-    weight_interval,
-    weights_of,
-)
-from ..config.block import PriorArgs, ScaleBiOSettings
+from ..algorithm.mixture import EvidentState, logits_of, towards_prior, weights_of
+from ..config.block import ScaleBiOSettings
 from ..config.names import refuse_other_sources
 from ..data.drawn import SEGMENT
 from ..hooks.manager import updated
 from ..hooks.spec import Observation
 from ..report.history import HistoryRecord
+from .mixture_settings import bounds_of, initial_weights, prior_of
 from .objective import Objective
 
 
@@ -236,7 +229,7 @@ class MixtureRun:
         return towards_prior(logits_S - centre, self.prior_S, rate * prior.strength / scale_S)
 
     def verdict(self) -> str:
-        """See `algorithm.mixture.verdict`."""
+        """See `algorithm.certainty.verdict`."""
         return verdict(
             self.evidence,
             self.logits_S,
@@ -354,33 +347,3 @@ class MixtureRun:
             self.younger_from_S = saved["younger_from"]
             self.objective.load_state_dict(saved["objective"])
             self.learn_until = saved["learn_until"] or self.learn_until
-
-
-def initial_weights(settings: ScaleBiOSettings, names: Sequence[str], share_S: Tensor) -> Tensor:  # (S,)
-    if isinstance(settings.mixture_init, Mapping):
-        return torch.tensor([settings.mixture_init[name] for name in names], dtype=torch.float64)
-    if settings.mixture_init == "proportional":
-        return share_S.to(torch.float64)
-    return torch.full((len(names),), 1.0 / len(names), dtype=torch.float64)
-
-
-def prior_of(prior: PriorArgs, names: Sequence[str], first_S: Tensor) -> Tensor:  # (S,), > 0
-    """The weights that a prior draws to: its own, or those at the start."""
-    if prior.weights is None:
-        return first_S.clamp(min=1e-30)
-    return torch.tensor([prior.weights[name] for name in names], dtype=torch.float64)
-
-
-def bounds_of(settings: ScaleBiOSettings, names: Sequence[str], most_S: Tensor | None = None) -> Bounds | None:
-    """The config's bounds, and none above `most_S`; None where nothing is bounded."""
-    most = torch.ones(len(names), dtype=torch.float64) if most_S is None else most_S.to(torch.float64)
-    if not settings.bounds and bool((most == 1).all()):
-        return None
-    pairs = [settings.bounds.get(name, (0.0, 1.0)) for name in names]
-    groups = [
-        ([names.index(member) for member in members], *settings.bounds[group])
-        for group, members in settings.groups.items()
-        if group in settings.bounds
-    ]
-    low, high = (torch.tensor(column, dtype=torch.float64) for column in zip(*pairs, strict=True))
-    return Bounds(low, torch.minimum(high, most), groups)

@@ -13,15 +13,9 @@ import torch
 from torch import Tensor
 
 from benchmarks import evidence as simulated
+from scalebio_plugin.algorithm.certainty import total_variation, verdict, weight_interval
 from scalebio_plugin.algorithm.evidence import LEAST_UPDATES, Evidence
-from scalebio_plugin.algorithm.mixture import (
-    Bounds,
-    EvidentState,
-    logits_of,
-    total_variation,
-    verdict,
-    weight_interval,
-)
+from scalebio_plugin.algorithm.mixture import Bounds, EvidentState, logits_of
 
 RATE = 0.05
 

@@ -15,13 +15,15 @@ from torch import Tensor
 
 from scalebio_plugin.algorithm import mixture
 from scalebio_plugin.algorithm.bilevel import mixture_gradient
+from scalebio_plugin.algorithm.certainty import total_variation
 from scalebio_plugin.algorithm.evidence import Evidence
 from scalebio_plugin.config.block import ScaleBiOSettings
 from scalebio_plugin.config.names import refuse_other_sources
 from scalebio_plugin.hooks.defaults import BUILT_IN
 from scalebio_plugin.hooks.manager import build_manager
 from scalebio_plugin.hooks.spec import hookimpl
-from scalebio_plugin.training.mixture_run import MixtureRun, Phase, StepLosses, bounds_of, initial_weights
+from scalebio_plugin.training.mixture_run import MixtureRun, Phase, StepLosses
+from scalebio_plugin.training.mixture_settings import bounds_of, initial_weights
 from scalebio_plugin.training.objective import Objective
 
 NAMES = ["a", "b", "c"]
@@ -306,7 +308,7 @@ def test_bounds_hold_after_every_update(rule, bounds, groups):
     for step in range(1, 31):
         record = observe(run, [-0.3, 0.1, 0.2] if step < 15 else [0.6, -0.1, -0.2], step)
         assert_within(record["weights"], bounds, groups)
-    assert mixture.total_variation(run.weights_S, start) > 0.05
+    assert total_variation(run.weights_S, start) > 0.05
 
 
 @RULES
@@ -327,7 +329,7 @@ def test_a_prior_is_the_start_where_it_has_no_weights(rule):
     run = run_of(mixture_update=rule, prior={"strength": 50.0}, mixture_init={"a": 0.2, "b": 0.3, "c": 0.5})
     for step, gap in enumerate(gaps(200), start=1):
         observe(run, 0.01 * gap + torch.tensor([-0.05, 0.0, 0.05]), step)
-    assert mixture.total_variation(run.weights_S, run.first_S) < 0.02
+    assert total_variation(run.weights_S, run.first_S) < 0.02
 
 
 def test_weights_stay_at_the_cap_of_their_size_and_their_groups_are_kept():
