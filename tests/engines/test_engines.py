@@ -302,15 +302,19 @@ def test_a_rank_that_dies_while_saving_leaves_no_checkpoint_to_resume_from(engin
 
 
 @pytest.mark.slow
-def test_ddp_goes_on_in_one_process(engine_inputs: Path, tmp_path: Path, one_process: dict[str, Outcome]) -> None:
+@pytest.mark.parametrize("sampling", ["host", "mixture"])
+def test_ddp_goes_on_in_one_process(engine_inputs: Path, tmp_path: Path, sampling: str) -> None:
     keys = {**arguments_of(engine_inputs, "full", tmp_path / "out", None), **SAVING}
+    keys["scalebio"] = {**keys["scalebio"], "sampling": sampling}
+    never_stopped = run_case({**keys, "output_dir": str(tmp_path / "whole")})
     two = {**keys, "micro_batch_size": 2, "stop_after": 8}
     launch({"two": {**two, **LAYOUTS["ddp"].keys}}, tmp_path)
     alone = run_case({**keys, "auto_resume_from_checkpoints": True})
     assert alone is not None
+    assert never_stopped is not None
     assert len(alone.weights) == STEPS - 6
-    assert farthest(alone.model, one_process["full"].model) < TOLERANCE
-    assert farthest(alone.inner, one_process["full"].inner) < TOLERANCE
+    assert farthest(alone.model, never_stopped.model) < TOLERANCE
+    assert farthest(alone.inner, never_stopped.inner) < TOLERANCE
 
 
 # ---- bytes
