@@ -34,6 +34,15 @@ def seen(mean: list[float], updates: int = 200, noise: float = 1.0, last: list[f
     return known
 
 
+# ---- how far
+
+
+def test_total_variation_is_the_weight_that_another_source_has() -> None:
+    first, second = tensor(0.5, 0.3, 0.2), tensor(0.1, 0.3, 0.6)
+    assert total_variation(first, second) == pytest.approx(0.4)
+    assert total_variation(first, first) == 0.0
+
+
 # ---- intervals
 
 

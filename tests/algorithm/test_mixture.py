@@ -18,7 +18,6 @@ from scalebio_plugin.algorithm.mixture import (
     adam,
     exponentiated_gradient,
     logits_of,
-    total_variation,
     towards_prior,
     weights_of,
 )
@@ -338,12 +337,6 @@ def test_steps_towards_a_prior_end_there_and_a_step_of_zero_stays():
     for _ in range(200):
         logits = towards_prior(logits, prior, 0.2)
     torch.testing.assert_close(weights_of(logits), prior, rtol=1e-9, atol=0)
-
-
-def test_total_variation_is_the_weight_that_another_source_has():
-    first, second = (torch.tensor(weights, dtype=torch.float64) for weights in ([0.5, 0.3, 0.2], [0.1, 0.3, 0.6]))
-    assert total_variation(first, second) == pytest.approx(0.4)
-    assert total_variation(first, first) == 0.0
 
 
 # ---- bounds by hand
