@@ -90,15 +90,21 @@ def _draw_intervals(
     axes: Axes, steps: Floats, history: Sequence[HistoryRecord], names: Sequence[str], colours: Mapping[int, str]
 ) -> None:
     """The 95% intervals of the largest sources, as bands with edges, over the updates that say anything."""
-    known = [record.get("interval") for record in history]
-    if not any(known):
+    ends_of = {names[i]: _ends(history, names[i]) for i in list(colours)[:BANDS]}
+    if all(np.isnan(ends).all() for ends in ends_of.values()):
         return
-    axes.set_title("dashed: 95% intervals of the largest weights", loc="right", fontsize=7, color=INK, pad=4)
-    for i, colour in list(colours.items())[:BANDS]:
-        ends = [(0.0, 1.0) if interval is None else interval[names[i]] for interval in known]
-        low, high = np.array([pair if tuple(pair) != (0.0, 1.0) else (np.nan, np.nan) for pair in ends]).T
+    hint = "dashed: 95% intervals of the largest weights, once there is evidence"
+    axes.set_title(hint, loc="right", fontsize=7, color=INK, pad=4)
+    for (_, colour), ends in zip(colours.items(), ends_of.values(), strict=False):
+        low, high = ends.T
         axes.fill_between(steps, low, high, color=colour, alpha=0.09, linewidth=0, zorder=2)
         axes.plot(steps, np.stack([low, high], 1), color=colour, alpha=0.7, linewidth=0.7, linestyle="--", zorder=2)
+
+
+def _ends(history: Sequence[HistoryRecord], name: str) -> Floats:  # (N, 2)
+    """A source's interval after each update; NaN where it says nothing: nothing is evident yet, or anything may be."""
+    ends = [(record.get("interval") or {name: [0.0, 1.0]})[name] for record in history]
+    return np.array([pair if 0.0 < pair[1] - pair[0] < 1.0 else [np.nan, np.nan] for pair in ends])
 
 
 def _colours(weights: Floats) -> dict[int, str]:  # weights: (S,)

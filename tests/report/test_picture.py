@@ -69,13 +69,19 @@ class TestPicture:
             assert (picture("one.png", name, [0.0, 0.3]) != drawn) is (rank < 3)
         assert picture("nothing known.png", None, [0.0, 1.0]) != drawn
 
-    def test_a_run_without_intervals_has_the_picture_of_older_versions(self, tmp_path):
+    def test_a_run_without_intervals_or_evidence_has_the_picture_of_older_versions(self, tmp_path):
         history, names = drifting_history(3, 30)
         without = [update | {"interval": None} for update in history]
         old = [{key: value for key, value in update.items() if key not in NEW_IN_A_RECORD} for update in history]
-        for path, records in (("without.png", without), ("old.png", old)):
+        # One of no width is no certainty: nothing was evident yet.
+        no_width = [
+            update | {"interval": {name: [weight, weight] for name, weight in update["weights"].items()}}
+            for update in history
+        ]
+        for path, records in (("without.png", without), ("old.png", old), ("no width.png", no_width)):
             draw_mixture(records, tmp_path / path, names)
-        assert (tmp_path / "without.png").read_bytes() == (tmp_path / "old.png").read_bytes()
+        for path in ("old.png", "no width.png"):
+            assert (tmp_path / path).read_bytes() == (tmp_path / "without.png").read_bytes()
 
     def test_running_mean_is_centred_and_skips_what_is_missing(self):
         values = np.array([[1.0, np.nan], [2.0, np.nan], [6.0, np.nan], [np.nan, 5.0]])
