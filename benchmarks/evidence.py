@@ -260,7 +260,7 @@ class Expected:
     def step(self, known: evidence.Evidence, gap: Tensor) -> Tensor:
         expected = gap / known.scale_S
         self.total = self.total + expected
-        sums = _Sums(known, self.total, replace(known.standard, last_S=expected))
+        sums = _Sums(known, self.total, replace(known.standard, lately_LS=expected[None]))
         self.logits, self.state = mixture.move_on_evidence(sums, self.state, self.logits, 0.05)  # type: ignore[arg-type]
         return torch.softmax(self.logits, -1)
 

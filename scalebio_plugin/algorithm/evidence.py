@@ -1,14 +1,18 @@
 """What a series of noisy, correlated gaps says of its mean: for moving λ, for standard errors, for verdicts.
 
 Successive gaps share most of their parameters, so the mean of t of them varies more than independent values would. With
-σ² their variance, Var(mean) ≈ σ² F / t; the inflation F is the largest of what two estimators say, both pooled over the
-sources, and, where λ is to move, of a start that expects correlation before it could be seen:
+σ² their variance, Var(mean) ≈ σ² F / t; the inflation F, at least 1, is the largest of what three estimators say, all
+pooled over the sources:
 
+    lags         1 + 2 Σ ρ_k over the lags k up to the fifth part of t, 32 at most, and what lies beyond: the mean of
+                 the later half of them, taken to decay by 0.97 a lag. Over 1 − Σ w_k / t, w_k the weight of ρ_k in
+                 it, for the mean that was taken off. Noise that is slow under much that is not shows here first
     AR(1)        (1 + ρ) / (1 − ρ), ρ the lag-1 autocorrelation, corrected for its bias in short series, and 2 of its
-                 standard errors
-    batch means  V(m) and, lugsail, V(m) + 2 (V(m) − V(m/2)) (Vats and Flegal, 2022, Biometrika 109), where V(m) is m
-                 times the variance of the means of stretches of m updates, m the powers of 2 next to 2 √t and 4 √t
-    at the start 1 + 300 / t
+                 standard errors: in the first updates the other two see nothing
+    batch means  64 and more times the variance of the means of stretches of so many updates, the powers of 2 next to
+                 2 √t and 4 √t: what is slower still
+
+Where λ is to move, what the lags say is taken 1.5 of its standard errors higher, √(Σ w_k² / (t (S − 1))).
 
 A sum of t values is *evidence* once |z| = |sum| / √(t σ² F) passes z₀(t), z₀² = (t + r)/t · ln((t + r) / (r a²)): the
 normal-mixture boundary (Robbins, 1970; Howard, Ramdas et al., 2021), which pure noise passes at any time with
@@ -17,8 +21,9 @@ probability a. So one may look after every update.
 A *gap* is a source's raw gap g_i less an average over the sources. Softmax does not see which; the one taken weighs
 each source by its precision (the inverse of its noise), so that one noisy source does not blur all of them.
 
-Legend: S sources, K stretch lengths 1, 2, 4, … Values are float64 on the CPU. Every (S,) may have leading dimensions:
-as many independent runs, which is how benchmarks/evidence.py counts errors; its tables decided the constants.
+Legend: S sources, L lags 1, 2, 3, …, K stretch lengths 1, 2, 4, … Values are float64 on the CPU. Every (S,) may have
+leading dimensions: as many independent runs, which is how benchmarks/evidence.py counts errors; its tables decided the
+constants.
 """
 
 from __future__ import annotations
@@ -31,12 +36,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+LAGS = 32
+LEAST_LAGS = 3
+UPDATES_A_LAG = 5  # so many updates tell of one lag more
+BEYOND = 0.97  # by which correlation is taken to decay beyond them
+DOUBT = 1.5  # standard errors by which what the lags say is taken for larger, where λ is to move
+AR_DOUBT = 2.0  # the same of AR(1)'s ρ, always
 STRETCHES = 11  # stretch lengths, up to 1,024 updates
 LEAST_STRETCHES = 3  # of a length, for a variance of their means
+LEAST_STRETCH = 64  # updates: shorter ones say what the lags do, with more noise
 LENGTHS = 2  # stretch lengths asked
-TAPER = 2.0  # of the lugsail estimator
-DOUBT = 2.0  # standard errors by which the autocorrelation is taken for larger than it was found
-STARTING_INFLATION = 300.0  # updates
 DECAY = 0.99  # of running mean squares: about a hundred updates
 LEAST_UPDATES = 10  # before which nothing is evidence
 LEVEL = 0.05  # probability that noise passes for evidence anywhere in a run, over all sources
@@ -51,8 +60,8 @@ class Moments:
     Attributes:
         count: t, updates so far.
         sum_S, square_S: (S,), Σ x and Σ x².
-        product_S: (S,), Σ x_t x_{t−1}.
-        last_S: (S,), x of the last update.
+        product_LS: (L, S), Σ x_t x_{t−k}.
+        lately_LS: (L, S), x of the last updates, the last one first.
         open_KS: (K, S), sum over the stretch of each length that is not complete.
         stretch_KS, stretch_square_KS: (K, S), Σ of the sums of complete stretches, and of their squares.
     """
@@ -60,8 +69,8 @@ class Moments:
     count: int
     sum_S: Tensor
     square_S: Tensor
-    product_S: Tensor
-    last_S: Tensor
+    product_LS: Tensor
+    lately_LS: Tensor
     open_KS: Tensor
     stretch_KS: Tensor
     stretch_square_KS: Tensor
@@ -70,8 +79,9 @@ class Moments:
     def zeros(cls, *shape: int) -> Moments:
         """Before the first update; `shape` is (S,)."""
         one = torch.zeros(shape, dtype=torch.float64)
+        lags = torch.zeros(LAGS, *shape, dtype=torch.float64)
         many = torch.zeros(STRETCHES, *shape, dtype=torch.float64)
-        return cls(0, one, one, one, one, many, many, many)
+        return cls(0, one, one, lags, lags, many, many, many)
 
     def plus(self, value_S: Tensor) -> Moments:
         """With one more update."""
@@ -81,35 +91,56 @@ class Moments:
         stretch[:complete] += opened[:complete]
         square[:complete] += opened[:complete] ** 2
         opened[:complete] = 0.0
-        sums = (self.sum_S + value_S, self.square_S + value_S**2, self.product_S + value_S * self.last_S)
-        return Moments(count, *sums, value_S, opened, stretch, square)
+        sums = (self.sum_S + value_S, self.square_S + value_S**2, self.product_LS + value_S * self.lately_LS)
+        lately = torch.cat([value_S[None], self.lately_LS[:-1]])
+        return Moments(count, *sums, lately, opened, stretch, square)
+
+    @property
+    def last_S(self) -> Tensor:  # (S,)
+        """x of the last update, 0 before the first."""
+        return self.lately_LS[0]
 
     def mean(self) -> Tensor:  # (S,)
         """0 before the first update."""
         return self.sum_S / max(1, self.count)
 
-    def error(self, start: float = 0.0) -> Tensor:  # (S,)
-        """Standard error of the mean; infinite below LEAST_UPDATES updates. `start`: see `inflation`."""
+    def error(self, doubt: float = 0.0) -> Tensor:  # (S,)
+        """Standard error of the mean; infinite below LEAST_UPDATES updates. `doubt`: see `inflation`."""
         if self.count < LEAST_UPDATES:
             return torch.full_like(self.sum_S, math.inf)
-        return (self._variance() * self.inflation(start) / self.count).sqrt()
+        return (self._variance() * self.inflation(doubt) / self.count).sqrt()
 
-    def inflation(self, start: float = 0.0) -> Tensor:  # (1,)
-        """F, pooled over the sources, at least 1 + start / t; needs LEAST_UPDATES updates."""
+    def inflation(self, doubt: float = 0.0) -> Tensor:  # (1,)
+        """F, pooled over the sources; with `doubt` standard errors of what the lags say. Needs LEAST_UPDATES."""
         variance = self._variance()
-        covariance = self.product_S / (self.count - 1) - self.mean() ** 2
+        count = min(LAGS, max(LEAST_LAGS, self.count // UPDATES_A_LAG))
+        pairs = self.count - torch.arange(1, count + 1, dtype=torch.float64).reshape(-1, *[1] * variance.dim())
+        covariance = self.product_LS[:count] / pairs - self.mean() ** 2
         correlation = covariance.sum(-1, keepdim=True) / variance.sum(-1, keepdim=True).clamp(min=TINY)
-        correlation = (correlation + (1 + 3 * correlation) / self.count).clamp(-0.98, 0.98)
-        doubt = ((1 - correlation**2) / (self.count * variance.shape[-1])).sqrt()
-        correlation = (correlation + DOUBT * doubt).clamp(max=0.98)
-        inflation = ((1 + correlation) / (1 - correlation)).clamp(min=1.0 + start / self.count)
-        found = [inflation]
+        found = [
+            self._of_lags(correlation, doubt, variance.shape[-1]),
+            self._of_first(correlation[0], variance.shape[-1]),
+        ]
         first = round(math.log2(2 * math.sqrt(self.count)))
         for level in range(first, min(first + LENGTHS, STRETCHES)):
-            if self.count >> level >= LEAST_STRETCHES:
-                longer, shorter = self._of_stretches(level, variance), self._of_stretches(level - 1, variance)
-                found += [longer, longer + TAPER * (longer - shorter)]
-        return torch.stack(found).amax(0)
+            if 2**level >= LEAST_STRETCH and self.count >> level >= LEAST_STRETCHES:
+                found.append(self._of_stretches(level, variance))
+        return torch.stack(found).amax(0).clamp(min=1.0)
+
+    def _of_lags(self, correlation_L1: Tensor, doubt: float, sources: int) -> Tensor:  # (1,)
+        count = len(correlation_L1)
+        later = max(2, count // 2)
+        weight_L = torch.full((count,), 2.0, dtype=torch.float64)
+        weight_L[-later:] += 2 * BEYOND / (1 - BEYOND) * BEYOND ** (later / 2) / later
+        found = 1 + torch.tensordot(weight_L, correlation_L1, dims=1)
+        error = math.sqrt(float((weight_L**2).sum()) / (self.count * max(1, sources - 1)))
+        return (found + doubt * error) / max(0.2, 1 - float(weight_L.sum()) / self.count)
+
+    def _of_first(self, correlation_1: Tensor, sources: int) -> Tensor:  # (1,)
+        correlation = (correlation_1 + (1 + 3 * correlation_1) / self.count).clamp(-0.98, 0.98)
+        error = ((1 - correlation**2) / (self.count * sources)).sqrt()
+        correlation = (correlation + AR_DOUBT * error).clamp(max=0.98)
+        return (1 + correlation) / (1 - correlation)
 
     def _variance(self) -> Tensor:  # (S,)
         return (self.square_S / self.count - self.mean() ** 2).clamp(min=0.0) * self.count / (self.count - 1)
@@ -188,7 +219,7 @@ class Evidence:
 
     def sums(self) -> tuple[Tensor, Tensor]:
         """(S,) sum of the standardised gaps and (S,) its standard error."""
-        return self.standard.sum_S, self.standard.error(STARTING_INFLATION) * self.updates
+        return self.standard.sum_S, self.standard.error(DOUBT) * self.updates
 
     def ratio(self) -> Tensor:  # (S,)
         """z / z₀ of each source now; 0 before LEAST_UPDATES."""
