@@ -7,12 +7,12 @@ pooled over the sources:
     lags         1 + 2 Σ ρ_k over the lags k up to the fifth part of t, 32 at most, and what lies beyond: the mean of
                  the later half of them, taken to decay by 0.97 a lag. Over 1 − Σ w_k / t, w_k the weight of ρ_k in
                  it, for the mean that was taken off. Noise that is slow under much that is not shows here first
-    AR(1)        (1 + ρ) / (1 − ρ), ρ the lag-1 autocorrelation, corrected for its bias in short series, and 2 of its
-                 standard errors: in the first updates the other two see nothing
+    AR(1)        (1 + ρ) / (1 − ρ), ρ the lag-1 autocorrelation, corrected for its bias in short series: in the
+                 first updates the other two see nothing
     batch means  64 and more times the variance of the means of stretches of so many updates, the powers of 2 next to
                  2 √t and 4 √t: what is slower still
 
-Where λ is to move, what the lags say is taken 1.5 of its standard errors higher, √(Σ w_k² / (t (S − 1))).
+Where λ is to move, both correlations are taken 1.6 of their standard errors higher; that of the lags is √(Σ w_k² / (t (S − 1))).
 
 A sum of t values is *evidence* once |z| = |sum| / √(t σ² F) passes z₀(t), z₀² = (t + r)/t · ln((t + r) / (r a²)): the
 normal-mixture boundary (Robbins, 1970; Howard, Ramdas et al., 2021), which pure noise passes at any time with
@@ -40,8 +40,7 @@ LAGS = 32
 LEAST_LAGS = 3
 UPDATES_A_LAG = 5  # so many updates tell of one lag more
 BEYOND = 0.97  # by which correlation is taken to decay beyond them
-DOUBT = 1.5  # standard errors by which what the lags say is taken for larger, where λ is to move
-AR_DOUBT = 2.0  # the same of AR(1)'s ρ, always
+DOUBT = 1.6  # standard errors by which correlation is taken for larger than it was found, where λ is to move
 STRETCHES = 11  # stretch lengths, up to 1,024 updates
 LEAST_STRETCHES = 3  # of a length, for a variance of their means
 LEAST_STRETCH = 64  # updates: shorter ones say what the lags do, with more noise
@@ -117,10 +116,8 @@ class Moments:
         pairs = self.count - torch.arange(1, count + 1, dtype=torch.float64).reshape(-1, *[1] * variance.dim())
         covariance = self.product_LS[:count] / pairs - self.mean() ** 2
         correlation = covariance.sum(-1, keepdim=True) / variance.sum(-1, keepdim=True).clamp(min=TINY)
-        found = [
-            self._of_lags(correlation, doubt, variance.shape[-1]),
-            self._of_first(correlation[0], variance.shape[-1]),
-        ]
+        sources = variance.shape[-1]
+        found = [self._of_lags(correlation, doubt, sources), self._of_first(correlation[0], doubt, sources)]
         first = round(math.log2(2 * math.sqrt(self.count)))
         for level in range(first, min(first + LENGTHS, STRETCHES)):
             if 2**level >= LEAST_STRETCH and self.count >> level >= LEAST_STRETCHES:
@@ -136,10 +133,10 @@ class Moments:
         error = math.sqrt(float((weight_L**2).sum()) / (self.count * max(1, sources - 1)))
         return (found + doubt * error) / max(0.2, 1 - float(weight_L.sum()) / self.count)
 
-    def _of_first(self, correlation_1: Tensor, sources: int) -> Tensor:  # (1,)
+    def _of_first(self, correlation_1: Tensor, doubt: float, sources: int) -> Tensor:  # (1,)
         correlation = (correlation_1 + (1 + 3 * correlation_1) / self.count).clamp(-0.98, 0.98)
         error = ((1 - correlation**2) / (self.count * sources)).sqrt()
-        correlation = (correlation + AR_DOUBT * error).clamp(max=0.98)
+        correlation = (correlation + doubt * error).clamp(max=0.98)
         return (1 + correlation) / (1 - correlation)
 
     def _variance(self) -> Tensor:  # (S,)

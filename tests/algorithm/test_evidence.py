@@ -340,9 +340,9 @@ class SlowTwin:
         said = 1 + 2 * rho.sum() + 2 * sum(level * 0.97 ** (later / 2 + beyond) for beyond in range(1, 2000))
         weights = np.full(lags, 2.0)
         weights[lags - later :] += 2 * 0.97 / 0.03 * 0.97 ** (later / 2) / later
-        said += 1.5 * math.sqrt((weights**2).sum() / (t * (self.sources - 1)))
+        said += 1.6 * math.sqrt((weights**2).sum() / (t * (self.sources - 1)))
         first = np.clip(rho[0] + (1 + 3 * rho[0]) / t, -0.98, 0.98)
-        first = min(0.98, first + 2.0 * math.sqrt((1 - first**2) / (t * self.sources)))
+        first = min(0.98, first + 1.6 * math.sqrt((1 - first**2) / (t * self.sources)))
         found = [1.0, said / max(0.2, 1 - weights.sum() / t), (1 + first) / (1 - first)]
         power = round(math.log2(2 * math.sqrt(t)))
         for m in (2**power, 2 ** (power + 1)):
