@@ -12,7 +12,7 @@ pooled over the sources:
     batch means  64 and more times the variance of the means of stretches of so many updates, the powers of 2 next to
                  2 √t and 4 √t: what is slower still
 
-Where λ is to move, both correlations are taken 1.6 of their standard errors higher; that of the lags is √(Σ w_k² / (t (S − 1))).
+Where λ is to move, both correlations are taken 1.6 standard errors higher; that of the lags is √(Σ w_k² / (t (S − 1))).
 
 A sum of t values is *evidence* once |z| = |sum| / √(t σ² F) passes z₀(t), z₀² = (t + r)/t · ln((t + r) / (r a²)): the
 normal-mixture boundary (Robbins, 1970; Howard, Ramdas et al., 2021), which pure noise passes at any time with
