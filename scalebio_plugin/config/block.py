@@ -169,6 +169,15 @@ class ScaleBiOSettings(_Block):
     names: list[str] | None = Field(
         default=None, description="Names of the sources, one per `datasets:` entry. Default: made from the entries."
     )
+    split_by: str | dict[str, str] | None = Field(
+        default=None,
+        description="A column of the raw rows (`source`, `metadata.source`), or {entry name: column}: every value is a "
+        "source of its own, which all keys then name, `<entry>/<value>`, of a single entry `<value>`.",
+    )
+    min_rows: PositiveInt = Field(
+        default=100,
+        description="With `split_by`: values of fewer rows are put together as the source `other`.",
+    )
     apply: str | None = Field(
         default=None,
         description="Path of a mixture.json: no learning, an ordinary run whose sampling follows its weights.",

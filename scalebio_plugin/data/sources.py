@@ -28,6 +28,7 @@ from ..algorithm.bilevel import NO_SOURCE
 from ..config.block import ScaleBiOSettings
 from ..config.names import source_names
 from .entries import load_all, noted, refuse_empty_parts
+from .splits import sources_of_parts, splits_of
 from .table import SourceTable, count
 from .tags import COLUMN, tagged, untagged
 
@@ -80,10 +81,13 @@ def prepare(cfg: DictDefault, settings: ScaleBiOSettings) -> Prepared:
         ValueError: A source or the validation data has no token to train on.
     """
     entries = list(cfg.datasets)
-    names = source_names(entries, settings.names)
-    parts = _load_all(cfg, "datasets", entries)
-    evaluation = _load_evaluation(cfg, entries[0]) if cfg.test_datasets else None
-    merged = merge_datasets([tagged(part, i) for i, part in enumerate(_aligned(parts))], cfg)
+    of_entries = source_names(entries, settings.names)
+    splits = splits_of(entries, of_entries, settings)
+    loaded = [entry if split is None else split.loaded for entry, split in zip(entries, splits, strict=True)]
+    parts = _load_all(cfg, "datasets", loaded)
+    parts, sources, names = sources_of_parts(parts, splits, of_entries, settings)
+    evaluation = _load_evaluation(cfg, loaded[0]) if cfg.test_datasets else None
+    merged = merge_datasets([tagged(*of) for of in zip(_aligned(parts), sources, strict=True)], cfg)
     if cfg.dataset_exact_deduplication:
         merged = merged.select(_first_of_equal_rows(merged.remove_columns(COLUMN)))
     if cfg.dataset_shard_num and cfg.dataset_shard_idx is not None:
