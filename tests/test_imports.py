@@ -23,7 +23,7 @@ FLOORS = (
     {"data"},
     {"training"},
     {"quickstart"},
-    {"plugin", "cli", "boot", "__init__"},
+    {"plugin", "cli", "boot", "errors", "__init__"},
 )
 MAY_IMPORT_THE_HOST = {
     *("plugin", "estimate/model", "data/validation"),
