@@ -48,6 +48,8 @@ class ScaleBiOPlugin(BasePlugin):
         return "scalebio_plugin.config.block.ScaleBiOArgs"
 
     def load_datasets(self, cfg: DictDefault, preprocess: bool = False) -> TrainDatasetMeta:
+        from .training import early
+
         settings = _settings(cfg)
         if settings.apply is not None:  # an ordinary run, on rows drawn by the weights
             learned = _learned(settings.apply)
@@ -55,10 +57,14 @@ class ScaleBiOPlugin(BasePlugin):
             rows = applied_rows(prepared, learned, settings, int(cfg.seed or 0))
         else:
             manager_of(settings.mixture_update, settings.extensions)  # what is missing is an error before any loading
+            early.refuse_more_layers_than_there_are(cfg, settings)
             prepared = self.prepared = prepare(cfg, settings)
             announce(prepared, settings)
             rows = prepared.rows
-        return meta_of(cfg, rows, prepared.evaluation, preprocess)
+        meta = meta_of(cfg, rows, prepared.evaluation, preprocess)
+        if settings.apply is None and not preprocess:
+            early.refuse_warmup_without_end(cfg, settings, meta.total_num_steps)
+        return meta
 
     def get_trainer_cls(self, cfg: DictDefault) -> type[Trainer] | None:
         if _settings(cfg).apply is not None:

@@ -27,7 +27,7 @@ from datasets import Dataset
 from ..algorithm.bilevel import NO_SOURCE
 from ..config.block import ScaleBiOSettings
 from ..config.names import source_names
-from .entries import load_all, noted, refuse_empty_parts
+from .entries import files_of, load_all, noted, refuse_empty_parts
 from .splits import sources_of_parts, splits_of
 from .table import SourceTable, count
 from .tags import COLUMN, tagged, untagged
@@ -94,6 +94,7 @@ def prepare(cfg: DictDefault, settings: ScaleBiOSettings) -> Prepared:
         merged = merged.shard(num_shards=cfg.dataset_shard_num, index=cfg.dataset_shard_idx)
     if cfg.val_set_size:
         size = int(cfg.val_set_size) if cfg.val_set_size > 1 else float(cfg.val_set_size)
+        _refuse_no_rest(len(merged), size)
         merged, evaluation = create_train_validation_split(merged, cfg, size)
     if len(merged) != merged.data.num_rows:
         merged = merged.flatten_indices()  # the host counts tokens on the plain column, rows left out included
@@ -150,6 +151,11 @@ def announce(prepared: Prepared, settings: ScaleBiOSettings) -> None:
         LOG.warning("scalebio: penalty is infinite, the validation data is out of play: a control, nothing is learned")
 
 
+def _refuse_no_rest(rows: int, size: float) -> None:
+    if size >= rows or size == 1.0:
+        raise ValueError(f"scalebio: val_set_size {size:g} leaves nothing of {rows} rows to train on; lower it")
+
+
 def _refuse_unpackable(cfg: DictDefault, evaluation: Dataset) -> None:
     if len(evaluation) and calculate_total_num_steps(cfg, evaluation, update=False) == 0:
         raise ValueError(
@@ -168,7 +174,11 @@ def _load_validation(cfg: DictDefault, settings: ScaleBiOSettings, evaluation: D
         loaded = _load_all(cfg, "scalebio.validation_datasets", plain)
         parts = [tagged(part, i) for i, part in enumerate(loaded)]
     if not parts or not any(len(part) for part in parts):
-        raise ValueError("scalebio: the validation data holds no example; give another validation set")
+        where = "test_datasets" if cfg.test_datasets else "val_set_size"
+        raise ValueError(
+            f"scalebio: the validation data ({where}) holds no example after tokenising: it is empty, or all are "
+            f"longer than sequence_len {cfg.sequence_len} or without answer tokens; give another validation set"
+        )
     rows = merge_datasets(_aligned(parts), DictDefault({"shuffle_merged_datasets": False}))
     table, drawable = count(rows, names)
     _refuse_empty(table, "validation data", names)
@@ -205,7 +215,7 @@ def _load_evaluation(cfg: DictDefault, loaded: DictDefault) -> Dataset | None:
     """The host's `test_datasets`, handled as it handles them; it wants training rows too: an entry already `loaded`."""
     sub = _config_of(cfg, loaded)
     sub.test_datasets = cfg.test_datasets
-    with noted("test_datasets"):
+    with noted("test_datasets", [file for entry in cfg.test_datasets for file in files_of(entry)]):
         return load_datasets(cfg=sub).eval_dataset
 
 
