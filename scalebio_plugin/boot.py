@@ -2,13 +2,14 @@
 
 The host takes a plugin's dotted path, ``module.Class``, and nothing shorter; no entry point changes that. So a path
 file beside the installed package (``scalebio_axolotl.pth``; ``.start`` from Python 3.15 on, PEP 829) calls `install`
-when an interpreter starts. It leaves one finder on ``sys.meta_path``, which waits for three modules of the host and
-adjusts each once it has been imported:
+when an interpreter starts. It leaves one finder on ``sys.meta_path``, which waits for modules of the host and adjusts
+each once it has been imported:
 
 - ``axolotl.integrations.base``: ``scalebio`` stands for ``scalebio_plugin.ScaleBiOPlugin``;
 - ``axolotl.utils.config``: a ``scalebio:`` block that no loaded plugin reads is an error. The host would drop it as an
-  unknown key and run plain SFT;
-- ``axolotl.utils.schemas.config``, for the command ``axolotl config-schema`` alone: the block is in the schema.
+  unknown key and run plain SFT. From then on an error for a person ends the process without a traceback (`errors`);
+- ``axolotl.utils.schemas.config``, for the command ``axolotl config-schema`` alone: the block is in the schema;
+- ``accelerate.commands.launch``, in the launcher's process: it adds no traceback to such an error of the host's run.
 
 Then the finder is gone. A process that never imports the host pays for this file alone, hence nothing is imported here;
 a config that names neither the plugin nor the block gets from the host what it always got.
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 SHORT_NAME = "scalebio"
 FULL_NAME = "scalebio_plugin.ScaleBiOPlugin"
+_LAUNCHER = "accelerate.commands.launch"
 
 
 def install() -> None:
@@ -55,15 +57,33 @@ def _refuse_unread_block(config: ModuleType) -> None:
             validated = validate_config(cfg, *args, **kwargs)
             if _is_unread(cfg, validated):
                 raise ValueError(
-                    "the config has a `scalebio:` block, but no plugin that was loaded reads it, so the run would be "
-                    f"an ordinary one (plugins: {list(cfg.get('plugins') or [])}); add `plugins: [scalebio]`, or "
-                    "remove the block. If the plugin is listed already, the log above says why it was not loaded."
+                    "scalebio: the config has a `scalebio:` block, but no plugin that was loaded reads it, so the run "
+                    f"would be an ordinary one (plugins: {list(cfg.get('plugins') or [])}); add `plugins: [scalebio]`, "
+                    "or remove the block. If the plugin is listed already, the log above says why it was not loaded."
                 )
             return validated
 
         return validate
 
     _wrap(config, "validate_config", checked)
+
+
+def _say_errors(config: ModuleType) -> None:
+    """Of a process that runs the host; the launcher, which does not, is another one."""
+    from .errors import install as install_errors
+
+    install_errors()
+    _refuse_unread_block(config)
+    for finder in sys.meta_path:
+        if isinstance(finder, _HostFinder):
+            finder.waiting.pop(_LAUNCHER, None)
+
+
+def _launch_quietly(launch: ModuleType) -> None:
+    from .errors import ending_quietly
+
+    for name in ("simple_launcher", "multi_gpu_launcher", "deepspeed_launcher"):
+        _wrap(launch, name, ending_quietly)
 
 
 def _is_unread(cfg: Any, validated: Any) -> bool:
@@ -83,8 +103,9 @@ def _show_block_in_schema(schemas: ModuleType) -> None:
 
 _ADJUSTMENTS: dict[str, Callable[[ModuleType], None]] = {
     "axolotl.integrations.base": _know_short_name,
-    "axolotl.utils.config": _refuse_unread_block,
+    "axolotl.utils.config": _say_errors,
     "axolotl.utils.schemas.config": _show_block_in_schema,
+    _LAUNCHER: _launch_quietly,
 }
 
 

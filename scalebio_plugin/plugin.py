@@ -14,7 +14,7 @@ from axolotl.utils.logging import get_logger
 from torch import nn
 from transformers import Trainer, set_seed
 
-from . import __version__
+from . import __version__, errors
 from .config import raw
 from .config.block import ScaleBiOSettings, settings_of
 from .data.draw import applied_rows
@@ -35,6 +35,7 @@ class ScaleBiOPlugin(BasePlugin):
         self.written: dict[str, Any] = {}  # the config as its user wrote it
 
     def register(self, cfg: dict[str, Any]) -> None:
+        errors.install()  # where no path file is read
         self.written = copy.deepcopy(cfg.to_dict() if isinstance(cfg, DictDefault) else dict(cfg))
         raw.refuse_two_names(cfg)
         raw.refuse_lost_arguments(cfg, sys.argv[1:])
@@ -47,17 +48,23 @@ class ScaleBiOPlugin(BasePlugin):
         return "scalebio_plugin.config.block.ScaleBiOArgs"
 
     def load_datasets(self, cfg: DictDefault, preprocess: bool = False) -> TrainDatasetMeta:
+        from .training import early
+
         settings = _settings(cfg)
         if settings.apply is not None:  # an ordinary run, on rows drawn by the weights
-            learned = read_mixture(settings.apply)["weights"]
+            learned = _learned(settings.apply)
             prepared = prepare(cfg, settings)
             rows = applied_rows(prepared, learned, settings, int(cfg.seed or 0))
         else:
             manager_of(settings.mixture_update, settings.extensions)  # what is missing is an error before any loading
+            early.refuse_more_layers_than_there_are(cfg, settings)
             prepared = self.prepared = prepare(cfg, settings)
             announce(prepared, settings)
             rows = prepared.rows
-        return meta_of(cfg, rows, prepared.evaluation, preprocess)
+        meta = meta_of(cfg, rows, prepared.evaluation, preprocess)
+        if settings.apply is None and not preprocess:
+            early.refuse_warmup_without_end(cfg, settings, meta.total_num_steps)
+        return meta
 
     def get_trainer_cls(self, cfg: DictDefault) -> type[Trainer] | None:
         if _settings(cfg).apply is not None:
@@ -85,6 +92,14 @@ class ScaleBiOPlugin(BasePlugin):
             from .training.connect import connect
 
             connect(cfg, _settings(cfg), self.prepared, trainer, self.written, __version__)
+
+
+def _learned(path: str) -> dict[str, float]:
+    try:
+        weights: dict[str, float] = read_mixture(path)["weights"]
+    except ValueError as error:
+        raise ValueError(f"scalebio.apply: {error}") from error
+    return weights
 
 
 def _settings(cfg: DictDefault) -> ScaleBiOSettings:

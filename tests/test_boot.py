@@ -53,6 +53,12 @@ def run(*command: object, path: tuple[Path, ...] = (), cwd: Path | None = None) 
     return done.stdout.strip()
 
 
+def failing(*arguments: str, path: tuple[Path, ...], cwd: Path) -> "subprocess.CompletedProcess[str]":
+    """A process of an interpreter without `site` that ends in an error."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path))}
+    return subprocess.run([sys.executable, "-S", *arguments], env=env, cwd=cwd, capture_output=True, text=True)
+
+
 @pytest.fixture
 def toy_host(tmp_path: Path) -> Path:
     """Stands in for the host: its two modules, with functions that show what they were given."""
@@ -109,6 +115,39 @@ class TestWithAToyHost:
         """
         printed = python(code, "import inspect, sys; before = list(sys.meta_path)")
         assert printed == "1 True\nSourceFileLoader True\nTrue"
+
+    def test_an_error_for_a_person_ends_without_a_traceback_and_others_with_theirs(self, toy_host, tmp_path):
+        code = "from scalebio_plugin.boot import install\ninstall()\nimport axolotl.utils.config\nraise {}"
+        for raised, status, said in (
+            ("ValueError('scalebio.penalty: no')", 78, "\nscalebio.penalty: no\n"),
+            ("ValueError('unrelated')", 1, "Traceback"),
+            ("KeyError('scalebio')", 1, "Traceback"),
+        ):
+            done = failing("-c", code.format(raised), path=(toy_host, ROOT), cwd=tmp_path)
+            assert (done.returncode, done.stderr[: len(said)]) == (status, said)
+
+    @pytest.mark.parametrize(
+        ("script", "status", "ours"),
+        [("axolotl.cli.train", 78, True), ("axolotl.cli.train", 1, False), ("own", 78, False)],
+    )
+    def test_the_launcher_adds_no_traceback_to_it(self, toy_host, tmp_path, script, status, ours):
+        launch = """
+            import subprocess, sys
+
+            def simple_launcher(args):
+                subprocess.run([sys.executable, "-c", f"import sys; sys.exit({args.status})"], check=True)
+        """
+        empty = {f"accelerate/{folder}__init__.py": "" for folder in ("", "commands/")}
+        write({**empty, "accelerate/commands/launch.py": launch}, toy_host)
+        code = f"""
+            from scalebio_plugin.boot import install
+            install()
+            from types import SimpleNamespace
+            from accelerate.commands.launch import simple_launcher
+            simple_launcher(SimpleNamespace(training_script={script!r}, status={status}))
+        """
+        done = failing("-c", dedent(code), path=(toy_host, ROOT), cwd=tmp_path)
+        assert (done.returncode, "Traceback" in done.stderr) == ((78, False) if ours else (1, True))
 
     def test_a_spec_that_is_only_looked_at_does_not_use_it_up(self, python):
         printed = python("""

@@ -23,12 +23,13 @@ FLOORS = (
     {"data"},
     {"training"},
     {"quickstart"},
-    {"plugin", "cli", "boot", "__init__"},
+    {"plugin", "cli", "boot", "errors", "__init__"},
 )
 MAY_IMPORT_THE_HOST = {
     *("plugin", "estimate/model", "data/validation"),
-    *(f"data/{name}" for name in ("draw", "drawn_stream", "entries", "resampled", "sources", "table", "tags")),
-    *(f"training/{name}" for name in ("callbacks", "connect", "prepare_model", "random_state", "trainer")),
+    *(f"data/{name}" for name in ("carried", "draw", "drawn_stream", "entries", "resampled")),
+    *(f"data/{name}" for name in ("loading", "sources", "splits", "table", "tags")),
+    *(f"training/{name}" for name in ("callbacks", "connect", "early", "prepare_model", "random_state", "trainer")),
 }
 HEAVY = HOST | {"torch", "numpy", "pandas", "matplotlib", "pydantic", "yaml"}
 

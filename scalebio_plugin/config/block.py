@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from .keys import problems_of_keys
 from .refusals import problems_of
 
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -169,6 +170,15 @@ class ScaleBiOSettings(_Block):
     names: list[str] | None = Field(
         default=None, description="Names of the sources, one per `datasets:` entry. Default: made from the entries."
     )
+    split_by: str | dict[str, str] | None = Field(
+        default=None,
+        description="A column of the raw rows (`source`, `metadata.source`), or {entry name: column}: every value is a "
+        "source of its own, which all keys then name, `<entry>/<value>`, of a single entry `<value>`.",
+    )
+    min_rows: PositiveInt = Field(
+        default=100,
+        description="With `split_by`: values of fewer rows are put together as the source `other`.",
+    )
     apply: str | None = Field(
         default=None,
         description="Path of a mixture.json: no learning, an ordinary run whose sampling follows its weights.",
@@ -212,8 +222,20 @@ class ScaleBiOSettings(_Block):
 
 
 def settings_of(config: Mapping[str, Any]) -> ScaleBiOSettings:
-    """The block of a config of plain values, parsed into the frozen model."""
-    return ScaleBiOSettings.model_validate(dict(config.get("scalebio") or {}))
+    """The block of a config of plain values, parsed into the frozen model.
+
+    Raises:
+        ValueError: Keys that there are not, or values that cannot be; all of them, by name.
+    """
+    given = config.get("scalebio") or {}
+    try:
+        return ScaleBiOSettings.model_validate(given)
+    except ValidationError as error:
+        raise _refusal(problems_of_keys(given, error, ScaleBiOSettings)) from error
+
+
+def _refusal(problems: list[str]) -> ValueError:
+    return ValueError("scalebio cannot run this config:\n" + "\n".join(f"  - {problem}" for problem in problems))
 
 
 def _plain(value: Any) -> Any:
@@ -239,11 +261,8 @@ class ScaleBiOArgs(BaseModel):
         if config.get("scalebio") is None:
             config["scalebio"] = {}
         plain = {key: _plain(value) for key, value in config.items()}
-        try:
-            block = ScaleBiOSettings.model_validate(plain["scalebio"])
-        except ValidationError:
-            return config  # pydantic names the keys of the block itself
+        block = settings_of(plain)
         problems = problems_of({**plain, "scalebio": block.model_dump(exclude_defaults=True)})
         if problems:
-            raise ValueError("scalebio cannot run this config:\n" + "\n".join(f"  - {p}" for p in problems))
+            raise _refusal(problems)
         return config

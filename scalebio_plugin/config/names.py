@@ -42,7 +42,7 @@ def source_names(entries: Sequence[Mapping[str, Any]], given: Sequence[str] | No
             f"{name}/{_short(entry.get(key))}" if name in repeated and entry.get(key) is not None else name
             for name, entry in zip(names, entries, strict=True)
         ]
-    return _numbered(names)
+    return numbered(names)
 
 
 def refuse_other_sources(saved: Sequence[str], names: Sequence[str], where: str) -> None:
@@ -61,7 +61,8 @@ def refuse_other_sources(saved: Sequence[str], names: Sequence[str], where: str)
     )
 
 
-def _numbered(names: list[str]) -> list[str]:
+def numbered(names: list[str]) -> list[str]:
+    """The names, changed in place so that none is there twice."""
     taken: set[str] = set()
     for position, name in enumerate(names):
         unique, n = name, 1

@@ -19,7 +19,9 @@ def refuse_two_names(cfg: dict[str, Any]) -> None:
     """One entry in `plugins:`; two would be two instances, and an obscure error of the host's later on."""
     ours = listed(cfg)
     if len(ours) > 1:
-        raise ValueError(f"plugins: lists ScaleBiO {len(ours)} times ({', '.join(ours)}); keep one, `scalebio`")
+        raise ValueError(
+            f"scalebio: plugins: lists ScaleBiO {len(ours)} times ({', '.join(ours)}); keep one, `scalebio`"
+        )
 
 
 def refuse_lost_arguments(cfg: dict[str, Any], command_line: Sequence[str]) -> None:

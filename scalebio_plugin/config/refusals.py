@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from typing import Any
 
 from .deepspeed import problems_of_deepspeed
-from .names import source_names
 from .optimizers import problems_of_optimizer, problems_on_engine
+from .sources import problems_of_names
 
 # Keys that train something else than a causal language model on text, or change what the training step computes.
 _KEYS = {
@@ -58,7 +58,7 @@ def problems_of(config: Mapping[str, Any]) -> list[str]:
     block = config.get("scalebio") or {}
     if not isinstance(block, Mapping):
         return [f"scalebio: must be a block of keys, got {block!r}; see the reference table in the README"]
-    checks = [_datasets(config), _unsupported(config), _names(config, block)]
+    checks = [_datasets(config, block), _unsupported(config), problems_of_names(config.get("datasets") or [], block)]
     if block.get("apply"):
         checks.append(_apply(block))
     else:
@@ -74,12 +74,13 @@ def problems_of(config: Mapping[str, Any]) -> list[str]:
     return [problem for check in checks for problem in check]
 
 
-def _datasets(config: Mapping[str, Any]) -> Iterator[str]:
+def _datasets(config: Mapping[str, Any], block: Mapping[str, Any]) -> Iterator[str]:
     entries = config.get("datasets") or []
-    if len(entries) < 2:
+    if len(entries) < 2 and not (entries and block.get("split_by")):
         yield (
             f"datasets: must list at least two sources to weigh against each other, got {len(entries)}; add one, "
-            "or remove scalebio from plugins:"
+            "or remove scalebio from plugins:. A single dataset whose rows say in a column where they come from is "
+            "split by `scalebio.split_by: <column>`"
         )
 
 
@@ -144,79 +145,6 @@ def _order(config: Mapping[str, Any]) -> Iterator[str]:
 def _default_fsdp_version() -> int:
     """Of a host that has only version 2 left (from 0.20 on), and of one that has both."""
     return 1 if metadata.version("axolotl").startswith("0.19.") else 2
-
-
-def _names(config: Mapping[str, Any], block: Mapping[str, Any]) -> Iterator[str]:
-    try:
-        names = source_names(config.get("datasets") or [], block.get("names"))
-    except ValueError as error:
-        yield str(error)
-        return
-    groups = block.get("groups") or {}
-    members = [member for group in groups.values() for member in group]
-    used: dict[str, list[str]] = {
-        "scalebio.groups": members,
-        "scalebio.bounds": [name for name in block.get("bounds") or {} if name not in groups],
-    }
-    used |= {where: list(weights) for where, weights in _given_weights(block).items()}
-    for where, mentioned in used.items():
-        unknown = [name for name in mentioned if name not in names]
-        if unknown:
-            yield f"{where} names unknown sources {unknown}; the sources are {names}"
-    clashing = [group for group in groups if group in names]
-    if clashing:
-        yield f"scalebio.groups: {clashing} are names of sources; rename the groups"
-    shared = sorted({member for member in members if members.count(member) > 1})
-    if shared:
-        yield f"scalebio.groups: {shared} stand in several groups; a source belongs to one at most"
-    yield from _simplex(block, names, groups)
-
-
-def _given_weights(block: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
-    """{key: weights} of the keys that give every source a weight."""
-    given = {"scalebio.mixture_init": block.get("mixture_init")}
-    given["scalebio.prior.weights"] = (block.get("prior") or {}).get("weights")
-    return {key: weights for key, weights in given.items() if isinstance(weights, Mapping)}
-
-
-def _of_every_source(key: str, weights: Mapping[str, float], names: list[str], held: list[str]) -> Iterator[str]:
-    """Rules on weights that a config gives; those of the sources `held` at 0 by their bounds may be 0 at the start."""
-    missing = [name for name in names if name not in weights]
-    zero = [name for name in names if weights.get(name, 1.0) <= 0.0]
-    if missing:
-        yield f"{key} must give every source a weight, {missing} have none; add them"
-    elif abs(sum(weights.values()) - 1.0) > 1e-6:
-        yield f"{key} must sum to 1, got {sum(weights.values()):.6g}; rescale the weights"
-    elif key == "scalebio.prior.weights" and zero:
-        yield f"{key} must be above 0, those of {zero} are not; use small ones, or bounds to hold the sources at 0"
-    elif set(zero) - set(held):
-        yield f"{key}: a weight of 0 can never grow; use a small one, or bounds to hold it at 0"
-
-
-def _simplex(block: Mapping[str, Any], names: list[str], groups: Mapping[str, list[str]]) -> Iterator[str]:
-    """Rules on weights and `bounds` that need all of the names."""
-    bounds = {name: tuple(pair) for name, pair in (block.get("bounds") or {}).items() if len(pair) == 2}
-    held = [name for name, (_, high) in bounds.items() if high <= 0.0]
-    for key, weights in _given_weights(block).items():
-        yield from _of_every_source(key, weights, names, held)
-    for name, (low, high) in bounds.items():
-        if low > high:
-            yield f"scalebio.bounds.{name}: min {low} is above max {high}; exchange them"
-
-    def sums(of: Iterable[str]) -> tuple[float, float]:
-        pairs = [bounds.get(name, (0.0, 1.0)) for name in of]
-        return sum(low for low, _ in pairs), sum(high for _, high in pairs)
-
-    lows, highs = sums(name for name in names if not any(name in members for members in groups.values()))
-    for group, members in groups.items():
-        low, high = sums(members)
-        least, most = bounds.get(group, (0.0, 1.0))
-        if low > most or high < least:
-            yield f"scalebio.bounds.{group} {(least, most)} cannot be met by its members' bounds; widen one of them"
-            return
-        lows, highs = lows + max(low, least), highs + min(high, most)
-    if names and (lows > 1.0 + 1e-9 or highs < 1.0 - 1e-9):
-        yield f"scalebio.bounds allow sums from {lows:.4g} to {highs:.4g}, never 1; widen them"
 
 
 def _validation_data(config: Mapping[str, Any], block: Mapping[str, Any]) -> Iterator[str]:
@@ -284,7 +212,7 @@ def _inner_kept(config: Mapping[str, Any], block: Mapping[str, Any]) -> Iterator
 
 
 def _apply(block: Mapping[str, Any]) -> Iterator[str]:
-    idle = sorted(set(block) - {"apply", "max_repeats", "names", "extensions"})
+    idle = sorted(set(block) - {"apply", "max_repeats", "names", "split_by", "min_rows", "extensions"})
     if idle:
         yield f"scalebio.apply runs without learning, {idle} would do nothing; remove them"
     if not os.path.isfile(str(block["apply"])):

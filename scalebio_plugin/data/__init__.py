@@ -1,6 +1,9 @@
 """From the host's `datasets:` to batches of tokens that know their source.
 
 entries     entries of a list in the config, validated and loaded one after the other
+carried     a column of the raw rows, carried through the host's tokenising
+loading     entries by the host, one at a time
+splits      the sources that they are
 tags        the mark of its source that every row and token carries
 table       what a set of sources holds
 sources     the training set and the validation data, tagged and counted

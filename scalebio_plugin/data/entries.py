@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import linecache
 import os
 import shutil
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from glob import escape, glob
+from pathlib import Path
 from typing import Any, TypeVar
 
 from axolotl.utils.schemas.config import AxolotlInputConfig
@@ -18,20 +21,52 @@ T = TypeVar("T")
 
 
 @contextmanager
-def noted(place: str) -> Iterator[None]:
-    """An error that comes up inside gets a note of what was being loaded."""
+def noted(place: str, files: Sequence[str]) -> Iterator[None]:
+    """An error that comes up inside gets a note of what was being loaded.
+
+    Args:
+        files: That it is loaded from; names of anything else are fine.
+
+    Raises:
+        ValueError: In place of the error: a file holds no row, or the host itself refuses what is loaded.
+    """
     try:
         yield
     except Exception as error:
+        empty = [file for file in files if _holds_nothing(file)]
+        if empty:
+            raise ValueError(
+                f"scalebio: {place}: no row in {', '.join(empty)}; fill the file, or remove the entry"
+            ) from error
+        if _said_by_the_host(error):
+            raise ValueError(f"scalebio: {place}: {error}") from error
         error.add_note(f"scalebio: this came up while loading {place}")
         raise
+
+
+def _said_by_the_host(error: Exception) -> bool:
+    """Whether a `raise ValueError` in the host's code was it: for a person, unlike one that came over the host."""
+    *_, (frame, line) = traceback.walk_tb(error.__traceback__)
+    raised = linecache.getline(frame.f_code.co_filename, line).lstrip().startswith("raise ")
+    return type(error) is ValueError and raised and str(frame.f_globals.get("__name__")).startswith("axolotl.")
+
+
+def files_of(entry: Mapping[str, Any]) -> list[str]:
+    """What an entry may be loaded from, as far as it says so."""
+    named = entry.get("data_files") or []
+    return [str(entry.get("path")), *([named] if isinstance(named, str) else map(str, named))]
+
+
+def _holds_nothing(file: str) -> bool:
+    path = Path(file)
+    return path.is_file() and path.stat().st_size < 1024 and path.read_bytes().strip() in (b"", b"[]")
 
 
 def load_all(key: str, entries: Sequence[Mapping[str, Any]], load: Callable[[Mapping[str, Any]], T]) -> list[T]:
     """`load` of every entry of the list `key`; an error has a note of the entry."""
     loaded = []
     for index, entry in enumerate(entries):
-        with noted(_place(key, index, entry)):
+        with noted(_place(key, index, entry), files_of(entry)):
             loaded.append(load(entry))
     return loaded
 

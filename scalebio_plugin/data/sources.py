@@ -8,16 +8,13 @@ merged, deduplicated, sharded and split the way the host does.
 
 from __future__ import annotations
 
-import copy
 import hashlib
-import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from axolotl.common.const import DEFAULT_DATASET_PREPARED_PATH
-from axolotl.common.datasets import TrainDatasetMeta, load_datasets
+from axolotl.common.datasets import TrainDatasetMeta
 from axolotl.utils.data.shared import create_train_validation_split, merge_datasets
 from axolotl.utils.dict import DictDefault
 from axolotl.utils.logging import get_logger
@@ -27,14 +24,12 @@ from datasets import Dataset
 from ..algorithm.bilevel import NO_SOURCE
 from ..config.block import ScaleBiOSettings
 from ..config.names import source_names
-from .entries import load_all, noted, refuse_empty_parts
+from .loading import load_evaluation, measurable, training_parts
+from .splits import sources_of_parts, splits_of
 from .table import SourceTable, count
 from .tags import COLUMN, tagged, untagged
 
 LOG = get_logger("axolotl.scalebio")
-# What the host writes into a config when it counts a training set (axolotl.utils.trainer.calculate_total_num_steps).
-# Once `sample_packing_eff_est` is there, its next count takes a rough estimate instead of packing the rows it is given.
-COUNTED_BY_HOST = ("total_num_tokens", "total_supervised_tokens", "sample_packing_eff_est")
 
 
 @dataclass(frozen=True)
@@ -64,6 +59,7 @@ class Prepared:
         table: What each source holds.
         drawable: (rows,), source of each row, NO_SOURCE where a row has no target: such a row is never drawn.
         validation: None with `apply`.
+        test_sets: Each of several `test_datasets`, whose losses are told apart; empty of one, and with `apply`.
     """
 
     rows: Dataset
@@ -71,6 +67,7 @@ class Prepared:
     table: SourceTable
     drawable: np.ndarray
     validation: Validation | None = None
+    test_sets: Mapping[str, Dataset] = field(default_factory=dict)
 
 
 def prepare(cfg: DictDefault, settings: ScaleBiOSettings) -> Prepared:
@@ -80,16 +77,21 @@ def prepare(cfg: DictDefault, settings: ScaleBiOSettings) -> Prepared:
         ValueError: A source or the validation data has no token to train on.
     """
     entries = list(cfg.datasets)
-    names = source_names(entries, settings.names)
-    parts = _load_all(cfg, "datasets", entries)
-    evaluation = _load_evaluation(cfg, entries[0]) if cfg.test_datasets else None
-    merged = merge_datasets([tagged(part, i) for i, part in enumerate(_aligned(parts))], cfg)
+    of_entries = source_names(entries, settings.names)
+    splits = splits_of(entries, of_entries, settings)
+    loaded = [entry if split is None else split.loaded for entry, split in zip(entries, splits, strict=True)]
+    parts = training_parts(cfg, "datasets", loaded)
+    parts, sources, names = sources_of_parts(parts, splits, of_entries, settings)
+    tests = list(cfg.test_datasets or [])
+    evaluation = load_evaluation(cfg, loaded[0], tests) if tests else None
+    merged = merge_datasets([tagged(*of) for of in zip(_aligned(parts), sources, strict=True)], cfg)
     if cfg.dataset_exact_deduplication:
         merged = merged.select(_first_of_equal_rows(merged.remove_columns(COLUMN)))
     if cfg.dataset_shard_num and cfg.dataset_shard_idx is not None:
         merged = merged.shard(num_shards=cfg.dataset_shard_num, index=cfg.dataset_shard_idx)
     if cfg.val_set_size:
         size = int(cfg.val_set_size) if cfg.val_set_size > 1 else float(cfg.val_set_size)
+        _refuse_no_rest(len(merged), size)
         merged, evaluation = create_train_validation_split(merged, cfg, size)
     if len(merged) != merged.data.num_rows:
         merged = merged.flatten_indices()  # the host counts tokens on the plain column, rows left out included
@@ -99,7 +101,11 @@ def prepare(cfg: DictDefault, settings: ScaleBiOSettings) -> Prepared:
         _refuse_out_of_reach(table, settings)
     evaluation = untagged(evaluation)
     validation = None if settings.apply is not None else _load_validation(cfg, settings, evaluation)
-    return Prepared(merged, evaluation, table, drawable, validation)
+    each = tests if len(tests) > 1 and settings.apply is None else []
+    test_sets = {
+        name: load_evaluation(cfg, loaded[0], [one]) for name, one in zip(source_names(each), each, strict=True)
+    }
+    return Prepared(merged, evaluation, table, drawable, validation, measurable(cfg, test_sets))
 
 
 def meta_of(cfg: DictDefault, rows: Dataset, evaluation: Dataset | None, preprocess: bool) -> TrainDatasetMeta:
@@ -146,6 +152,11 @@ def announce(prepared: Prepared, settings: ScaleBiOSettings) -> None:
         LOG.warning("scalebio: penalty is infinite, the validation data is out of play: a control, nothing is learned")
 
 
+def _refuse_no_rest(rows: int, size: float) -> None:
+    if size >= rows or size == 1.0:
+        raise ValueError(f"scalebio: val_set_size {size:g} leaves nothing of {rows} rows to train on; lower it")
+
+
 def _refuse_unpackable(cfg: DictDefault, evaluation: Dataset) -> None:
     if len(evaluation) and calculate_total_num_steps(cfg, evaluation, update=False) == 0:
         raise ValueError(
@@ -161,10 +172,14 @@ def _load_validation(cfg: DictDefault, settings: ScaleBiOSettings, evaluation: D
     else:
         plain = [DictDefault({key: value for key, value in entry.items() if key != "weight"}) for entry in entries]
         names = source_names(plain)
-        loaded = _load_all(cfg, "scalebio.validation_datasets", plain)
+        loaded = training_parts(cfg, "scalebio.validation_datasets", plain)
         parts = [tagged(part, i) for i, part in enumerate(loaded)]
     if not parts or not any(len(part) for part in parts):
-        raise ValueError("scalebio: the validation data holds no example; give another validation set")
+        where = "test_datasets" if cfg.test_datasets else "val_set_size"
+        raise ValueError(
+            f"scalebio: the validation data ({where}) holds no example after tokenising: it is empty, or all are "
+            f"longer than sequence_len {cfg.sequence_len} or without answer tokens; give another validation set"
+        )
     rows = merge_datasets(_aligned(parts), DictDefault({"shuffle_merged_datasets": False}))
     table, drawable = count(rows, names)
     _refuse_empty(table, "validation data", names)
@@ -175,45 +190,6 @@ def _load_validation(cfg: DictDefault, settings: ScaleBiOSettings, evaluation: D
         given = np.array([entry.get("weight", 1.0) for entry in entries], dtype=np.float64)
         weights = given / given.sum()
     return Validation(rows, table, weights, held_out=entries is not None)
-
-
-def _load_all(cfg: DictDefault, key: str, entries: Sequence[DictDefault]) -> list[Dataset]:
-    """Training rows of each entry of the list `key`; what goes wrong names the entry."""
-    parts = load_all(key, entries, lambda entry: _load_entry(cfg, entry))
-    refuse_empty_parts(key, entries, parts, cfg.sequence_len, _prepared_path(cfg))
-    return parts
-
-
-def _prepared_path(cfg: DictDefault) -> str:
-    return os.path.join(cfg.dataset_prepared_path or DEFAULT_DATASET_PREPARED_PATH, "scalebio")
-
-
-def _load_entry(cfg: DictDefault, entry: DictDefault) -> Dataset:
-    """Training rows of one entry, in its own order."""
-    sub = _config_of(cfg, entry)
-    sub.shuffle_merged_datasets = False
-    sub.dataset_exact_deduplication = False  # once, over all sources
-    sub.dataset_shard_num = sub.dataset_shard_idx = None
-    return load_datasets(cfg=sub).train_dataset
-
-
-def _load_evaluation(cfg: DictDefault, loaded: DictDefault) -> Dataset | None:
-    """The host's `test_datasets`, handled as it handles them; it wants training rows too: an entry already `loaded`."""
-    sub = _config_of(cfg, loaded)
-    sub.test_datasets = cfg.test_datasets
-    with noted("test_datasets"):
-        return load_datasets(cfg=sub).eval_dataset
-
-
-def _config_of(cfg: DictDefault, entry: DictDefault) -> DictDefault:
-    """A copy of the config for one call of the host's loading, which leaves nothing in `cfg` itself."""
-    sub = DictDefault(copy.deepcopy(cfg.to_dict()))
-    sub.datasets, sub.test_datasets = [DictDefault(entry)], None
-    sub.dataset_prepared_path = _prepared_path(cfg)
-    sub.val_set_size, sub.max_steps = 0, None
-    for key in COUNTED_BY_HOST:
-        sub[key] = 1  # counted already: spares the host packing each entry, training and evaluation rows, for its steps
-    return sub
 
 
 def _aligned(parts: list[Dataset]) -> list[Dataset]:

@@ -15,7 +15,8 @@ SEQUENCE = "scalebio_sequence"  # of a token: the number of its sequence in the 
 _PADDING = -1  # its sequence
 
 
-def tagged(dataset: Dataset, source: int) -> Dataset:
+def tagged(dataset: Dataset, source: int | np.ndarray) -> Dataset:
+    """The rows with their source, one of all or (rows,) one of each."""
     return dataset.add_column(COLUMN, np.full(len(dataset), source, dtype=np.int64))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-_KEPT = ("names", "max_repeats", "extensions")  # of the block: what `apply` goes with
+_KEPT = ("names", "split_by", "min_rows", "max_repeats", "extensions")  # of the block: what `apply` goes with
 _OF_THE_RUN = ("axolotl_config_path", "resume_from_checkpoint", "wandb_run_id")  # would point back to it
 _LISA = """#
 # The first run trained with LISA, layer by layer. This one trains all parameters at a time, which takes more memory;

@@ -10,6 +10,7 @@ model_loss      what a model adds to its loss by itself
 random_state    states of the random generators
 checkpoint      what a checkpoint holds, as plain values
 prepare_model   the loaded model, before the optimizer is made
+early           what is refused before the model loads
 connect         from the host's config and finished trainer to all of these
 console         lines of the log between progress bars
 """

@@ -77,6 +77,7 @@ def connect(
     run, like = _mixture_run(settings, table, prepared.validation, manager, steps), _micro_batches(trainer, cfg)
     counts = tuple(table.tokens.tolist()), tuple(table.sequences.tolist())
     facts = RunFacts(tuple(table.names), *counts, settings.model_dump(), steps, seed)
+    trainer.test_sets = prepared.test_sets
     learning = trainer.learning = Learning(
         run=run,
         engine=engine_of(trainer, switches_layers=layers is not None),

@@ -28,11 +28,11 @@ class LayerSampling:
     def __init__(self, settings: LisaArgs, plan: LayerPlan, manager: pluggy.PluginManager, seed: int, model_name: str):
         if settings.active_layers > len(plan.blocks):
             raise ValueError(
-                f"lisa.active_layers must be at most {len(plan.blocks)} (the layers of {model_name}), "
+                f"scalebio.lisa.active_layers must be at most {len(plan.blocks)} (the layers of {model_name}), "
                 f"got {settings.active_layers}; lower it or remove the lisa: block"
             )
         if not any(plan.blocks):
-            raise ValueError("lisa: no parameter inside the transformer blocks trains; remove the lisa: block")
+            raise ValueError("scalebio.lisa: no parameter inside the transformer blocks trains; remove the lisa: block")
         self.settings = settings
         self.plan = plan
         self.manager = manager

@@ -323,19 +323,20 @@ class MixtureRun:
         sampling = saved.get("sampling", "host")  # what there was before the option
         if sampling != self.settings.sampling:
             raise ValueError(
-                f"the checkpoint was learned with sampling {sampling!r}, this run has {self.settings.sampling!r}: its "
-                "batches cannot go on from there; set scalebio.sampling back, or start a new output_dir"
+                f"scalebio: the checkpoint was learned with sampling {sampling!r}, this run has "
+                f"{self.settings.sampling!r}: its batches cannot go on from there; set scalebio.sampling back, or "
+                "start a new output_dir"
             )
         if saved["rule"] != self.settings.mixture_update:
             raise ValueError(
-                f"the checkpoint was learned with mixture_update {saved['rule']!r}, this run has "
+                f"scalebio: the checkpoint was learned with mixture_update {saved['rule']!r}, this run has "
                 f"{self.settings.mixture_update!r}; set it back, or start a new output_dir"
             )
         kept = saved.get("keep", "model")  # 0.1.0 wrote none
         if kept != self.settings.keep:
             raise ValueError(
-                f"the checkpoint was written with keep: {kept}, this run has keep: {self.settings.keep}; set it back, "
-                "or start a new output_dir"
+                f"scalebio: the checkpoint was written with keep: {kept}, this run has keep: {self.settings.keep}; set "
+                "it back, or start a new output_dir"
             )
         self.logits_S, self.rule_state = saved["logits"], saved["rule_state"]
         self.baseline = GapBaseline(**saved["baseline"])

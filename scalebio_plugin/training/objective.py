@@ -57,7 +57,7 @@ class Objective:
         """
         if saved["names"] != self.names:
             raise ValueError(
-                f"the checkpoint was learned for the validation sets {saved['names']}, this run has {self.names}; set "
-                "scalebio.validation_datasets back, or start a new output_dir"
+                f"scalebio: the checkpoint was learned for the validation sets {saved['names']}, this run has "
+                f"{self.names}; set scalebio.validation_datasets back, or start a new output_dir"
             )
         self.weights_V = saved["weights"]

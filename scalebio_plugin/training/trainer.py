@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,7 @@ class ScaleBiOTrainer(AxolotlTrainer):
     """Learns the mixture while it trains. Without `learning` (`axolotl evaluate`) it is the host's trainer."""
 
     learning: Learning | None = None
+    test_sets: Mapping[str, Any] = MappingProxyType({})  # rows of each of several `test_datasets`
     optimizer: Any
     compute_loss_func: Any
     loss_is_scaled_for_ga: Any = None
@@ -219,11 +221,26 @@ class ScaleBiOTrainer(AxolotlTrainer):
         self._own_loss_seen = True
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        """The host's, callbacks too (they generate samples), at the set to keep."""
+        """The host's, callbacks too (they generate samples), at the set to keep; and the loss of each test set."""
         if self.learning is None:
             return super().evaluate(*args, **kwargs)
         with self.learning.kept_in_place():
-            return super().evaluate(*args, **kwargs)
+            measured = super().evaluate(*args, **kwargs)
+            return (
+                measured if args or kwargs.get("eval_dataset") is not None else measured | self._losses_of_test_sets()
+            )
+
+    def _losses_of_test_sets(self) -> dict[str, float]:
+        losses: dict[str, float] = {}
+        for name, rows in self.test_sets.items():
+            prefix = f"eval_{name}"
+            loader = self.get_eval_dataloader(rows)
+            found = self.evaluation_loop(loader, f"Evaluation of {name}", True, metric_key_prefix=prefix).metrics
+            losses |= {key: value for key, value in found.items() if key == f"{prefix}_loss"}
+            self.callback_handler.on_predict(self.args, self.state, self.control, found)  # the progress bar ends
+        if losses:
+            self.log(dict(losses))
+        return losses
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         learning = self.learning

@@ -49,6 +49,8 @@ FULL: dict[str, Any] = {
     "loss_unit": "sequence",
     "lisa": {"active_layers": 1, "interval": 5, "train_embeddings": True},
     "names": ["a", "b"],
+    "split_by": {"a": "source"},
+    "min_rows": 50,
     "sampling": "mixture",
     "max_repeats": 2.0,
     "extensions": ["my.module:Hooks"],

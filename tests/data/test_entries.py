@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from scalebio_plugin.errors import said_by
 from tests import host
 
 PACKED = {"sample_packing": True, "eval_sample_packing": False, "micro_batch_size": 1}
@@ -149,8 +150,55 @@ def test_what_cannot_be_loaded_is_told_by_its_place(
 ) -> None:
     with pytest.raises(Exception) as failed:  # noqa: PT011 - the host's, whatever it is
         prepared(folder, monkeypatch, **keys)
-    (note,) = failed.value.__notes__
-    assert note.startswith(f"scalebio: this came up while loading {place}")
+    if place.startswith("datasets[2]"):
+        (note,) = failed.value.__notes__
+        assert note.startswith(f"scalebio: this came up while loading {place}")
+    else:  # the host itself says so, to a person
+        assert (said_by(failed.value) or "").startswith(f"scalebio: {place}")
+        assert "The dataset could not be loaded" in str(failed.value)
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", "[]"], ids=repr)
+@pytest.mark.parametrize("where", ["datasets", "validation_datasets", "test_datasets"])
+def test_a_file_without_a_row_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch, where: str, text: str) -> None:
+    (folder / "data/none.jsonl").write_text(text)
+    entry = {"path": "data/none.jsonl", "type": "alpaca"}
+    keys, place = {
+        "datasets": ({"datasets": [*host.BASE["datasets"], entry]}, "datasets[3] (data/none.jsonl)"),
+        "validation_datasets": (
+            {"scalebio": {"validation_datasets": [entry]}},
+            "scalebio.validation_datasets[0] (data/none.jsonl)",
+        ),
+        "test_datasets": ({"test_datasets": [{**entry, **SPLIT}]}, "test_datasets"),
+    }[where]
+    with pytest.raises(ValueError, match="fill the file, or remove the entry") as refused:
+        prepared(folder, monkeypatch, **keys)
+    assert str(refused.value).startswith(f"scalebio: {place}: no row in data/none.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("packed", "where"), [({}, "['silent']"), (PACKED, "validation_datasets[0] (data/silent.jsonl)")]
+)
+def test_validation_rows_without_answer_are_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, packed: dict[str, Any], where: str
+) -> None:
+    write(folder / "data/silent.jsonl", [{"instruction": f"say {n}", "input": "", "output": ""} for n in range(4)])
+    silent = {"validation_datasets": [{"path": "data/silent.jsonl", "type": "alpaca"}]}
+    with pytest.raises(ValueError, match="trained on|train on") as refused:
+        prepared(folder, monkeypatch, scalebio=silent, **packed)
+    assert where in (said_by(refused.value) or "")
+
+
+def test_a_test_set_of_which_nothing_is_left_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = {"test_datasets": [{"path": "data/long.jsonl", "type": "alpaca", **SPLIT}]}
+    with pytest.raises(ValueError, match=r"validation data \(test_datasets\) holds no example.*sequence_len 128"):
+        prepared(folder, monkeypatch, scalebio={"validation_datasets": None}, **keys)
+
+
+@pytest.mark.parametrize("size", [288, 500])
+def test_a_validation_split_that_takes_all(folder: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    with pytest.raises(ValueError, match=f"val_set_size {size} leaves nothing of 288 rows to train on"):
+        prepared(folder, monkeypatch, scalebio={"validation_datasets": None}, val_set_size=size)
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,8 @@ def test_loading_leaves_the_config_as_the_host_would(inputs: Path, keys: dict[st
     from axolotl.integrations.base import PluginManager
 
     from scalebio_plugin.config.block import settings_of
-    from scalebio_plugin.data.sources import COUNTED_BY_HOST, prepare
+    from scalebio_plugin.data.loading import COUNTED_BY_HOST
+    from scalebio_plugin.data.sources import prepare
 
     assert set(COUNTED_BY_HOST) == COUNTED
     before = Path.cwd()

@@ -1,0 +1,57 @@
+"""What cannot be trained is refused before a model loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import host
+
+pytestmark = pytest.mark.host_contract
+
+
+@pytest.fixture(autouse=True)
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    from axolotl.loaders.model import ModelLoader
+
+    def load(self: Any) -> None:
+        raise RuntimeError("the model loads")
+
+    monkeypatch.setattr(ModelLoader, "load", load)
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        (
+            {"scalebio": {"lisa": {"active_layers": 3}}},
+            "scalebio.lisa.active_layers must be at most 2 (the layers of LlamaForCausalLM), got 3",
+        ),
+        ({"scalebio": {"warmup_steps": 6}}, "scalebio.warmup_steps must be below the steps of the run (6), got 6"),
+        (
+            {"scalebio": {"warmup_steps": 72}, "max_steps": None, "num_epochs": 1},
+            "scalebio.warmup_steps must be below the steps of the run (72), got 72",
+        ),
+    ],
+    ids=["more layers than there are", "warmup of all steps", "warmup of an epoch"],
+)
+def test_refused(inputs: Path, tmp_path: Path, keys: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match="scalebio") as refused:
+        host.train(inputs, output_dir=str(tmp_path), **keys)
+    assert str(refused.value).startswith(said)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"scalebio": {"lisa": {"active_layers": 2}}},
+        {"scalebio": {"warmup_steps": 5}},
+        {"scalebio": {"warmup_steps": 100}, "max_steps": 101, "num_epochs": 1},
+    ],
+    ids=["all layers", "one step to learn", "more steps than an epoch"],
+)
+def test_fine(inputs: Path, tmp_path: Path, keys: dict[str, Any]) -> None:
+    with pytest.raises(RuntimeError, match="the model loads"):
+        host.train(inputs, output_dir=str(tmp_path), **keys)
