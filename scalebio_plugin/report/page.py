@@ -26,7 +26,9 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 th, td { padding: .3rem .8rem .3rem 0; text-align: right; vertical-align: top; border-bottom: 1px solid #e5e5e5 }
 th:first-child, td:first-child, td.text, th.text { text-align: left; overflow-wrap: anywhere }
 td.bar { width: 9rem; padding-right: 1rem } td.bar div { height: .8rem; margin-top: .35rem; background: #3f90da }
-.wide { overflow-x: auto } .grey { color: #777 } img { max-width: 100%; width: 44rem }
+.wide { overflow-x: auto } td.text { min-width: 5.5rem }
+.goals td { white-space: nowrap; padding-left: .8rem } .goals td.text { white-space: normal; padding-left: 0 }
+.grey { color: #777 } img { max-width: 100%; width: 44rem }
 """
 _HOW_TO_READ = """
 <p>The <b>weights</b> p are those of the training loss &Sigma; p<sub>i</sub> L<sub>i</sub>, where L<sub>i</sub> is a
@@ -165,7 +167,7 @@ def _goals(goals: Goals | None) -> str:
     sets = list(next(iter(goals.values())))
     lines = [[_cell(escape(name), "text"), *(_shaded(row[goal]) for goal in sets)] for name, row in goals.items()]
     table = _table(lines, ["source", *(f"{escape(goal)}" for goal in sets)])
-    return f'<h2>Which source helps which validation set</h2><div class="wide">{table}</div>' + _HOW_GOALS_READ
+    return f'<h2>Which source helps which validation set</h2><div class="goals">{table}</div>' + _HOW_GOALS_READ
 
 
 def _shaded(cosine: Cosine) -> str:
@@ -196,7 +198,7 @@ def _facts(document: Mapping[str, Any]) -> str:
 
 def _table(lines: Iterable[Iterable[str]], head: Iterable[str] = ()) -> str:
     rows = ["".join(f"<th>{name}</th>" for name in head), *("".join(cells) for cells in lines)]
-    return "<table>\n" + "\n".join(f"<tr>{row}</tr>" for row in rows if row) + "\n</table>"
+    return '<div class="wide"><table>\n' + "\n".join(f"<tr>{row}</tr>" for row in rows if row) + "\n</table></div>"
 
 
 def _cell(content: str, kind: str = "") -> str:
