@@ -117,6 +117,11 @@ class TestAlignment:
         found = alignment(first, torch.tensor([[1.0, 0.0]], dtype=torch.float64))
         assert found.isnan().tolist() == [[False], [True]]
 
+    def test_a_loss_scale_cancels(self):
+        first = torch.tensor([[1.0, 2.0]], dtype=torch.float64)
+        second = torch.tensor([[-3.0, 1.0]], dtype=torch.float64)
+        torch.testing.assert_close(alignment(65536.0 * first, 65536.0 * second), alignment(first, second))
+
     def test_it_is_that_of_the_gradients_of_each_source_alone(self):
         """The slow twin: the rows of each source, one by one, their gradients as they are."""
         torch.manual_seed(0)

@@ -373,6 +373,16 @@ def test_probes_on_ranks_find_what_one_process_finds_and_change_nothing(
         assert max(far) < 10 * TOLERANCE
 
 
+@pytest.mark.slow
+def test_under_zero_there_are_no_probes_and_the_log_says_so(engine_inputs: Path, tmp_path: Path) -> None:
+    case = probed(engine_inputs, tmp_path / "out", "uneven", 0, LAYOUTS["zero2"])
+    del case["scalebio"]["probe_interval"]
+    launch({"zero": case}, tmp_path)
+    assert "which source helps which validation set is not measured: DeepSpeed" in (tmp_path / "log.txt").read_text()
+    records = [json.loads(line) for line in (tmp_path / "out/scalebio/history.jsonl").open()]
+    assert [record["goals"] for record in records] == [None] * 4
+
+
 # ---- bytes
 
 

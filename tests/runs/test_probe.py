@@ -38,6 +38,12 @@ CASES: dict[str, dict[str, Any]] = {
         "scalebio": {"sampling": "mixture"},
     },
     "lisa, update_interval": {"scalebio": {**LISA, "update_interval": 2}},
+    "qlora, worst": {
+        **host.LORA,
+        **{"adapter": "qlora", "load_in_4bit": True, "base_model": "wide", "tokenizer_config": "model"},
+        "scalebio": {"objective": "worst"},
+    },
+    "u rests elsewhere": {"scalebio": {"inner": {"device": "cpu"}, "mixture_update": "evidence"}},
     "gradient checkpointing, symmetric, bf16": {
         "gradient_checkpointing": True,
         "bf16": True,
@@ -50,6 +56,7 @@ CASES: dict[str, dict[str, Any]] = {
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With a second validation set, of offtopic's kind."""
     directory = host.make_inputs(tmp_path_factory.mktemp("probe_inputs"))
+    host.add_model(directory, "wide", hidden=64, layers=2)
     makers = {"stories": planted.offtopic_row}
     planted.write_rows(directory / "more", makers, seed=5, rows=32, held_out=1)
     shutil.copy(directory / "more/stories.jsonl", directory / "data/stories.jsonl")
@@ -57,6 +64,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(inputs: Path, out: Path, **keys: Any) -> host.Run:
+    host.forget_parameters()
     keys["scalebio"] = {**BLOCK, "validation_batch_size": 8, **keys.get("scalebio", {})}
     return host.train(inputs, output_dir=str(out), **{"max_steps": 6, **keys})
 
