@@ -78,7 +78,7 @@ class TestSketch:
         torch.testing.assert_close(sum(parts), sketch.of(x, 1))
 
     def test_more_rows_than_are_taken_at_a_time(self):
-        x, _ = vectors("random", 100 * 8 + 5)
+        x, _ = vectors("random", 1100 * 8 + 5)
         sketch = CountSketch(3, 8)
         torch.testing.assert_close(sketch.of(x[:3], 0) + sketch.of(x[3:], 0, 3), sketch.of(x, 0))
 
