@@ -117,11 +117,14 @@ def _estimate(arguments: argparse.Namespace) -> int:
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    from .report.mixture_file import read_mixture, summaries_of
-    from .report.tables import weights_table
+    from .report.mixture_file import goals_of, read_mixture, summaries_of
+    from .report.tables import goals_table, weights_table
 
     document = read_mixture(_mixture_at(arguments.path))
     print(weights_table(summaries_of(document), document.get("verdict")))
+    helped = goals_table(goals_of(document))
+    if helped is not None:
+        print(f"\n{helped}")
     return 0
 
 

@@ -49,6 +49,15 @@ def test_show_prints_every_source(mixture: Path, capsys: pytest.CaptureFixture[s
     assert logs.split()[-2:] == ["-", "-"]
 
 
+def test_show_prints_which_source_helps_which_set(mixture: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cosine = {"mean": 0.25, "se": 0.03, "probes": 4}
+    goals = {name: dict.fromkeys(("verse", "prose"), cosine) for name in ("poems", "logs")}
+    mixture.write_text(json.dumps({**MIXTURE, "goals": goals}))
+    assert cli.main(["show", str(mixture)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[3:6] == ["", "helps           verse           prose", "poems  +0.250 ± 0.030  +0.250 ± 0.030"]
+
+
 def test_show_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["show", str(tmp_path)]) == 2
     assert f"no file {tmp_path / 'scalebio' / 'mixture.json'}" in capsys.readouterr().err

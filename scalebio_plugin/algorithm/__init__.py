@@ -6,6 +6,7 @@ w are the model's parameters, u the inner ones; L1 is the loss on the validation
 the training data of sources i with weights p = softmax(λ); α is the penalty (Pan et al., ACL 2025, arXiv 2406.19976).
 docs/bilevel_loop.py is a whole loop made of these. What is public stands in `__all__`, by its file:
 
+alignment which source helps which goal: inner products of gradients, from sketches of them
 bilevel   losses per token and per source, the gap between the two parameter sets, the gradient of λ
 evidence  what a series of gaps says of its mean: correlated noise told from a signal, at any time
 mixture   weights on the simplex: initial values, update rules, bounds, a prior
@@ -14,6 +15,7 @@ inner     the inner parameters: a second value, gradient and optimizer state for
 lisa      which transformer blocks train in which period
 """
 
+from .alignment import CountSketch, alignment
 from .bilevel import (
     IGNORED,
     NO_SOURCE,
@@ -44,6 +46,9 @@ from .mixture import (
 )
 
 __all__ = [
+    # alignment
+    "CountSketch",
+    "alignment",
     # bilevel
     "IGNORED",
     "NO_SOURCE",

@@ -154,6 +154,12 @@ class ScaleBiOSettings(_Block):
     update_interval: PositiveInt = Field(
         default=1, description="Optimiser steps between two updates of λ; u and w always step together."
     )
+    probe_interval: Annotated[int, Field(ge=0)] | None = Field(
+        default=None,
+        description="Updates of λ between two probes of which source helps which validation set; 0: none. Default: 25 "
+        "with several validation_datasets (more where batches are packed or compiled, so that probes are about 5% of "
+        "the passes at most), none under DeepSpeed, else 0.",
+    )
     inner: InnerArgs = Field(default_factory=InnerArgs, description="Where the inner parameters rest.")
     keep: Literal["model", "inner"] = Field(
         default="model",

@@ -70,6 +70,7 @@ def problems_of(config: Mapping[str, Any]) -> list[str]:
             _numbers(block),
             _layer_sampling(config, block),
             _inner_kept(config, block),
+            _probes(config, block),
         ]
     return [problem for check in checks for problem in check]
 
@@ -208,6 +209,14 @@ def _inner_kept(config: Mapping[str, Any], block: Mapping[str, Any]) -> Iterator
             f"fsdp_config: with {saved_as or 'no state_dict_type'} the host makes the final model of the last "
             "checkpoint, which holds w as long as the run learns; set final_state_dict_type: FULL_STATE_DICT, or "
             "remove scalebio.keep: inner"
+        )
+
+
+def _probes(config: Mapping[str, Any], block: Mapping[str, Any]) -> Iterator[str]:
+    if config.get("deepspeed") and block.get("probe_interval"):
+        yield (
+            f"scalebio.probe_interval: {block['probe_interval']} needs the gradients of single passes, which DeepSpeed "
+            "ZeRO keeps to itself; set it to 0, or use FSDP2 or DDP"
         )
 
 

@@ -105,6 +105,15 @@ class Engine:
             work.wait()
         torch._foreach_div_(gradients, self.world)
 
+    def part_of(self, gradient: Tensor) -> tuple[Tensor, int, int]:
+        """What this rank has of a parameter's gradient.
+
+        Returns:
+            The values; the position of the first of them in the flattened parameter; how many ranks hold the same. The
+            sum over ranks, such duplicates counted once, is the gradient: here each rank's own, not yet averaged.
+        """
+        return gradient, 0, 1
+
     # ---- parameters
 
     def before_wrapping(self, parameters: Mapping[str, nn.Parameter]) -> None:

@@ -102,6 +102,22 @@ class FSDP2Engine(Engine):
         finally:
             model.set_requires_gradient_sync(before)
 
+    def part_of(self, gradient: Tensor) -> tuple[Tensor, int, int]:
+        """This rank's shard of an averaged gradient."""
+        if not isinstance(gradient, DTensor):
+            raise RuntimeError("scalebio: FSDP2 left a gradient whole; this is a bug, please report it")
+        first, copies, mesh = 0, 1, gradient.device_mesh
+        for dimension, placement in enumerate(gradient.placements):
+            if placement.is_replicate():  # `dp_replicate_size`
+                copies *= mesh.size(dimension)
+            elif placement.is_shard(0):
+                rows = gradient.shape[0]
+                before = min(rows, mesh.get_local_rank(dimension) * -(-rows // mesh.size(dimension)))
+                first = before * (gradient.numel() // rows)
+            else:
+                raise RuntimeError(f"scalebio: a gradient is placed as {placement}; this is a bug, please report it")
+        return gradient.to_local(), first, copies
+
     def average_gradients(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """FSDP has done it."""
 

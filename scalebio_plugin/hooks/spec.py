@@ -4,6 +4,8 @@ The training step, drawn once. One optimiser step of k accumulated micro-batches
 
     every `lisa.interval` steps:
         layers = scalebio_draw_layers(...)           # the same in both sets; state of the others is dropped
+    every `probe_interval` updates:
+        backward  L2_i(w), L1_j(w)                   # one by one; cosines are kept, gradients are not
     with u in place of w:                            # first, so that its gradients are gone before w's come
         for each micro-batch:
             backward  L2(λ, u)

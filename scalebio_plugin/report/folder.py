@@ -15,7 +15,7 @@ from .files import StrPath, replace_file
 from .history import HistoryRecord, append_history, read_history
 from .mixture_file import Provenance, mixture_document, write_mixture
 from .page import write_report
-from .summary import summarise
+from .summary import summarise, summarise_goals
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,8 @@ class RunFolder:
         if not history:
             return None
         known = replace(self.provenance, steps=steps, updates=len(history), layer_steps=layer_steps, drawn=drawn)
-        document = mixture_document(summarise(history, self.names), known, history[-1].get("verdict"))
+        verdict, goals = history[-1].get("verdict"), summarise_goals(history, self.names)
+        document = mixture_document(summarise(history, self.names), known, verdict, goals)
         write_mixture(self.path / "mixture.json", document)
         return document
 

@@ -42,6 +42,9 @@ class HistoryRecord(TypedDict):
     val_loss: float
     val_losses: dict[str, float | None]  # of each validation set; None if the batch held none of it
     val_weights: dict[str, float]  # of each in val_loss; they move with `objective: worst`
+    # {source: {set: cosine of their gradients at w}}, see `algorithm.alignment`; None without a probe in this step; a
+    # cosine is None where the batches held none of the source or of the set
+    goals: dict[str, dict[str, float | None]] | None
     learning_rate: float
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .files import StrPath, replace_file
-from .summary import SourceSummary, largest_first
+from .summary import Cosine, Goals, SourceSummary, largest_first
 
 SCHEMA = 1
 
@@ -40,7 +40,9 @@ class Provenance:
     keep: str = "model"
 
 
-def mixture_document(summaries: Mapping[str, SourceSummary], facts: Provenance, verdict: str | None) -> dict[str, Any]:
+def mixture_document(
+    summaries: Mapping[str, SourceSummary], facts: Provenance, verdict: str | None, goals: Goals | None = None
+) -> dict[str, Any]:
     """The content of `mixture.json`. Weights are divided by their sum, which float32 leaves a rounding away from 1."""
     total = math.fsum(summary.weight for summary in summaries.values())
     ordered = {name: replace(summary, weight=summary.weight / total) for name, summary in largest_first(summaries)}
@@ -51,7 +53,8 @@ def mixture_document(summaries: Mapping[str, SourceSummary], facts: Provenance, 
         for name, summary in ordered.items()
     }
     weights = {name: summary.weight for name, summary in ordered.items()}
-    return {"schema": SCHEMA, "weights": weights, "verdict": verdict, "sources": sources, **run}
+    helped = None if goals is None else {name: _as_values(goals[name]) for name in ordered}
+    return {"schema": SCHEMA, "weights": weights, "verdict": verdict, "sources": sources, "goals": helped, **run}
 
 
 def summaries_of(document: Mapping[str, Any]) -> dict[str, SourceSummary]:
@@ -60,6 +63,16 @@ def summaries_of(document: Mapping[str, Any]) -> dict[str, SourceSummary]:
     known = {name: {key: source[key] for key in fields & source.keys()} for name, source in document["sources"].items()}
     summaries = {name: SourceSummary(**source) for name, source in known.items()}
     return {name: replace(one, interval=_pair(one.interval)) for name, one in summaries.items()}
+
+
+def _as_values(row: Mapping[str, Cosine]) -> dict[str, Any]:
+    return {goal: asdict(cosine) for goal, cosine in row.items()}
+
+
+def goals_of(document: Mapping[str, Any]) -> Goals | None:
+    """The cosines that `mixture_document` was given; None where there was no probe, or what wrote it had none."""
+    goals = document.get("goals")
+    return goals and {name: {goal: Cosine(**of) for goal, of in row.items()} for name, row in goals.items()}
 
 
 def _pair(read: Sequence[float] | None) -> tuple[float, float] | None:

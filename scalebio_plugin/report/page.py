@@ -13,10 +13,10 @@ import numpy as np
 
 from .files import StrPath, replace_file
 from .history import Floats, HistoryRecord, series
-from .mixture_file import summaries_of
+from .mixture_file import goals_of, summaries_of
 from .picture import draw_mixture
-from .summary import SourceSummary
-from .tables import VERDICTS, interval_in_words, layers_line
+from .summary import Cosine, Goals, SourceSummary
+from .tables import VERDICTS, cosine_in_words, interval_in_words, layers_line
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 62rem; margin: 2rem auto;
@@ -26,6 +26,8 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 th, td { padding: .3rem .8rem .3rem 0; text-align: right; vertical-align: top; border-bottom: 1px solid #e5e5e5 }
 th:first-child, td:first-child, td.text, th.text { text-align: left; overflow-wrap: anywhere }
 td.bar { width: 9rem; padding-right: 1rem } td.bar div { height: .8rem; margin-top: .35rem; background: #3f90da }
+.wide { overflow-x: auto } td.text { min-width: 5.5rem }
+.goals td { white-space: nowrap; padding-left: .8rem } .goals td.text { white-space: normal; padding-left: 0 }
 .grey { color: #777 } img { max-width: 100%; width: 44rem }
 """
 _HOW_TO_READ = """
@@ -38,6 +40,14 @@ weight, below 0 it gains. <b>Gains</b> and <b>loses</b> stand where all gaps of 
 noise alone would come to that, at any update, in one run of twenty. The <b>95% interval</b> says what the noise of the
 gaps may have made of a weight, under this rule and this data; another model or other validation data are not in it. One
 of no width: no evidence has moved the weight.</p>
+"""
+_HOW_GOALS_READ = """
+<p>The cosine of a source's gradient and a validation set's, at the model, mean over the run's probes &plusmn; its
+standard error. Above 0 (blue) a small step on that source lowers the loss of that set, below 0 (orange) it raises it;
+grey is what is within two standard errors of 0, or has none yet. It is what the gaps would see of each set alone if the
+Hessian were the identity: it says nothing of curvature, nor of what the optimizer makes of a gradient. The noise of
+batches draws it towards 0, that of a source with few rows in them most: compare along a line rather than down a
+column.</p>
 """
 
 
@@ -65,6 +75,7 @@ def _page(document: Mapping[str, Any], picture: bytes, history: Sequence[History
         _weights(document),
         f'<img alt="Weights, training losses and validation loss over the run" src="data:image/png;base64,{image}">',
         _validation_sets(history),
+        _goals(goals_of(document)),
         "<h2>How to read this</h2>" + _HOW_TO_READ,
         "<h2>How it was learned</h2>" + _facts(document),
     ]
@@ -149,6 +160,26 @@ def _validation_sets(history: Sequence[HistoryRecord]) -> str:
     return "<h2>Validation sets</h2>" + _table(lines, head)
 
 
+def _goals(goals: Goals | None) -> str:
+    """Which source helps which validation set, shaded by the cosine."""
+    if goals is None:
+        return ""
+    sets = list(next(iter(goals.values())))
+    lines = [[_cell(escape(name), "text"), *(_shaded(row[goal]) for goal in sets)] for name, row in goals.items()]
+    table = _table(lines, ["source", *(f"{escape(goal)}" for goal in sets)])
+    return f'<h2>Which source helps which validation set</h2><div class="goals">{table}</div>' + _HOW_GOALS_READ
+
+
+def _shaded(cosine: Cosine) -> str:
+    """Blue above 0, orange below, the stronger the farther; a cosine within two standard errors of 0 is grey."""
+    if cosine.mean is None:
+        return _cell("–", "grey")
+    clear = cosine.se is not None and abs(cosine.mean) > 2 * cosine.se
+    colour = "63, 144, 218" if cosine.mean > 0 else "255, 143, 0"
+    shade = f' style="background: rgba({colour}, {0.6 * min(1.0, abs(cosine.mean)):.2f})"' if clear else ' class="grey"'
+    return f"<td{shade}>{cosine_in_words(cosine).replace('-', '−')}</td>"
+
+
 def _mean(losses: Floats) -> str:
     """Of the batches that held the set."""
     seen = losses[np.isfinite(losses)]
@@ -167,7 +198,7 @@ def _facts(document: Mapping[str, Any]) -> str:
 
 def _table(lines: Iterable[Iterable[str]], head: Iterable[str] = ()) -> str:
     rows = ["".join(f"<th>{name}</th>" for name in head), *("".join(cells) for cells in lines)]
-    return "<table>\n" + "\n".join(f"<tr>{row}</tr>" for row in rows if row) + "\n</table>"
+    return '<div class="wide"><table>\n' + "\n".join(f"<tr>{row}</tr>" for row in rows if row) + "\n</table></div>"
 
 
 def _cell(content: str, kind: str = "") -> str:

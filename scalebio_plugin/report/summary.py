@@ -35,6 +35,47 @@ class SourceSummary:
         return self.gap_se is not None and abs(self.gap) > 2 * self.gap_se
 
 
+LEAST_PROBES = 3  # from which a standard error can be told
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """Of a source's gradient and a validation set's, over the probes that held both; see `algorithm.alignment`.
+
+    Attributes:
+        mean: None where no probe held both.
+        se: Standard error of the mean; None with fewer than LEAST_PROBES.
+        probes: How many they are.
+    """
+
+    mean: float | None
+    se: float | None
+    probes: int
+
+
+Goals = dict[str, dict[str, Cosine]]  # by source, then by validation set
+
+
+def summarise_goals(history: Sequence[HistoryRecord], names: Sequence[str]) -> Goals | None:
+    """Which source helps which validation set, by all probes of a history; None where it has none.
+
+    Probes are few and far apart, and each has batches and a sketch of its own: they are taken for independent.
+    """
+    probes = [goals for record in history if (goals := record.get("goals"))]
+    if not probes:
+        return None
+    sets = list(probes[-1][names[0]])
+    return {name: {goal: _cosine([probe[name][goal] for probe in probes]) for goal in sets} for name in names}
+
+
+def _cosine(found: Sequence[float | None]) -> Cosine:
+    seen = np.array([value for value in found if value is not None], dtype=np.float64)
+    if not len(seen):
+        return Cosine(None, None, 0)
+    error = float(seen.std(ddof=1)) / math.sqrt(len(seen)) if len(seen) >= LEAST_PROBES else None
+    return Cosine(float(seen.mean()), error, len(seen))
+
+
 def summarise(history: Sequence[HistoryRecord], names: Sequence[str]) -> dict[str, SourceSummary]:
     """The state of every source at the end of a history of at least one update.
 

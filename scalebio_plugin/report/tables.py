@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .history import HistoryRecord
-from .summary import SourceSummary, largest_first
+from .summary import Cosine, Goals, SourceSummary, largest_first
 
 MOST_ROWS = 20  # sources that the log shows of an update
 
@@ -32,6 +32,25 @@ VERDICTS = {
     "still moving": "the weights have not settled; learn longer",
     "converged": "the weights have settled",
 }
+
+
+def goals_table(goals: Goals | None) -> str | None:
+    """Which source helps which validation set, the sources in the order given; None where there is nothing to tell."""
+    if goals is None:
+        return None
+    sets = list(next(iter(goals.values())))
+    head = ("helps", *(shorten(goal, 24) for goal in sets))
+    rows = [(shorten(name), *(cosine_in_words(row[goal]) for goal in sets)) for name, row in goals.items()]
+    return (
+        _align([head, *rows])
+        + "\ncosines of gradients ± s.e.: above 0 a small step on the source lowers the loss of that validation set"
+    )
+
+
+def cosine_in_words(cosine: Cosine) -> str:
+    if cosine.mean is None:
+        return "-"
+    return f"{cosine.mean:+.3f}" + ("" if cosine.se is None else f" ± {cosine.se:.3f}")
 
 
 def interval_in_words(interval: tuple[float, float] | None) -> str:

@@ -9,8 +9,8 @@ from typing import Any
 from axolotl.utils.logging import get_logger
 from transformers import TrainerCallback, TrainerState
 
-from ..report.mixture_file import summaries_of
-from ..report.tables import drawn_line, layers_line, weights_table
+from ..report.mixture_file import goals_of, summaries_of
+from ..report.tables import drawn_line, goals_table, layers_line, weights_table
 from .console import own_line
 from .learning import Learning
 from .trainer import ScaleBiOTrainer
@@ -81,10 +81,12 @@ class ScaleBiOCallback(TrainerCallback):
             folder.draw(document)
         with _not_at_the_price_of_the_model("next.yml"):
             folder.write_next_config()
+        helped = goals_table(goals_of(document))
         with own_line():
             LOG.info(
                 "scalebio: the learned mixture\n"
                 + weights_table(summaries_of(document), document["verdict"])
+                + ("" if helped is None else "\n" + helped)
                 + ("" if document["layer_steps"] is None else "\n" + layers_line(document["layer_steps"]))
                 + ("" if document["drawn"] is None else "\n" + drawn_line(document))
                 + f"\n{folder.listing()}"

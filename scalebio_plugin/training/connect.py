@@ -39,6 +39,7 @@ from .layer_sampling import LayerSampling
 from .learning import Learning
 from .mixture_run import MixtureRun
 from .objective import Objective
+from .probe_plan import ProbePlan
 from .trainer import ScaleBiOTrainer
 
 LOG = get_logger("axolotl.scalebio")
@@ -95,6 +96,9 @@ def connect(
             provenance=_provenance(cfg, settings, prepared, facts, version),
             next_config=_next_config(written, cfg.output_dir),
         ),
+        probes=_probes(
+            settings, trainer, run, seed, shared_rows=like.capacity is not None or bool(cfg.batch_flattening)
+        ),
     )
     trainer.add_callback(ScaleBiOCallback(trainer, learning))
     trainer.callback_handler.callbacks.insert(0, KeptCallback(trainer, learning))  # others may save the model
@@ -144,6 +148,21 @@ def _drawn_stream(
         return settings.warmup_steps, run.learn_until, steps
 
     return DrawnStream(draw, table, ends, trainer.micro_batches, trainer.loader_of)
+
+
+def _probes(
+    settings: ScaleBiOSettings, trainer: ScaleBiOTrainer, run: MixtureRun, seed: int, *, shared_rows: bool
+) -> ProbePlan:
+    sources, sets = len(run.names), len(run.objective.names)
+    if trainer.is_deepspeed_enabled:
+        if sets > 1 and settings.probe_interval is None:
+            LOG.info(
+                "scalebio: which source helps which validation set is not measured: DeepSpeed ZeRO keeps gradients to "
+                "itself"
+            )
+        return ProbePlan(0, settings.warmup_steps, settings.update_interval, seed, False)
+    compiled = bool(trainer.args.torch_compile)
+    return ProbePlan.of(settings, seed, sources=sources, sets=sets, shared_rows=shared_rows, compiled=compiled)
 
 
 def _inner_device(settings: ScaleBiOSettings) -> torch.device | None:

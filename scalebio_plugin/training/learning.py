@@ -20,6 +20,7 @@ from ..report.history import HistoryRecord
 from .checkpoint import Place
 from .layer_sampling import LayerSampling
 from .mixture_run import MixtureRun
+from .probe_plan import ProbePlan
 from .random_state import DataOrder
 
 
@@ -39,6 +40,7 @@ class Learning:
         manager: Of the run's hooks.
         facts: Of the run, as hooks are told before its first step.
         folder: What the run leaves.
+        probes: When it is measured which source helps which validation set.
         order: What the order of the host's data came from.
         inner: u, from the first learning step to the last.
         record: Last line of the history.
@@ -56,6 +58,7 @@ class Learning:
     manager: pluggy.PluginManager
     facts: RunFacts
     folder: RunFolder
+    probes: ProbePlan
     order: DataOrder = field(default_factory=DataOrder)
     inner: InnerSet | None = None
     record: HistoryRecord | None = None

@@ -118,6 +118,7 @@ class MixtureRun:
         self.first_S = self.weights_S
         self.prior_S = self.first_S if settings.prior is None else prior_of(settings.prior, self.names, self.first_S)
         self.evidence = Evidence.zeros(len(self.names))
+        self.alignment_SV: Tensor | None = None  # of a probe in this step
         self.recent_from_S = self.younger_from_S = self.first_S  # weights when evidence.recent and .younger began
 
     @property
@@ -286,8 +287,17 @@ class MixtureRun:
             "val_loss": losses.val_loss,
             "val_losses": self.objective.named(losses.of_validation_sets()),
             "val_weights": self.objective.named(goal_weights_V.tolist()),
+            "goals": self._goals(),
             "learning_rate": learning_rate,
         }
+
+    def _goals(self) -> dict[str, dict[str, float | None]] | None:
+        """Of the probe in this step, which is told once."""
+        found, self.alignment_SV = self.alignment_SV, None
+        if found is None:
+            return None
+        rows = [[value if math.isfinite(value) else None for value in row] for row in found.tolist()]
+        return self._named([self.objective.named(row) for row in rows])
 
     def _named(self, values: Sequence[Any]) -> dict[str, Any]:
         return dict(zip(self.names, values, strict=True))

@@ -30,6 +30,7 @@ from .console import own_line
 from .learning import Learning
 from .mixture_run import Phase
 from .model_loss import refuse_unseen_additions
+from .probe import Probe
 from .random_state import RandomState
 from .step import Batch, LossOf, Step, StepBatches
 
@@ -178,6 +179,9 @@ class ScaleBiOTrainer(AxolotlTrainer):
             self._look_at_own_loss(model, batches.batches[0])
             step = Step(self, learning, model, batches)
             learns = learning.run.phase(self.state.global_step) is Phase.LEARN
+            if learns and learning.probes.is_due(self.state.global_step):
+                sketch = learning.probes.sketch(self.state.global_step)
+                learning.run.alignment_SV = Probe(self, learning, model, sketch).measure(batches)
             self._step = step.learn() if learns else step.warm_up()
         return next(self._step)
 

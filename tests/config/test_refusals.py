@@ -280,6 +280,12 @@ def test_lisa_is_refused_with_deepspeed():
     refused(config({**ZERO, **WITH_LISA}), "scalebio.lisa: ", "flat tensors")
 
 
+def test_probes_are_refused_with_deepspeed_and_none_is_fine():
+    refused(config(ZERO, scalebio={"probe_interval": 5}), "scalebio.probe_interval: 5", "set it to 0", "FSDP2")
+    assert problems_of(config(ZERO, scalebio={"probe_interval": 0})) == []
+    assert problems_of(config(scalebio={"probe_interval": 5})) == []
+
+
 def test_an_8_bit_base_with_zero_3_needs_half_precision():
     lora = {"adapter": "lora", "lora_r": 8, "load_in_8bit": True, "bf16": False}
     zero2, zero3 = ({"deepspeed": {**AUTO, "zero_optimization": {"stage": stage}}} for stage in (2, 3))

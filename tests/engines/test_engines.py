@@ -6,6 +6,7 @@ kind, the others among the slow tests.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -17,7 +18,7 @@ import torch
 
 from tests import host
 from tests.engines.launch import launch as on_ranks
-from tests.engines.worker import Outcome, run_case, run_cases
+from tests.engines.worker import Outcome, run_case, run_cases, same_bits
 
 STEPS = 10
 TOLERANCE = 1e-5  # float32
@@ -315,6 +316,71 @@ def test_ddp_goes_on_in_one_process(engine_inputs: Path, tmp_path: Path, samplin
     assert len(alone.weights) == STEPS - 6
     assert farthest(alone.model, never_stopped.model) < TOLERANCE
     assert farthest(alone.inner, never_stopped.inner) < TOLERANCE
+
+
+# ---- probes
+
+GOALS = ("data/validation.jsonl", "few/offtopic.jsonl")
+PROBED: dict[str, dict[str, Any]] = {
+    "uneven": {"gradient_accumulation_steps": 3, "scalebio": {"validation_batch_size": 5}},
+    "lora": {**host.LORA, "learning_rate": 5e-3},
+    "lisa": {"scalebio": {**LISA, "penalty": 2.0}, "base_model": "four_layers", "tokenizer_config": "model"},
+}
+
+
+def probed(inputs: Path, out: Path, name: str, interval: int, layout: Layout | None) -> dict[str, Any]:
+    """Of `host.train`: a run with that many updates between two probes."""
+    keys = {"adam_epsilon": 1e-6, "max_steps": 4, "micro_batch_size": 2 if layout else 4, **PROBED[name]}
+    goals = {"validation_datasets": [{"path": path, "type": "alpaca"} for path in GOALS]}
+    block = {"validation_batch_size": 8, **goals, **keys.get("scalebio", {}), "probe_interval": interval}
+    saving = {"save_strategy": "steps", "save_steps": 4}
+    engine = {} if layout is None else layout.keys
+    return {"directory": str(inputs), "output_dir": str(out), **keys, **saving, **engine, "scalebio": block}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+def test_probes_on_ranks_find_what_one_process_finds_and_change_nothing(
+    engine: str, engine_inputs: Path, tmp_path: Path
+) -> None:
+    cases = {
+        f"{name}, {interval}": probed(engine_inputs, tmp_path / f"{name}, {interval}", name, interval, LAYOUTS[engine])
+        for name in PROBED
+        for interval in (0, 1)
+    }
+    launch(cases, tmp_path)
+    for name in PROBED:
+        run_case(probed(engine_inputs, tmp_path / "alone" / name, name, 1, None))
+        alone, without, ranks = (
+            [json.loads(line) for line in (folder / "scalebio/history.jsonl").open()]
+            for folder in (tmp_path / "alone" / name, tmp_path / f"{name}, 0", tmp_path / f"{name}, 1")
+        )
+        goals = [record.pop("goals") for record in ranks]
+        assert [record.pop("goals") for record in without] == [None] * 4
+        assert without == ranks
+        for kind in ("model", "inner", "grad_norms"):
+            ends = [torch.load(tmp_path / f"{name}, {of}.1.pt", weights_only=True)[kind] for of in (0, 1)]
+            assert same_bits(*ends), kind
+        far = [
+            abs(value - record["goals"][source][goal])
+            for record, of in zip(alone, goals, strict=True)
+            for source, row in of.items()
+            for goal, value in row.items()
+            if (value is None) != (record["goals"][source][goal] is None) or value is not None
+        ]
+        print(engine, name, len(far), max(far))
+        assert len(far) > 10
+        assert max(far) < 10 * TOLERANCE
+
+
+@pytest.mark.slow
+def test_under_zero_there_are_no_probes_and_the_log_says_so(engine_inputs: Path, tmp_path: Path) -> None:
+    case = probed(engine_inputs, tmp_path / "out", "uneven", 0, LAYOUTS["zero2"])
+    del case["scalebio"]["probe_interval"]
+    launch({"zero": case}, tmp_path)
+    assert "which source helps which validation set is not measured: DeepSpeed" in (tmp_path / "log.txt").read_text()
+    records = [json.loads(line) for line in (tmp_path / "out/scalebio/history.jsonl").open()]
+    assert [record["goals"] for record in records] == [None] * 4
 
 
 # ---- bytes

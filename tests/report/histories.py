@@ -7,7 +7,7 @@ import numpy as np
 from scalebio_plugin.report.mixture_file import Provenance
 
 # What older versions did not write.
-NEW_IN_A_RECORD = ("interval", "pull", "gap_mean", "gap_se", "evidence", "verdict")
+NEW_IN_A_RECORD = ("interval", "pull", "gap_mean", "gap_se", "evidence", "verdict", "goals")
 NEW_IN_A_SOURCE = ("interval", "evidence")
 
 
@@ -31,6 +31,7 @@ def record(step, weights, gap=None, loss=None, gap_se=None, interval=None, evide
         "val_loss": 1.0 + 1.0 / step,
         "val_losses": {"goal": 1.0 + 1.0 / step},
         "val_weights": {"goal": 1.0},
+        "goals": None,
         "learning_rate": 1e-4,
     }
 
@@ -47,7 +48,7 @@ def old_document(document):
         name: {key: value for key, value in source.items() if key not in NEW_IN_A_SOURCE}
         for name, source in document["sources"].items()
     }
-    return {key: value for key, value in document.items() if key != "verdict"} | {"sources": sources}
+    return {key: value for key, value in document.items() if key not in ("verdict", "goals")} | {"sources": sources}
 
 
 def facts(tokens, examples=None, **others):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 
 from scalebio_plugin.report.mixture_file import mixture_document
 from scalebio_plugin.report.page import write_report
-from scalebio_plugin.report.summary import SourceSummary
+from scalebio_plugin.report.summary import Cosine, SourceSummary
 from tests.report.histories import facts, old_document, record
 
 ODD = "<script>alert('a & b')</script>"
@@ -177,3 +178,25 @@ def test_each_of_several_validation_sets_has_its_losses(tmp_path: Path) -> None:
     assert ["y", "–", "2.000", "0.100"] in shown.rows
     one = [record(step, {"a": 0.6, "b": 0.4}) for step in range(1, 9)]
     assert "Validation sets" not in write_report(tmp_path, document(**sources), one).read_text(encoding="utf-8")
+
+
+def test_which_source_helps_which_set_is_shaded_where_it_is_clear(tmp_path: Path) -> None:
+    sources = {ODD: (0.6, 0.02, 0.004, 1000, 100, 1.5), "b": (0.4, -0.02, 0.004, 1000, 100, -1.5)}
+    goals = {
+        ODD: {"x<y": Cosine(0.5, 0.1, 4), "z": Cosine(-0.5, 0.1, 4)},
+        "b": {"x<y": Cosine(0.5, 0.3, 4), "z": Cosine(None, None, 0)},
+    }
+    written = document(**sources)
+    written["goals"] = {name: {goal: asdict(of) for goal, of in row.items()} for name, row in goals.items()}
+    history = [record(step, {ODD: 0.6, "b": 0.4}) for step in range(1, 5)]
+    text = write_report(tmp_path, written, history).read_text(encoding="utf-8")
+    shown = Page(text)
+    assert "script" not in shown.tags
+    assert [ODD, "+0.500 ± 0.100", "−0.500 ± 0.100"] in shown.rows
+    assert ["b", "+0.500 ± 0.300", "–"] in shown.rows
+    assert '<td style="background: rgba(63, 144, 218, 0.30)">+0.500 ± 0.100</td>' in text
+    assert '<td style="background: rgba(255, 143, 0, 0.30)">−0.500 ± 0.100</td>' in text
+    assert '<td class="grey">+0.500 ± 0.300</td>' in text
+    assert "Which source helps which validation set" in shown.text
+    without = write_report(tmp_path, document(**sources), history).read_text(encoding="utf-8")
+    assert "helps which" not in without

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from scalebio_plugin.report.history import append_history, metrics, read_history
-from scalebio_plugin.report.mixture_file import mixture_document, read_mixture, summaries_of, write_mixture
-from scalebio_plugin.report.summary import SourceSummary, summarise
-from scalebio_plugin.report.tables import VERDICTS, layers_line, progress_table, weights_table
+from scalebio_plugin.report.mixture_file import goals_of, mixture_document, read_mixture, summaries_of, write_mixture
+from scalebio_plugin.report.summary import Cosine, SourceSummary, summarise, summarise_goals
+from scalebio_plugin.report.tables import VERDICTS, goals_table, layers_line, progress_table, weights_table
 from tests.report.histories import facts, old_document, old_record, record
 
 
@@ -115,6 +115,50 @@ class TestTold:
         assert not summary(0.5, 9.0, 0.1, evidence=evidence).is_told_from_average
 
 
+def probed(*cosines):
+    """A history of probes, and updates without one between them, of source a for set x."""
+    plain = [record(step, {"a": 0.4, "b": 0.6}) for step in range(1, 2 * len(cosines) + 1)]
+    probes = [{"a": {"x": of, "y": 0.5}, "b": {"x": -0.25, "y": None}} for of in cosines]
+    return [one | {"goals": probes[i // 2] if i % 2 == 0 else None} for i, one in enumerate(plain)]
+
+
+class TestGoals:
+    def test_mean_and_standard_error_over_the_probes(self):
+        goals = summarise_goals(probed(0.1, 0.2, None, 0.3, 0.6), ["a", "b"])
+        assert goals["a"]["x"] == Cosine(pytest.approx(0.3), pytest.approx(np.std([0.1, 0.2, 0.3, 0.6], ddof=1) / 2), 4)
+        assert goals["b"] == {"x": Cosine(-0.25, 0.0, 5), "y": Cosine(None, None, 0)}
+
+    def test_below_three_probes_there_is_no_standard_error(self):
+        assert summarise_goals(probed(0.1, 0.2), ["a", "b"])["a"]["x"] == Cosine(pytest.approx(0.15), None, 2)
+        assert summarise_goals(probed(0.1, 0.2, 0.2), ["a", "b"])["a"]["x"].se is not None
+
+    def test_without_probes_and_of_an_older_version_there_are_none(self):
+        assert summarise_goals([record(1, {"a": 1.0})], ["a"]) is None
+        assert summarise_goals([old_record(1, {"a": 1.0})], ["a"]) is None
+
+    def test_they_are_read_back_from_the_mixture_in_the_order_of_the_sources(self, tmp_path):
+        goals = summarise_goals(probed(0.1, 0.2, 0.3), ["a", "b"])
+        summaries = {"a": summary(0.4), "b": summary(0.6)}
+        document = mixture_document(summaries, facts({"a": 1000, "b": 1000}), None, goals)
+        write_mixture(tmp_path / "mixture.json", document)
+        read = goals_of(read_mixture(tmp_path / "mixture.json"))
+        assert read == goals
+        assert list(read) == ["b", "a"]
+        assert document["goals"]["b"]["x"] == {"mean": -0.25, "se": 0.0, "probes": 3}
+        assert goals_of(old_document(document)) is None
+
+    def test_table(self):
+        goals = summarise_goals(probed(0.1, 0.2, 0.3), ["a", "b"])
+        assert goals_table(goals).splitlines() == [
+            "helps               x               y",
+            "a      +0.200 ± 0.058  +0.500 ± 0.000",
+            "b      -0.250 ± 0.000               -",
+            "cosines of gradients ± s.e.: above 0 a small step on the source lowers the loss of that validation set",
+        ]
+        assert goals_table(summarise_goals(probed(0.25), ["a", "b"])).splitlines()[1] == "a      +0.250  +0.500"
+        assert goals_table(None) is None
+
+
 class TestMixture:
     def test_document(self):
         summaries = {"a": summary(0.25), "b": summary(0.75, -0.1, 0.01, interval=(0.7, 0.8), evidence=-1.5)}
@@ -129,6 +173,7 @@ class TestMixture:
             **{
                 "verdict": "converged",
                 "schema": 1,
+                "goals": None,
                 "penalty": 10.0,
                 "estimator": "symmetric",
                 "loss_unit": "token",
