@@ -6,13 +6,16 @@ pooled over the sources:
 
     lags         1 + 2 Σ ρ_k over the lags k up to the fifth part of t, 32 at most, and what lies beyond: the mean of
                  the later half of them, taken to decay by 0.97 a lag. Over 1 − Σ w_k / t, w_k the weight of ρ_k in
-                 it, for the mean that was taken off. Noise that is slow under much that is not shows here first
+                 it, but at least a half, for the mean that was taken off. Noise that is slow under much that is not
+                 shows here first. So does a gap that grows: no more is believed than such noise with a share of
+                 0.15 in the variance would come to in t updates
     AR(1)        (1 + ρ) / (1 − ρ), ρ the lag-1 autocorrelation, corrected for its bias in short series: in the
                  first updates the other two see nothing
     batch means  64 and more times the variance of the means of stretches of so many updates, the powers of 2 next to
                  2 √t and 4 √t: what is slower still
 
-Where λ is to move, both correlations are taken 1.6 standard errors higher; that of the lags is √(Σ w_k² / (t (S − 1))).
+Where λ is to move, both correlations are taken 2 standard errors higher; that of the lags is √(Σ w_k² / (t (S − 1))),
+and after 200 updates, when batch means begin to tell, it is doubted by √(200 / t) of that.
 
 A sum of t values is *evidence* once |z| = |sum| / √(t σ² F) passes z₀(t), z₀² = (t + r)/t · ln((t + r) / (r a²)): the
 normal-mixture boundary (Robbins, 1970; Howard, Ramdas et al., 2021), which pure noise passes at any time with
@@ -40,7 +43,10 @@ LAGS = 32
 LEAST_LAGS = 3
 UPDATES_A_LAG = 5  # so many updates tell of one lag more
 BEYOND = 0.97  # by which correlation is taken to decay beyond them
-DOUBT = 1.6  # standard errors by which correlation is taken for larger than it was found, where λ is to move
+LEAST_LEFT = 0.5  # of a correlation after its mean was taken off
+SLOW_SHARE = 0.15  # in the variance, of the slowest noise that lags are believed to see
+DOUBT = 2.0  # standard errors by which correlation is taken for larger than it was found, where λ is to move
+DOUBTED = 200  # updates, after which what the lags say is doubted less
 STRETCHES = 11  # stretch lengths, up to 1,024 updates
 LEAST_STRETCHES = 3  # of a length, for a variance of their means
 LEAST_STRETCH = 64  # updates: shorter ones say what the lags do, with more noise
@@ -131,7 +137,9 @@ class Moments:
         weight_L[-later:] += 2 * BEYOND / (1 - BEYOND) * BEYOND ** (later / 2) / later
         found = 1 + torch.tensordot(weight_L, correlation_L1, dims=1)
         error = math.sqrt(float((weight_L**2).sum()) / (self.count * max(1, sources - 1)))
-        return (found + doubt * error) / max(0.2, 1 - float(weight_L.sum()) / self.count)
+        doubt *= math.sqrt(min(1.0, DOUBTED / self.count))
+        left = max(LEAST_LEFT, 1 - float(weight_L.sum()) / self.count)
+        return ((found + doubt * error) / left).clamp(max=1 + SLOW_SHARE * (slow_inflation(self.count) - 1))
 
     def _of_first(self, correlation_1: Tensor, doubt: float, sources: int) -> Tensor:  # (1,)
         correlation = (correlation_1 + (1 + 3 * correlation_1) / self.count).clamp(-0.98, 0.98)
@@ -147,6 +155,12 @@ class Moments:
         complete, total = self.count >> level, self.stretch_KS[level]
         between = (self.stretch_square_KS[level] - total**2 / complete) / (complete - 1) / 2**level
         return (between / variance_S.clamp(min=TINY)).mean(-1, keepdim=True)
+
+
+def slow_inflation(count: int) -> float:
+    """F of an AR(1) with ρ BEYOND over `count` updates: 1 + 2 Σ (1 − k / count) ρ^k."""
+    rest = 1 - BEYOND
+    return 1 + 2 * BEYOND / rest * (1 - (1 - BEYOND**count) / (count * rest))
 
 
 @dataclass(frozen=True)

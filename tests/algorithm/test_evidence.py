@@ -25,6 +25,7 @@ from scalebio_plugin.algorithm.evidence import (
     boundary,
     evident_fraction,
     precision_weights,
+    slow_inflation,
 )
 from scalebio_plugin.algorithm.mixture import Bounds, EvidentState, logits_of, move_on_evidence, weights_of
 
@@ -125,7 +126,7 @@ def test_the_inflation_of_a_long_series_is_nearly_that_of_its_correlation(
     assert least <= found <= most
 
 
-@pytest.mark.parametrize(("count", "least"), [(200, 5.0), (1000, 10.0)])
+@pytest.mark.parametrize(("count", "least"), [(200, 5.0), (1000, 8.0)])
 def test_slow_noise_under_white_noise_is_seen(count: int, least: float) -> None:
     """AR(.97) of half a deviation: its lag-1 autocorrelation of .19 alone would say 1.5, and it is 13.9."""
     noise = simulated.Noise("slow", 0.0, 100, 3, seed=3)
@@ -136,10 +137,18 @@ def test_slow_noise_under_white_noise_is_seen(count: int, least: float) -> None:
 @pytest.mark.parametrize("sources", [3, 40])
 def test_what_the_lags_say_is_doubted_less_the_more_they_saw(sources: int) -> None:
     doubts = []
-    for count in (50, 200, 1000):
+    for count in (200, 1000):
         moments = moments_of(normal(count, 50, sources))
         doubts.append(float((moments.inflation(DOUBT) - moments.inflation()).mean()))
-    assert doubts[0] > 2 * doubts[1] > 4 * doubts[2] > 0
+    assert doubts[0] > 2 * doubts[1] > 0
+
+
+@pytest.mark.parametrize("count", [20, 60, 120])
+def test_of_a_gap_that_grows_no_more_is_believed_than_of_noise_known_to_be_slow(count: int) -> None:
+    """Under as much white noise: its lags alone would say that nothing can be told of its mean."""
+    growing = torch.linspace(0.5, 2.5, count, dtype=torch.float64)[:, None, None] * torch.tensor([-1.0, 0.5, 0.5])
+    moments = moments_of(growing + 0.7 * normal(count, 20, 3))
+    assert float(moments.inflation(DOUBT).median()) == pytest.approx(1 + 0.15 * (slow_inflation(count) - 1), rel=0.3)
 
 
 @CORRELATED
@@ -340,10 +349,12 @@ class SlowTwin:
         said = 1 + 2 * rho.sum() + 2 * sum(level * 0.97 ** (later / 2 + beyond) for beyond in range(1, 2000))
         weights = np.full(lags, 2.0)
         weights[lags - later :] += 2 * 0.97 / 0.03 * 0.97 ** (later / 2) / later
-        said += 1.6 * math.sqrt((weights**2).sum() / (t * (self.sources - 1)))
+        said += 2.0 * math.sqrt(min(1, 200 / t)) * math.sqrt((weights**2).sum() / (t * (self.sources - 1)))
+        slow = sum((1 - k / t) * 0.97**k for k in range(1, t))
         first = np.clip(rho[0] + (1 + 3 * rho[0]) / t, -0.98, 0.98)
-        first = min(0.98, first + 1.6 * math.sqrt((1 - first**2) / (t * self.sources)))
-        found = [1.0, said / max(0.2, 1 - weights.sum() / t), (1 + first) / (1 - first)]
+        first = min(0.98, first + 2.0 * math.sqrt((1 - first**2) / (t * self.sources)))
+        said = min(said / max(0.5, 1 - weights.sum() / t), 1 + 0.15 * 2 * slow)
+        found = [1.0, said, (1 + first) / (1 - first)]
         power = round(math.log2(2 * math.sqrt(t)))
         for m in (2**power, 2 ** (power + 1)):
             if 64 <= m <= 1024 and t // m >= 3:
@@ -498,12 +509,14 @@ def test_the_others_keep_a_hundredth_together_and_a_source_below_it_is_not_raise
 
 
 def test_a_run_begins_in_doubt() -> None:
-    known = Evidence.zeros(3)
-    for gaps in normal(20, 3):
+    known = Evidence.zeros(100, 3)
+    for gaps in normal(20, 100, 3):
         known, _ = known.plus(gaps)
     _, error = known.sums()
     torch.testing.assert_close(error, known.standard.error(DOUBT) * 20)
-    assert bool((error > 1.5 * known.standard.error() * 20).all())
+    ratio = error / (known.standard.error() * 20)
+    assert float(ratio.min()) >= 1
+    assert float(ratio.mean()) > 1.1
 
 
 @pytest.mark.parametrize("bounded", [True, False])
