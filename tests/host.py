@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import atexit
 import gc
+import json
 import os
+import shutil
 import sys
 from collections import OrderedDict
 from collections.abc import Callable
@@ -243,6 +245,17 @@ def train(
     run = Probe.run or Run(cfg, trainer, directory)
     run.trainer, run.directory, run.cfg = trainer, directory, cfg
     return run
+
+
+def as_if_killed(whole: Path, killed: Path, after: int) -> None:
+    """What a run would have left that did as `whole` did and was killed two steps after that checkpoint."""
+    for checkpoint in whole.glob("checkpoint-*"):
+        if int(checkpoint.name.split("-")[1]) <= after:
+            shutil.copytree(checkpoint, killed / checkpoint.name)
+    (killed / "scalebio").mkdir()
+    lines = (whole / "scalebio/history.jsonl").read_text().splitlines(keepends=True)
+    written = "".join(line for line in lines if json.loads(line)["step"] <= after + 2)
+    (killed / "scalebio/history.jsonl").write_text(written)
 
 
 def _make_probe_plugin() -> type:

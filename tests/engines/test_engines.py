@@ -252,17 +252,19 @@ RESUMED: dict[str, dict[str, Any]] = {
     params=[pytest.param("ddp", marks=pytest.mark.host_contract), *(name for name in LAYOUTS if name != "ddp")],
 )
 def resumed(request: pytest.FixtureRequest, engine_inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with <case number>/whole and /killed of every case, and the outcomes of both."""
+    """A folder with <case number>/whole and /resumed of every case, and the outcomes of both."""
     layout, folder = LAYOUTS[request.param], tmp_path_factory.mktemp(f"resume_{request.param}")
     cases = {}
     for i, (name, keys) in enumerate(RESUMED.items()):
         if "lisa" in name and not layout.lisa:
             continue
         common = {"directory": str(engine_inputs), "micro_batch_size": 2, **SAVING, **keys, **layout.keys}
-        killed = {**common, "output_dir": str(folder / f"{i}/killed")}
-        cases[f"{name}, whole"] = {**common, "output_dir": str(folder / f"{i}/whole")}
-        cases[f"{name}, killed"] = {**killed, "stop_after": 5}
-        cases[f"{name}, resumed"] = {**killed, "auto_resume_from_checkpoints": True}
+        whole = str(folder / f"{i}/whole")
+        cases[f"{name}, whole"] = {**common, "output_dir": whole}
+        cases[f"{name}, resumed"] = {
+            **{**common, "output_dir": str(folder / f"{i}/resumed"), "auto_resume_from_checkpoints": True},
+            "killed": (whole, 4),
+        }
     launch(cases, folder)
     return folder
 
@@ -273,7 +275,7 @@ def test_resumed_run_ends_with_the_same_bytes(name: str, resumed: Path) -> None:
     if "lisa" in name and not (resumed / f"{name}, whole.0.pt").exists():
         pytest.skip("LISA is refused on this engine")
     number = list(RESUMED).index(name)
-    histories = [(resumed / f"{number}/{run}/scalebio/history.jsonl").read_bytes() for run in ("whole", "killed")]
+    histories = [(resumed / f"{number}/{run}/scalebio/history.jsonl").read_bytes() for run in ("whole", "resumed")]
     assert histories[0] == histories[1]
     for rank in (0, 1):
         whole, again = (
@@ -287,8 +289,9 @@ def test_resumed_run_ends_with_the_same_bytes(name: str, resumed: Path) -> None:
             assert not unlike, (kind, unlike)
         assert torch.equal(whole["weights"][-1], again["weights"][-1])
         assert len(again["weights"]) == STEPS - 4, "it did not go on from checkpoint-4"
-    kept = sorted(path.name for path in (resumed / f"{number}/killed").glob("checkpoint-*"))
-    assert kept == ["checkpoint-4", "checkpoint-6"]
+    for run in ("whole", "resumed"):
+        kept = sorted(path.name for path in (resumed / f"{number}/{run}").glob("checkpoint-*"))
+        assert kept == ["checkpoint-4", "checkpoint-6"]
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from scalebio_plugin.training import objective
 from scalebio_plugin.training.step import _targets
 from tests import host
 from tests.runs.test_learning import SETTINGS
-from tests.training.test_resume import as_if_killed, assert_same_end
+from tests.training.test_resume import assert_same_end
 
 DEFAULT = {key: getattr(ScaleBiOSettings(), key) for key in host.LIVELY}
 LONG = {**SETTINGS, "max_steps": 84, "save_strategy": "steps", "save_steps": 77, "save_total_limit": 9}
@@ -73,7 +73,7 @@ def test_without_a_pull_the_mixture_stays_to_the_bit_and_learning_ends_for_want_
     assert all(ends[0] == ends[1] for ends in records[-1]["interval"].values())
     assert run.trainer.learning.run.learn_until == 16
     assert run.trainer.state.global_step == 40
-    as_if_killed(tmp_path / "whole", tmp_path / "killed", 24)
+    host.as_if_killed(tmp_path / "whole", tmp_path / "killed", 24)
     again = train(inputs, tmp_path / "killed", auto_resume_from_checkpoints=True, scalebio=block, **saving)
     assert len(again.weights) == 40 - 24
     assert again.trainer.state.global_step == 40
@@ -82,7 +82,7 @@ def test_without_a_pull_the_mixture_stays_to_the_bit_and_learning_ends_for_want_
 
 def test_a_resumed_run_goes_on_with_all_that_it_knew(inputs: Path, tmp_path: Path, whole: host.Run) -> None:
     there, again = Path(whole.cfg.output_dir), tmp_path / "again"
-    as_if_killed(there, again, 77)
+    host.as_if_killed(there, again, 77)
     run = train(inputs, again, auto_resume_from_checkpoints=True, **LONG)
     assert len(run.weights) == 84 - 77, "it did not go on from checkpoint-77"
     records = history(there)

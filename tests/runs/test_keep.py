@@ -17,7 +17,7 @@ from scalebio_plugin.report.mixture_file import read_mixture
 from scalebio_plugin.training.trainer import ScaleBiOTrainer
 from tests import host
 from tests.engines.simulated import simulated_transfer
-from tests.training.test_resume import as_if_killed, assert_same_end, same, tensors
+from tests.training.test_resume import assert_same_end, same, tensors
 
 INNER, MODEL = {"keep": "inner"}, {"keep": "model"}
 FIRST_HALF = {"learn": {"steps": 3}}
@@ -361,7 +361,7 @@ def test_a_resumed_run_ends_with_the_same_bytes(case: str, inputs: Path, tmp_pat
     block, after, keys = KILLED[case]
     settings = {**SAVING, **keys}
     train(inputs, tmp_path / "whole", block, INNER, **settings)
-    as_if_killed(tmp_path / "whole", tmp_path / "killed", after)
+    host.as_if_killed(tmp_path / "whole", tmp_path / "killed", after)
     again = train(inputs, tmp_path / "killed", block, INNER, auto_resume_from_checkpoints=True, **settings)
     assert len(again.weights) == 10 - after
     assert_same_end(tmp_path / "whole", tmp_path / "killed", 10)

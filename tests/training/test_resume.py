@@ -19,8 +19,8 @@ ALL = {**SAVING, "save_total_limit": 9}
 PACKED = {"sample_packing": True, "micro_batch_size": 1, "num_epochs": 4, "dataloader_num_workers": 1}
 DRAWN = {"sampling": "mixture", "max_repeats": 2}
 EPOCHS = {
-    "datasets": [{**entry, "shards": 3, "shards_idx": 0} for entry in host.BASE["datasets"]],
-    **{"max_steps": None, "num_epochs": 2, "micro_batch_size": 4, "gradient_accumulation_steps": 5},
+    "datasets": [{**entry, "shards": 6, "shards_idx": 0} for entry in host.BASE["datasets"]],
+    **{"max_steps": None, "num_epochs": 2, "micro_batch_size": 2, "gradient_accumulation_steps": 5},
 }
 CASES = {
     "full": {},
@@ -75,23 +75,12 @@ def assert_same_end(a: Path, b: Path, last: int) -> None:
         assert same(*states), name
 
 
-def as_if_killed(whole: Path, killed: Path, after: int) -> None:
-    """What a run would have left that did as `whole` did and was killed two steps after that checkpoint."""
-    for checkpoint in whole.glob("checkpoint-*"):
-        if int(checkpoint.name.split("-")[1]) <= after:
-            shutil.copytree(checkpoint, killed / checkpoint.name)
-    (killed / "scalebio").mkdir()
-    lines = (whole / "scalebio/history.jsonl").read_text().splitlines(keepends=True)
-    written = "".join(line for line in lines if json.loads(line)["step"] <= after + 2)
-    (killed / "scalebio/history.jsonl").write_text(written)
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_resumed_run_ends_with_the_same_bytes(inputs: Path, tmp_path: Path, case: str) -> None:
     whole = host.train(inputs, output_dir=str(tmp_path / "whole"), **{**ALL, **CASES[case]})
     last = whole.trainer.state.global_step
     assert last > 6
-    as_if_killed(tmp_path / "whole", tmp_path / "killed", 6)
+    host.as_if_killed(tmp_path / "whole", tmp_path / "killed", 6)
     settings = {**SAVING, **CASES[case], "auto_resume_from_checkpoints": True}
     again = host.train(inputs, output_dir=str(tmp_path / "killed"), **settings)
     assert len(again.weights) == last - 6, "it did not go on from checkpoint-6"
@@ -104,7 +93,7 @@ def test_resumed_run_ends_with_the_same_bytes(inputs: Path, tmp_path: Path, case
 def test_a_run_that_was_killed_has_left_what_the_others_begin_with(inputs: Path, tmp_path: Path, case: str) -> None:
     settings = {**ALL, **CASES[case]}
     host.train(inputs, output_dir=str(tmp_path / "whole"), **settings)
-    as_if_killed(tmp_path / "whole", tmp_path / "copied", 6)
+    host.as_if_killed(tmp_path / "whole", tmp_path / "copied", 6)
     with pytest.raises(KeyboardInterrupt):
         host.train(inputs, output_dir=str(tmp_path / "killed"), stop_after=8, **settings)
     assert sorted(path.name for path in (tmp_path / "killed").glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-6"]
