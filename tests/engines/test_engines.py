@@ -177,11 +177,15 @@ def two_ranks(
 
 
 def on_engines(modes: Sequence[str]) -> list[Any]:
-    """(engine, mode) of a test: each engine's first launch by default, what is in its second among the slow tests."""
+    """(engine, mode) of a test: each engine's first launch by default, what is in its second among the slow tests.
+
+    What is relied on in the host shows in all modes of DDP and in one of each kind under FSDP2.
+    """
     found = []
     for engine, launches in LAUNCHES.items():
         for mode in modes:
-            marks = [pytest.mark.host_contract] if engine in ("ddp", "fsdp2") else []
+            relied_on = engine == "ddp" or (engine == "fsdp2" and mode in launches[0])
+            marks = [pytest.mark.host_contract] if relied_on else []
             if engine in ("zero1", "zero2") or mode not in launches[0]:
                 marks.append(pytest.mark.slow)
             if LAYOUTS[engine].lisa or "lisa" not in mode:
