@@ -98,7 +98,7 @@ LAYOUTS = {
     "zero3": zero(3),
 }
 _OTHERS = tuple(mode for mode in MODES if mode not in EACH_KIND)
-LAUNCHES = {engine: [tuple(MODES)] if engine in ("zero1", "zero2") else [EACH_KIND, _OTHERS] for engine in LAYOUTS}
+LAUNCHES = {engine: [EACH_KIND, _OTHERS] if engine in ("ddp", "fsdp2") else [tuple(MODES)] for engine in LAYOUTS}
 
 
 def arguments_of(inputs: Path, mode: str, out: Path, layout: Layout | None) -> dict[str, Any]:
@@ -177,8 +177,9 @@ def two_ranks(
 
 
 def on_engines(modes: Sequence[str]) -> list[Any]:
-    """(engine, mode) of a test: each engine's first launch by default, what is in its second among the slow tests.
+    """(engine, mode) of a test: by default the first launch of DDP and of FSDP2, all others are among the slow tests.
 
+    By default ZeRO is compared with a reference on its engine alone, in test_zero.py.
     What is relied on in the host shows in all modes of DDP and in one of each kind under FSDP2.
     """
     found = []
@@ -186,7 +187,7 @@ def on_engines(modes: Sequence[str]) -> list[Any]:
         for mode in modes:
             relied_on = engine == "ddp" or (engine == "fsdp2" and mode in launches[0])
             marks = [pytest.mark.host_contract] if relied_on else []
-            if engine in ("zero1", "zero2") or mode not in launches[0]:
+            if engine not in ("ddp", "fsdp2") or mode not in launches[0]:
                 marks.append(pytest.mark.slow)
             if LAYOUTS[engine].lisa or "lisa" not in mode:
                 found.append(pytest.param(engine, mode, marks=marks))

@@ -59,7 +59,6 @@ CASES = {
         {**PACKED, "train_on_inputs": True}, SEQUENCE, float64=False
     ),
     "full, dropout, symmetric": Case({**DROPOUT, "max_grad_norm": 0.1}, SYMMETRIC, whole=True),
-    "lora, accumulated, adam": Case({**host.LORA, **accumulated(4)}, ADAM),
     "lora, packed, dropout": Case({**host.LORA, **PACKED, "lora_dropout": 0.1}, whole=True),
     # A rate at which the first gaps of an adapter, which λ's rules scale up, stand far above the noise of float32.
     "lora, sequence, float32": Case({**host.LORA, "learning_rate": 2e-2}, SEQUENCE, float64=False),

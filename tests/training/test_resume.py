@@ -49,6 +49,12 @@ CASES = {
 }
 
 
+SLOW = {  # two of what is there by default at a time, or more of it
+    *("accumulated", "epochs", "after learning, packed", "drawn by source, lora, warmup"),
+    *("drawn by source, after learning", "drawn by source, between epochs, lora"),
+}
+
+
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
@@ -75,7 +81,9 @@ def assert_same_end(a: Path, b: Path, last: int) -> None:
         assert same(*states), name
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[pytest.mark.slow] if case in SLOW else []) for case in CASES]
+)
 def test_resumed_run_ends_with_the_same_bytes(inputs: Path, tmp_path: Path, case: str) -> None:
     whole = host.train(inputs, output_dir=str(tmp_path / "whole"), **{**ALL, **CASES[case]})
     last = whole.trainer.state.global_step
