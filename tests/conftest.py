@@ -55,7 +55,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """A file is one process's, as `loadfile` has it, and files with runs on ranks are all the same one's.
 
-    Two such runs at a time would be four processes that wait for each other on two cores.
+    Two such runs at a time would be four processes that wait for each other on two cores, while what else there is to
+    run waits. Of the slow tests most are on ranks: there they are run two at a time, for one leaves a core idle.
     """
     from xdist.scheduler import LoadFileScheduling
 
@@ -64,7 +65,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             file: str = super()._split_scope(nodeid)
             return "ranks" if file.endswith(ON_RANKS) else file
 
-    return OneRunOnRanks(config, log) if config.getoption("dist") == "loadfile" else None
+    in_turn = config.getoption("dist") == "loadfile" and config.getoption("markexpr") != "slow"
+    return OneRunOnRanks(config, log) if in_turn else None
 
 
 @pytest.fixture(scope="session")

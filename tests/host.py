@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import atexit
 import gc
+import json
 import os
+import shutil
+import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -151,12 +154,24 @@ def _hasten() -> None:
     import axolotl.utils.config as validation
     from axolotl.integrations.base import PluginManager
     from datasets import Dataset
+    from pluggy import PluginManager as Hooks
+    from transformers import PretrainedConfig
 
     packages._is_package_available = cache(packages._is_package_available)  # read from the disk in every pass
     merge = validation.merge_input_args  # builds the host's two large models anew
     merged = cache(lambda plugins: merge())
     validation.merge_input_args = lambda: merged(tuple(PluginManager.get_instance().plugins))
 
+    PretrainedConfig.__repr__ = object.__repr__  # for a log that nobody keeps
+    find, nothing = Hooks.load_setuptools_entrypoints, set()  # looks into every package
+
+    def found(self: Any, group: str, name: str | None = None) -> int:
+        where = (group, name, *sys.path)
+        count = 0 if where in nothing else find(self, group, name)
+        nothing.update([] if count else [where])
+        return count
+
+    Hooks.load_setuptools_entrypoints = found
     for method in (Dataset.map, Dataset.save_to_disk):  # start a pool even for one process
 
         def here(self: Any, *args: Any, num_proc: int | None = None, method: Any = method, **kwargs: Any) -> Any:
@@ -174,6 +189,10 @@ def load(directory: Path, config: dict[str, Any]) -> Any:
     path = directory / f"config{os.environ.get('RANK', '')}.yml"  # ranks start together
     path.write_text(yaml.safe_dump(config, sort_keys=False))
     return load_cfg(str(path))
+
+
+def no_picture(history: Any, path: Path, names: Any) -> None:
+    path.write_bytes(b"")
 
 
 def train(
@@ -198,14 +217,13 @@ def train(
         on_batch: Called with the trainer and every collated training batch.
         nan_from: (finished steps, word): from then on the word's embedding is NaN.
         at_end: Called with the trainer after the last step, while the engine still stands.
-        picture: Leave the pixels of `mixture.png` too, for half a second.
+        picture: Draw `mixture.png` too, for half a second.
         whole_config: Instead of BASE with `overrides`.
     """
     import transformers
     from axolotl.common.datasets import load_datasets
     from axolotl.integrations.base import PluginManager
     from axolotl.train import train as host_train
-    from matplotlib.figure import Figure
 
     gc.collect()
     gc.freeze()  # what is imported by now stays: the host asks for ten collections a run, half a second each
@@ -220,13 +238,24 @@ def train(
         cfg.output_dir = str(directory / cfg.output_dir)
         manager = PluginManager.get_instance()
         meta = (manager.load_datasets(cfg, preprocess=False) if cfg.plugins else None) or load_datasets(cfg=cfg)
-        with nullcontext() if picture else patch.object(Figure, "savefig"):
+        with nullcontext() if picture else patch("scalebio_plugin.report.page.draw_mixture", no_picture):
             _, _, trainer = host_train(cfg=cfg, dataset_meta=meta)
     finally:
         os.chdir(before)
     run = Probe.run or Run(cfg, trainer, directory)
     run.trainer, run.directory, run.cfg = trainer, directory, cfg
     return run
+
+
+def as_if_killed(whole: Path, killed: Path, after: int) -> None:
+    """What a run would have left that did as `whole` did and was killed two steps after that checkpoint."""
+    for checkpoint in whole.glob("checkpoint-*"):
+        if int(checkpoint.name.split("-")[1]) <= after:
+            shutil.copytree(checkpoint, killed / checkpoint.name)
+    (killed / "scalebio").mkdir()
+    lines = (whole / "scalebio/history.jsonl").read_text().splitlines(keepends=True)
+    written = "".join(line for line in lines if json.loads(line)["step"] <= after + 2)
+    (killed / "scalebio/history.jsonl").write_text(written)
 
 
 def _make_probe_plugin() -> type:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,13 +27,19 @@ def _fast() -> None:
     gc.freeze()  # as in tests/host.py: the host's sampler asks for a collection every time it packs
 
 
+@cache
+def merged_rows(seed: int | None) -> tuple[np.ndarray, Dataset]:
+    """Shuffled by the seed, or one source after the other: what stands where, and the host's dataset of it."""
+    merged = np.arange(len(LENGTHS))
+    if seed is not None:
+        merged = np.random.default_rng(seed).permutation(merged)
+    return merged, Dataset.from_dict({"input_ids": [[0] * n for n in LENGTHS[merged]], "length": LENGTHS[merged]})
+
+
 def batches(seed: int, keys: dict[str, Any]) -> list[np.ndarray]:
     """Rows of every batch of an epoch, as the host's trainer draws them."""
     torch.manual_seed(seed)
-    merged = np.arange(len(LENGTHS))
-    if keys.get("shuffle_merged_datasets", True):
-        merged = np.random.default_rng(seed).permutation(merged)
-    rows = Dataset.from_dict({"input_ids": [[0] * n for n in LENGTHS[merged]], "length": LENGTHS[merged]})
+    merged, rows = merged_rows(seed if keys.get("shuffle_merged_datasets", True) else None)
     trainer = AxolotlTrainer.__new__(AxolotlTrainer)
     trainer.train_dataset, trainer.processing_class = rows, None
     packed = keys.get("sample_packing", False)
@@ -56,9 +63,9 @@ def batches(seed: int, keys: dict[str, Any]) -> list[np.ndarray]:
 
 
 def share(keys: dict[str, Any]) -> tuple[float, float]:
-    """Mean of n_0 / n over the steps of eight epochs, and over their first quarters."""
+    """Mean of n_0 / n over the steps of four epochs, and over their first quarters."""
     parts = []
-    for seed in range(8):
+    for seed in range(4):
         tokens = [np.bincount(SOURCE[b], weights=LENGTHS[b], minlength=2) for b in batches(seed, keys)]
         parts.append([float(of[0] / of.sum()) for of in tokens])
     quarters = [part[: len(part) // 4] for part in parts]

@@ -42,17 +42,24 @@ def set_weights(run: host.Run, path: Path, weights: dict[str, float]) -> None:
     path.write_text(json.dumps(document))
 
 
+@pytest.fixture(scope="module")
+def learned(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> host.Run:
+    """A packed run of an epoch, and a mixture for the next one."""
+    run = host.train(inputs, output_dir=str(tmp_path_factory.mktemp("learn") / "out"), **PACKED)
+    set_weights(run, run.folder / "mixture.json", {"clean": 0.1, "wrong": 0.1, "offtopic": 0.8})
+    return run
+
+
 @pytest.mark.host_contract
 @pytest.mark.parametrize("epochs", [1, 3])
 def test_the_next_run_has_as_many_steps_as_the_host_counts_on_its_rows(
-    inputs: Path, tmp_path: Path, epochs: int
+    inputs: Path, learned: host.Run, tmp_path: Path, epochs: int
 ) -> None:
-    learned = host.train(inputs, output_dir=str(tmp_path / "learn"), **PACKED)
     assert learned.trainer.state.global_step == learned.trainer.state.max_steps == counted_anew(learned)
     config = yaml.safe_load((learned.folder / "next.yml").read_text())
     assert "max_steps" not in config
-    set_weights(learned, learned.folder / "mixture.json", {"clean": 0.1, "wrong": 0.1, "offtopic": 0.8})
-    applied = host.train(inputs, whole_config={**config, "num_epochs": epochs})
+    config |= {"num_epochs": epochs, "output_dir": str(tmp_path / "applied")}
+    applied = host.train(inputs, whole_config=config)
     state = applied.trainer.state
     assert isinstance(state.max_steps, int)
     assert state.global_step == state.max_steps == counted_anew(applied)

@@ -41,7 +41,7 @@ EACH_KIND: dict[str, dict[str, Case]] = {
         "8-bit base": {**QLORA, "load_in_4bit": False, "load_in_8bit": True, "adapter": "lora"},
     },
     "fsdp2": {
-        **optimizers("adamw_torch_8bit", "muon"),
+        **optimizers("muon"),
         "qlora": QLORA,
         "qlora, bf16": {**QLORA, "bf16": True},
         "offloaded": OFFLOAD,
@@ -156,10 +156,10 @@ def test_a_resumed_run_ends_with_the_same_bits(engine: str, tmp_path: Path) -> N
     for name, case in RESUMED[engine].items():
         keys = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2, "micro_batch_size": 2, **wide, **layout.keys}
         keys |= {**case, "directory": str(inputs)}
-        killed = str(tmp_path / f"{name} killed")
-        cases[f"{name}, whole"] = {**keys, "output_dir": str(tmp_path / f"{name} whole")}
-        cases[f"{name}, killed"] = {**keys, "output_dir": killed, "stop_after": 5}
-        cases[f"{name}, resumed"] = {**keys, "output_dir": killed, "auto_resume_from_checkpoints": True}
+        one, other = (str(tmp_path / f"{name} {run}") for run in ("whole", "resumed"))
+        cases[f"{name}, whole"] = {**keys, "output_dir": one}
+        again = {**keys, "output_dir": other, "auto_resume_from_checkpoints": True}
+        cases[f"{name}, resumed"] = {**again, "killed": (one, 4)}
     launch(cases, tmp_path)
     for name in RESUMED[engine]:
         for rank in (0, 1):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import pytest
 
 from tests.engines.launch import launch
 
-pytest.importorskip("deepspeed")
+# Looked for and not imported: that takes seconds, and the ranks alone need it.
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs deepspeed")
 
 STAGES = (1, 2, 3)
 QUICK = ("adamw_3", "uneven", "bf16", "error", "kept")

@@ -268,6 +268,15 @@ def die_while_saving(rank: int, step: int) -> None:
     checkpoint.write_inner = write_or_die
 
 
+def begin_as(output_dir: str, killed: tuple[str, int] | None = None, **arguments: Any) -> None:
+    """`killed`: the folder of an earlier case, and the checkpoint up to which there is as much here as in it."""
+    if killed is None:
+        return
+    if os.environ["RANK"] == "0":
+        host.as_if_killed(Path(killed[0]), Path(output_dir), killed[1])
+    torch.distributed.barrier()
+
+
 def run_cases(cases: dict[str, dict[str, Any]], out: Path) -> None:
     """`cases`: the keyword arguments of `tests.host.train`, with `directory`. Leaves OUT/<case>.<rank>.pt."""
     destroy = torch.distributed.destroy_process_group
@@ -275,7 +284,8 @@ def run_cases(cases: dict[str, dict[str, Any]], out: Path) -> None:
     torch.compiler.set_stance("force_eager")  # optimizers that compile their step: it takes longer than the steps
     for name, arguments in cases.items():
         host.forget_parameters()
-        outcome = run_case(arguments)
+        begin_as(**arguments)
+        outcome = run_case({key: value for key, value in arguments.items() if key != "killed"})
         forget_state()
         if outcome is not None:
             torch.save(asdict(outcome), out / f"{name}.{os.environ['RANK']}.pt")

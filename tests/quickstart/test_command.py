@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from scalebio_plugin.quickstart import command as quickstart
+from scalebio_plugin.quickstart import planted
 from scalebio_plugin.report.history import read_history
 from scalebio_plugin.report.mixture_file import read_mixture
+from tests.quickstart.test_planted import assert_same_files
 
 # Stands in for the interpreter that is launched: notes its arguments, then does as the test says.
 STAND_IN = """#!{python}
@@ -149,8 +151,13 @@ class TestScript:
 
 
 @pytest.mark.slow
-def test_as_a_whole_it_finds_the_true_weights(tmp_path: Path, capsys) -> None:
+def test_as_a_whole_it_finds_the_true_weights(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONHASHSEED", "1")
     assert quickstart.run(tmp_path / "new") == 0
+    planted.build_model(tmp_path / "here" / "model")
+    planted.write_data(tmp_path / "here" / "data")
+    for made in ("model", "data"):  # by another process, which hashes otherwise
+        assert_same_files(tmp_path / "here" / made, tmp_path / "new" / made)
     folder = tmp_path / "new" / "out" / "scalebio"
     weights = read_mixture(folder / "mixture.json")["weights"]
     assert weights["clean"] > 0.8

@@ -16,8 +16,9 @@ from tests.report.histories import NEW_IN_A_RECORD, drifting_history, record
 
 def colours_in(path):
     """The palette colours that the picture holds, exactly as drawn."""
-    pixels = {tuple(rgb) for rgb in np.round(imread(path)[..., :3] * 255).astype(int).reshape(-1, 3)}
-    return {hexa for hexa in PALETTE if tuple(bytes.fromhex(hexa[1:])) in pixels}
+    red, green, blue = np.moveaxis(np.round(imread(path)[..., :3] * 255).astype(int), -1, 0)
+    pixels = np.unique(red << 16 | green << 8 | blue)
+    return {hexa for hexa in PALETTE if int(hexa[1:], 16) in pixels}
 
 
 class TestPicture:

@@ -20,6 +20,7 @@ from tests.runs.test_learning import SETTINGS
 from tests.training.test_resume import assert_same_end
 
 DEFAULT = {key: getattr(ScaleBiOSettings(), key) for key in host.LIVELY}
+LONG = {**SETTINGS, "max_steps": 84, "save_strategy": "steps", "save_steps": 77, "save_total_limit": 9}
 GOALS = {
     "validation_datasets": [
         {"path": f"data/{name}.jsonl", "type": "alpaca", "shards": 4, "shards_idx": 0, "weight": weight}
@@ -40,18 +41,22 @@ def test_the_defaults_are_the_ones_that_were_measured() -> None:
     assert DEFAULT == {"mixture_update": "evidence", "mixture_init": "proportional", "sampling": "mixture"}
 
 
-def test_the_planted_mixture_is_found_and_said_to_be(inputs: Path, tmp_path: Path) -> None:
-    run = train(inputs, tmp_path, max_steps=150, **SETTINGS)
-    found = json.loads((tmp_path / "scalebio/mixture.json").read_text())
+@pytest.fixture(scope="module")
+def whole(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> host.Run:
+    """It finds the planted mixture; with a checkpoint in the middle of a segment, after evidence has moved λ."""
+    return train(inputs, tmp_path_factory.mktemp("whole"), picture=True, **LONG)
+
+
+def test_the_planted_mixture_is_found_and_said_to_be(whole: host.Run) -> None:
+    found = json.loads((whole.folder / "mixture.json").read_text())
     assert found["weights"]["clean"] > 0.9
     assert found["verdict"] != "no signal"
     assert found["sources"]["clean"]["evidence"] < -1
     low, high = found["sources"]["clean"]["interval"]
     assert low < found["weights"]["clean"] <= high
-    assert sum(found["drawn"].values()) == 150 * SETTINGS["micro_batch_size"]
+    assert sum(found["drawn"].values()) == LONG["max_steps"] * SETTINGS["micro_batch_size"]
     assert found["drawn"]["clean"] > 2 * found["drawn"]["wrong"]
-    losses = [entry["loss"] for entry in run.trainer.state.log_history if "loss" in entry]
-    assert losses[-1] < losses[0]
+    assert whole.losses[-1] < whole.losses[0]
 
 
 def test_without_a_pull_the_mixture_stays_to_the_bit_and_learning_ends_for_want_of_signal(
@@ -68,25 +73,22 @@ def test_without_a_pull_the_mixture_stays_to_the_bit_and_learning_ends_for_want_
     assert all(ends[0] == ends[1] for ends in records[-1]["interval"].values())
     assert run.trainer.learning.run.learn_until == 16
     assert run.trainer.state.global_step == 40
-    killed = {"scalebio": block, **saving}
-    with pytest.raises(KeyboardInterrupt):
-        train(inputs, tmp_path / "killed", stop_after=30, **killed)
-    again = train(inputs, tmp_path / "killed", auto_resume_from_checkpoints=True, **killed)
+    host.as_if_killed(tmp_path / "whole", tmp_path / "killed", 24)
+    again = train(inputs, tmp_path / "killed", auto_resume_from_checkpoints=True, scalebio=block, **saving)
+    assert len(again.weights) == 40 - 24
     assert again.trainer.state.global_step == 40
     assert_same_end(tmp_path / "whole", tmp_path / "killed", 40)
 
 
-def test_a_resumed_run_goes_on_with_all_that_it_knew(inputs: Path, tmp_path: Path) -> None:
-    """Killed after evidence has moved λ, in the middle of a segment."""
-    keys = {**SETTINGS, "max_steps": 84, "save_strategy": "steps", "save_steps": 77, "save_total_limit": 9}
-    train(inputs, tmp_path / "whole", **keys)
-    with pytest.raises(KeyboardInterrupt):
-        train(inputs, tmp_path / "killed", stop_after=80, **keys)
-    train(inputs, tmp_path / "killed", auto_resume_from_checkpoints=True, **keys)
-    records = history(tmp_path / "whole")
+def test_a_resumed_run_goes_on_with_all_that_it_knew(inputs: Path, tmp_path: Path, whole: host.Run) -> None:
+    there, again = Path(whole.cfg.output_dir), tmp_path / "again"
+    host.as_if_killed(there, again, 77)
+    run = train(inputs, again, auto_resume_from_checkpoints=True, **LONG)
+    assert len(run.weights) == 84 - 77, "it did not go on from checkpoint-77"
+    records = history(there)
     assert records[76]["weights"] != records[0]["weights"]
-    assert records == history(tmp_path / "killed")
-    assert_same_end(tmp_path / "whole", tmp_path / "killed", 84)
+    assert records == history(again)
+    assert_same_end(there, again, 84)
 
 
 def test_packed_with_lora_and_accumulation_it_is_the_proportional_run_before_there_is_evidence(
@@ -111,7 +113,7 @@ def test_the_validation_loss_is_that_of_the_weighted_sets(
 ) -> None:
     monkeypatch.setattr(objective, "RATE", 0.5)
     block = {**GOALS, "objective": "worst" if worst else "mean", "validation_batch_size": 12}
-    run = train(inputs, tmp_path, scalebio=block, max_steps=6)
+    run = train(inputs, tmp_path, scalebio=block, max_steps=6, picture=worst)
     validation, records = run.trainer.learning.validation, history(tmp_path)
     share_V = torch.tensor([0.75, 0.25], dtype=torch.float64) / validation.coefficient_V
     for step, record in enumerate(records):

@@ -125,7 +125,7 @@ def test_the_logged_loss_does_not_jump(tmp_path: Path) -> None:
         run = train(
             inputs,
             tmp_path / f"{sampling}{max_repeats}",
-            40,
+            20,
             scalebio={"sampling": sampling, "max_repeats": max_repeats, "mixture_learning_rate": 0.0},
             learning_rate=1e-6,  # the loss rests, but for what a step holds
         )

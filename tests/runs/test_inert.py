@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import FunctionType
 
 import pytest
 import torch
@@ -42,7 +43,33 @@ if __name__ == "__main__":
 """
 
 
-def test_a_run_that_does_not_list_the_plugin_is_not_touched(inputs: Path, tmp_path: Path) -> None:
+def test_a_run_that_does_not_list_the_plugin_is_not_touched(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside one with the host's functions as they were before `install` wrapped them."""
+    touched = host.train(inputs, output_dir=str(tmp_path / "touched"), plugins=STOCK["plugins"])
+    assert unwrap(monkeypatch) >= {"load_plugin", "validate_config"}
+    alone = host.train(inputs, output_dir=str(tmp_path / "alone"), plugins=STOCK["plugins"])
+    assert len(touched.losses) == 6
+    assert touched.losses == alone.losses
+    assert touched.grad_norms == alone.grad_norms
+    weights = [(tmp_path / which / "model.safetensors").read_bytes() for which in ("touched", "alone")]
+    assert weights[0] == weights[1]
+
+
+def unwrap(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Give every function of the host that is wrapped back, wherever it was imported to; their names."""
+    found = set()
+    for module in list(sys.modules.values()):
+        for name, value in list(getattr(module, "__dict__", {}).items()):
+            if isinstance(value, FunctionType) and "_scalebio" in value.__dict__:
+                monkeypatch.setattr(module, name, value.__wrapped__)
+                found.add(name)
+    return found
+
+
+@pytest.mark.slow
+def test_it_is_the_run_of_a_process_without_the_package(inputs: Path, tmp_path: Path) -> None:
     run = host.train(inputs, output_dir=str(tmp_path / "with"), plugins=[])
     from axolotl.integrations.base import load_plugin
 

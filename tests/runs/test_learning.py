@@ -21,6 +21,7 @@ from tests import host
 
 EXAMPLE = yaml.safe_load(example_config("quickstart.yml").read_text())
 SETTINGS = {key: EXAMPLE[key] for key in ("micro_batch_size", "learning_rate", "lr_scheduler", "weight_decay")}
+SMALL = {"layers": 2, "hidden": 32, "heads": 2}
 FOUR_LAYERS = {"layers": 4, "hidden": 64, "heads": 4}
 LISA = {"lisa": {"active_layers": 2, "interval": 10}}
 PAPER_WITH_LISA = {
@@ -52,7 +53,7 @@ def first_found(run: host.Run) -> int | None:
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3, 4))])
 def test_the_planted_mixture_is_found(tmp_path: Path, seed: int) -> None:
-    assert first_found(learn(tmp_path, seed=seed, steps=100)) is not None
+    assert first_found(learn(tmp_path, seed=seed, steps=70, model=SMALL)) is not None
 
 
 def noisy(rate: float) -> planted.MakeRow:

@@ -21,7 +21,9 @@ from tests.runs.ordinary import ROWS, Row
 from tests.runs.test_inert import OUT_OF_PLAY
 from tests.training.test_resume import assert_same_end
 
-# Both ways to pack, both lengths and all kinds of validation data, in little time; the other rows are among the slow.
+# In little time: every level of every choice, or both ways to pack, both lengths and all kinds of validation data; the
+# other rows are among the slow.
+APPLIED = [ROWS[i] for i in (0, 4, 8, 11)]
 RESUMED = [ROWS[i] for i in (2, 3, 4)]
 SAME_AS_HOST = [ROWS[i] for i in (1, 2, 9)]
 BETWEEN = [ROWS[i] for i in (2, 4, 8, 9)]  # those that save there
@@ -66,6 +68,7 @@ def learned(request: pytest.FixtureRequest, inputs: Path, tmp_path_factory: pyte
 
 def test_every_pair_is_there() -> None:
     assert ordinary.pairs(ROWS) == ordinary.all_pairs()
+    assert all({getattr(row, choice) for row in APPLIED} == set(levels) for choice, levels in ordinary.LEVELS.items())
     for some in (RESUMED, SAME_AS_HOST):
         assert all({getattr(row, kind) for row in some} == set(ordinary.LEVELS[kind]) for kind in KINDS)
 
@@ -82,7 +85,7 @@ def test_learns(learned: Learned) -> None:
     assert_whole(learned.run, learned.config)
 
 
-@each("learned", ROWS, ROWS)
+@each("learned", ROWS, APPLIED)
 def test_the_next_config_runs_for_as_long_as_the_host_would(learned: Learned, inputs: Path) -> None:
     config = yaml.safe_load((learned.out / "scalebio/next.yml").read_text())
     applied = host.train(inputs, whole_config=config)

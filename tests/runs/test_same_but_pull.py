@@ -42,11 +42,11 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_without_pull_both_sets_stay_the_same_bits(name: str, inputs: Path, tmp_path: Path) -> None:
-    run = train(name, float("inf"), 50, inputs, tmp_path)
+    run = train(name, float("inf"), 20, inputs, tmp_path)
     history = [json.loads(line) for line in (run.folder / "history.jsonl").read_text().splitlines()]
     if "dropout" in name:
         assert model_is_random(run)
-    assert len(run.inner) == 50
+    assert len(run.inner) == 20
     assert run.inner[-1]
     for model, inner in zip(run.model, run.inner, strict=True):
         assert all(torch.equal(model[parameter], value) for parameter, value in inner.items())

@@ -311,8 +311,9 @@ def test_bounds_hold_after_every_update(rule, bounds, groups):
     assert total_variation(run.weights_S, start) > 0.05
 
 
-@RULES
-@pytest.mark.parametrize("strength", [0.5, 2.0])
+@pytest.mark.parametrize(
+    ("rule", "strength"), [("evidence", 0.5), ("evidence", 2.0), ("adam", 0.5), ("exponentiated_gradient", 2.0)]
+)
 def test_with_a_prior_a_run_rests_where_no_weight_gains_more_than_it_costs(rule, strength):
     """α g_i + strength · log(p_i / prior_i) is the same for all sources, whatever the size of their gaps."""
     prior, gap = {"a": 0.5, "b": 0.2, "c": 0.3}, [-0.06, 0.01, 0.02]
@@ -389,11 +390,11 @@ def test_a_record_is_plain_and_says_what_happened():
 @pytest.mark.parametrize("interval", [1, 3])
 @pytest.mark.parametrize("init", ["uniform", "proportional"])
 @pytest.mark.parametrize("bounds", [{}, {"a": (0.2, 0.5)}], ids=["free", "bounded"])
-@pytest.mark.parametrize("stop", [0, 1, 5, 50])
+@pytest.mark.parametrize("stop", [0, 5, 25])
 def test_a_restored_run_goes_on_with_the_same_bits(rule, interval, init, bounds, stop, tmp_path):
     block = {"mixture_update": rule, "update_interval": interval, "mixture_init": init, "bounds": bounds}
     units = [UNITS, torch.tensor([70.0, 30.0, 0.0], dtype=torch.float64)]
-    steps = [gap + torch.tensor([-20.0, 0.0, 20.0], dtype=torch.float64) for gap in gaps(60)]
+    steps = [gap + torch.tensor([-20.0, 0.0, 20.0], dtype=torch.float64) for gap in gaps(30)]
     whole = run_of(**block)
     for step, gap in enumerate(steps[:stop], start=1):
         observe(whole, gap, step, units[step % 2])
@@ -424,7 +425,7 @@ def test_a_checkpoint_of_an_older_version_goes_on():
 
 
 def test_intervals_are_those_of_the_rule_and_none_where_its_noise_is_not_known():
-    steps = [gap + torch.tensor([-5.0, 0.0, 5.0], dtype=torch.float64) for gap in gaps(60)]
+    steps = [gap + torch.tensor([-5.0, 0.0, 5.0], dtype=torch.float64) for gap in gaps(30)]
     found = {}
     for rule in ("evidence", "exponentiated_gradient", "adam"):
         run = run_of(mixture_update=rule)

@@ -19,8 +19,8 @@ ALL = {**SAVING, "save_total_limit": 9}
 PACKED = {"sample_packing": True, "micro_batch_size": 1, "num_epochs": 4, "dataloader_num_workers": 1}
 DRAWN = {"sampling": "mixture", "max_repeats": 2}
 EPOCHS = {
-    "datasets": [{**entry, "shards": 3, "shards_idx": 0} for entry in host.BASE["datasets"]],
-    **{"max_steps": None, "num_epochs": 2, "micro_batch_size": 4, "gradient_accumulation_steps": 5},
+    "datasets": [{**entry, "shards": 6, "shards_idx": 0} for entry in host.BASE["datasets"]],
+    **{"max_steps": None, "num_epochs": 2, "micro_batch_size": 2, "gradient_accumulation_steps": 5},
 }
 CASES = {
     "full": {},
@@ -46,6 +46,12 @@ CASES = {
         "scalebio": DRAWN,
     },
     "epochs": EPOCHS,
+}
+
+
+SLOW = {  # two of what is there by default at a time, or more of it
+    *("accumulated", "epochs", "after learning, packed", "drawn by source, lora, warmup"),
+    *("drawn by source, after learning", "drawn by source, between epochs, lora"),
 }
 
 
@@ -75,20 +81,41 @@ def assert_same_end(a: Path, b: Path, last: int) -> None:
         assert same(*states), name
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[pytest.mark.slow] if case in SLOW else []) for case in CASES]
+)
 def test_resumed_run_ends_with_the_same_bytes(inputs: Path, tmp_path: Path, case: str) -> None:
-    settings = {**SAVING, **CASES[case]}
-    whole = host.train(inputs, output_dir=str(tmp_path / "whole"), **settings)
+    whole = host.train(inputs, output_dir=str(tmp_path / "whole"), **{**ALL, **CASES[case]})
     last = whole.trainer.state.global_step
     assert last > 6
-    with pytest.raises(KeyboardInterrupt):
-        host.train(inputs, output_dir=str(tmp_path / "killed"), stop_after=8, **settings)
-    assert (tmp_path / "killed/checkpoint-6").exists()
-    again = host.train(inputs, output_dir=str(tmp_path / "killed"), auto_resume_from_checkpoints=True, **settings)
+    host.as_if_killed(tmp_path / "whole", tmp_path / "killed", 6)
+    settings = {**SAVING, **CASES[case], "auto_resume_from_checkpoints": True}
+    again = host.train(inputs, output_dir=str(tmp_path / "killed"), **settings)
     assert len(again.weights) == last - 6, "it did not go on from checkpoint-6"
     assert_same_end(tmp_path / "whole", tmp_path / "killed", last)
     newest = {f"checkpoint-{3 * ((last - 1) // 3)}", f"checkpoint-{last}"}  # old ones go with their state
     assert {path.name for path in (tmp_path / "killed").glob("checkpoint-*")} == newest
+
+
+@pytest.mark.parametrize("case", ["full", "drawn by source, packed"])
+def test_a_run_that_was_killed_has_left_what_the_others_begin_with(inputs: Path, tmp_path: Path, case: str) -> None:
+    settings = {**ALL, **CASES[case]}
+    host.train(inputs, output_dir=str(tmp_path / "whole"), **settings)
+    host.as_if_killed(tmp_path / "whole", tmp_path / "copied", 6)
+    with pytest.raises(KeyboardInterrupt):
+        host.train(inputs, output_dir=str(tmp_path / "killed"), stop_after=8, **settings)
+    assert sorted(path.name for path in (tmp_path / "killed").glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-6"]
+    folders = [tmp_path / name for name in ("copied", "killed")]
+    files = [
+        {path.relative_to(folder) for path in folder.glob("checkpoint-*/*") if path.name != "training_args.bin"}
+        for folder in folders
+    ]
+    assert files[0] == files[1]
+    for name in ("scalebio_mixture.pt", "scalebio_inner.pt", "optimizer.pt", "scheduler.pt"):
+        assert same(*(torch.load(folder / "checkpoint-6" / name, weights_only=True) for folder in folders)), name
+    assert same(*(tensors(folder / "checkpoint-6") for folder in folders))
+    histories = [(folder / "scalebio/history.jsonl").read_text().splitlines() for folder in folders]
+    assert histories[0][: len(histories[1])] == histories[1]
 
 
 @pytest.fixture(scope="module")
