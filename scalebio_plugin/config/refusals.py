@@ -112,8 +112,8 @@ def _engine(config: Mapping[str, Any]) -> Iterator[str]:
     if not config.get("fsdp_config") and not config.get("fsdp"):
         return
     block = config.get("fsdp_config") or {}
-    version = config.get("fsdp_version") or block.get("fsdp_version") or block.get("version") or _default_fsdp_version()
-    if str(version) != "2" or config.get("fsdp"):
+    version = config.get("fsdp_version") or block.get("fsdp_version") or block.get("version") or 1
+    if _host_has_fsdp1() and (str(version) != "2" or config.get("fsdp")):
         yield "fsdp: version 1 flattens parameters, which the two sets cannot exchange; use fsdp_version: 2"
     if config.get("fp16"):
         yield "fp16: with FSDP2 an overflow on one rank alone would part the two sets; use bf16: true"
@@ -143,9 +143,9 @@ def _order(config: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def _default_fsdp_version() -> int:
-    """Of a host that has only version 2 left (from 0.20 on), and of one that has both."""
-    return 1 if metadata.version("axolotl").startswith("0.19.") else 2
+def _host_has_fsdp1() -> bool:
+    """From 0.20 on the host has only version 2, runs as such what names none, and refuses the rest itself."""
+    return metadata.version("axolotl").startswith("0.19.")
 
 
 def _validation_data(config: Mapping[str, Any], block: Mapping[str, Any]) -> Iterator[str]:

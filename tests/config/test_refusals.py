@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -220,7 +221,7 @@ def test_what_does_not_go_with_layer_sampling_is_refused(key, value, start, reme
 # ---- engines
 
 
-@pytest.mark.parametrize(
+FSDP1 = pytest.mark.parametrize(
     "keys",
     [
         {"fsdp": ["full_shard"]},
@@ -229,8 +230,26 @@ def test_what_does_not_go_with_layer_sampling_is_refused(key, value, start, reme
     ],
     ids=["list", "beside", "inside"],
 )
-def test_fsdp1_is_refused(keys):
+
+
+@FSDP1
+def test_fsdp1_is_refused_where_the_host_has_it(keys, monkeypatch):
+    monkeypatch.setattr(metadata, "version", lambda name: "0.19.0")
     refused(config(keys), "fsdp: ", "use fsdp_version: 2")
+    monkeypatch.setattr(metadata, "version", lambda name: "0.21.0")
+    assert [problem for problem in problems_of(config(keys)) if problem.startswith("fsdp")] == []
+
+
+@pytest.mark.host_contract
+@pytest.mark.skipif(metadata.version("axolotl").startswith("0.19."), reason="has FSDP1")
+@FSDP1
+def test_later_hosts_refuse_fsdp1_themselves(keys):
+    from axolotl.utils.config import validate_config
+    from axolotl.utils.dict import DictDefault
+
+    plain = {key: value for key, value in config(keys).items() if key not in ("plugins", "scalebio")}
+    with pytest.raises(ValueError, match="FSDP1"):
+        validate_config(DictDefault({**plain, "gradient_accumulation_steps": 1, "bf16": False}))
 
 
 def test_compiling_is_refused_on_several_processes(monkeypatch):
