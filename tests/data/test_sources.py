@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from scalebio_plugin import ScaleBiOPlugin
 from tests import host
 
 WORDS = {"chat": "alpha", "alpaca": "beta", "completion": "gamma", "tokenised": "delta"}
@@ -66,7 +67,8 @@ class Loaded:
             self.cfg = host.load(folder, config)
             manager = PluginManager.get_instance()
             self.meta = manager.load_datasets(self.cfg, preprocess=False)
-            self.prepared = manager.plugins["scalebio"].prepared if "scalebio" in manager.plugins else None
+            ours = [plugin for plugin in manager.plugins.values() if isinstance(plugin, ScaleBiOPlugin)]
+            self.prepared = ours[0].prepared if ours else None
         finally:
             os.chdir(before)
         self.tokenizer = AutoTokenizer.from_pretrained(folder / "model")
