@@ -13,9 +13,12 @@ import yaml
 from axolotl.utils.dict import DictDefault
 from axolotl.utils.logging import get_logger
 from pluggy import PluginManager
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ..algorithm.lisa import LayerPlan
+from ..algorithm.pieces import Pieces
 from ..config.block import ScaleBiOSettings
+from ..config.fused_loss import fused_loss_of
 from ..data.drawn import Draw
 from ..data.drawn_stream import DrawnStream
 from ..data.packing import MicroBatches
@@ -35,6 +38,7 @@ from ..report.folder import RunFolder, fingerprint
 from ..report.mixture_file import Provenance
 from ..report.next_config import next_config
 from .callbacks import KeptCallback, ScaleBiOCallback
+from .head_losses import FromLogits, InHead
 from .layer_sampling import LayerSampling
 from .learning import Learning
 from .mixture_run import MixtureRun
@@ -80,6 +84,7 @@ def connect(
     learning = trainer.learning = Learning(
         run=run,
         engine=engine_of(trainer, switches_layers=layers is not None),
+        losses=_losses(cfg, trainer),
         validation=_validation_stream(settings, prepared.validation, trainer, like, seed),
         resampled=ResampledStream(table, prepared.drawable, settings.max_repeats, seed, trainer.loader_over),
         drawn=_drawn_stream(run, prepared, trainer, like, seed, steps) if settings.sampling == "mixture" else None,
@@ -120,6 +125,15 @@ def _micro_batches(trainer: ScaleBiOTrainer, cfg: DictDefault) -> MicroBatches:
     members = args.sample_packing_bin_size or length
     masked = not args.sample_packing_drop_attention_mask
     return MicroBatches(rows, accumulation, ranks, capacity=length, members=members, masked=masked)
+
+
+def _losses(cfg: DictDefault, trainer: ScaleBiOTrainer) -> FromLogits | InHead:
+    key = fused_loss_of(cfg)
+    if key is None:
+        return FromLogits()
+    vocabulary = int(trainer.model.config.get_text_config().vocab_size)
+    tokens = int(cfg.micro_batch_size) * int(cfg.sequence_len)
+    return InHead(key, Pieces.of(vocabulary, tokens, alike=is_deepspeed_zero3_enabled()))
 
 
 def _validation_stream(
