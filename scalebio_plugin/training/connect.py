@@ -13,7 +13,6 @@ import yaml
 from axolotl.utils.dict import DictDefault
 from axolotl.utils.logging import get_logger
 from pluggy import PluginManager
-from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ..algorithm.lisa import LayerPlan
 from ..algorithm.pieces import Pieces
@@ -28,7 +27,7 @@ from ..data.table import SourceTable, sequence_lengths
 from ..data.tags import SourceCollator
 from ..data.validation import ValidationStream, stream_of
 from ..engines import engine_of
-from ..engines.base import plain_name
+from ..engines.base import Engine, plain_name
 from ..estimate.estimator import from_model
 from ..estimate.layout import layout_of
 from ..estimate.lines import summary_line
@@ -38,7 +37,7 @@ from ..report.folder import RunFolder, fingerprint
 from ..report.mixture_file import Provenance
 from ..report.next_config import next_config
 from .callbacks import KeptCallback, ScaleBiOCallback
-from .head_losses import FromLogits, InHead
+from .head_losses import FromLogits, InHead, output_head
 from .layer_sampling import LayerSampling
 from .learning import Learning
 from .mixture_run import MixtureRun
@@ -81,10 +80,11 @@ def connect(
     run, like = _mixture_run(settings, table, prepared.validation, manager, steps), _micro_batches(trainer, cfg)
     counts = tuple(table.tokens.tolist()), tuple(table.sequences.tolist())
     facts = RunFacts(tuple(table.names), *counts, settings.model_dump(), steps, seed)
+    engine = engine_of(trainer, switches_layers=layers is not None)
     learning = trainer.learning = Learning(
         run=run,
-        engine=engine_of(trainer, switches_layers=layers is not None),
-        losses=_losses(cfg, trainer),
+        engine=engine,
+        losses=_losses(cfg, trainer, engine),
         validation=_validation_stream(settings, prepared.validation, trainer, like, seed),
         resampled=ResampledStream(table, prepared.drawable, settings.max_repeats, seed, trainer.loader_over),
         drawn=_drawn_stream(run, prepared, trainer, like, seed, steps) if settings.sampling == "mixture" else None,
@@ -127,13 +127,15 @@ def _micro_batches(trainer: ScaleBiOTrainer, cfg: DictDefault) -> MicroBatches:
     return MicroBatches(rows, accumulation, ranks, capacity=length, members=members, masked=masked)
 
 
-def _losses(cfg: DictDefault, trainer: ScaleBiOTrainer) -> FromLogits | InHead:
+def _losses(cfg: DictDefault, trainer: ScaleBiOTrainer, engine: Engine) -> FromLogits | InHead:
     key = fused_loss_of(cfg)
     if key is None:
         return FromLogits()
+    head = output_head(trainer.model, key)
+    engine.before_passes_in(head)
     vocabulary = int(trainer.model.config.get_text_config().vocab_size)
     tokens = int(cfg.micro_batch_size) * int(cfg.sequence_len)
-    return InHead(key, Pieces.of(vocabulary, tokens, alike=is_deepspeed_zero3_enabled()))
+    return InHead(key, Pieces.of(vocabulary, tokens, alike=engine.sharded and any(True for _ in head.children())))
 
 
 def _validation_stream(

@@ -75,7 +75,7 @@ class InHead:
             (losses,) = found
             return losses + 0 * outputs["logits"][:, :-1, 0]
 
-        with _head_gives(forward, self._head(model)):
+        with _head_gives(forward, output_head(model, self.key)):
             yield losses_of
 
     @contextmanager
@@ -102,30 +102,30 @@ class InHead:
         def losses_of(outputs: Outputs) -> tuple[Tensor, torch.dtype]:
             if len(hiddens) != 1 or not found:
                 shapes = [tuple(hidden.shape) for hidden in hiddens]
-                raise self._refusal(model, f"calls its output head with {shapes}, not once with every position")
+                raise _refusal(self.key, model, f"calls its output head with {shapes}, not once with every position")
             losses, expected = found[0]
             if not _agree(outputs["logits"], expected):
                 known = ", ".join((*_TIMES, *_OVER, *_CAPPED))
-                raise self._refusal(model, f"makes of its logits what the plugin does not know (it knows {known})")
+                raise _refusal(self.key, model, f"makes of its logits what the plugin does not know (it knows {known})")
             return losses, expected.dtype
 
-        with _head_gives(forward, self._head(model)):
+        with _head_gives(forward, output_head(model, self.key)):
             yield losses_of
 
     def _losses(self, raw: Head, hidden: Tensor, labels: Tensor, model: nn.Module) -> Tensor:
         return losses_in_pieces(lambda read: adjusted(raw(read), model.config), hidden, labels, self.pieces)
 
-    def _head(self, model: nn.Module) -> nn.Module:
-        head = cast(Any, model).get_output_embeddings()
-        if not isinstance(head, nn.Module):
-            raise self._refusal(model, "has no output head (get_output_embeddings)")
-        return head
 
-    def _refusal(self, model: nn.Module, what: str) -> ValueError:
-        return ValueError(
-            f"scalebio: {self.key} asks for losses without logits, but {type(model).__name__} {what}; remove "
-            f"{self.key} or scalebio"
-        )
+def output_head(model: nn.Module, key: str) -> nn.Module:
+    """What makes logits of hidden states, with the adapters on it.
+
+    Raises:
+        ValueError: There is none, which losses without logits (`key`) need.
+    """
+    head = cast(Any, model).get_output_embeddings()
+    if not isinstance(head, nn.Module):
+        raise _refusal(key, model, "has no output head (get_output_embeddings)")
+    return head
 
 
 def adjusted(logits: Tensor, config: Any) -> Tensor:
@@ -147,6 +147,12 @@ def _agree(given: Tensor | None, expected: Tensor) -> bool:
         return False
     bound = 4 * torch.finfo(expected.dtype).eps * float(expected.abs().max())
     return bool(((given.float() - expected.float()).abs() <= bound).all())
+
+
+def _refusal(key: str, model: nn.Module, what: str) -> ValueError:
+    return ValueError(
+        f"scalebio: {key} asks for losses without logits, but {type(model).__name__} {what}; remove {key} or scalebio"
+    )
 
 
 @contextmanager
