@@ -66,17 +66,21 @@ def losses_in_pieces(head: Callable[[Tensor], Tensor], hidden: Tensor, labels: T
         pieces: How the targets are cut.
     """
     target = labels != IGNORED
-    read, wanted = hidden[:, :-1][target], labels[target]
+    losses = losses_of_targets(head, hidden[:, :-1][target], labels[target], pieces)
+    return losses.new_zeros(labels.shape).masked_scatter(target, losses)
 
-    def losses_of(read: Tensor, wanted: Tensor) -> Tensor:
+
+def losses_of_targets(head: Callable[[Tensor], Tensor], read: Tensor, labels: Tensor, pieces: Pieces) -> Tensor:
+    """The same of targets alone: (n, H), (n,) -> (n,)."""
+
+    def losses_of(read: Tensor, labels: Tensor) -> Tensor:
         logits = head(read[None])[0]
         precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return functional.cross_entropy(precise, wanted, reduction="none")
+        return functional.cross_entropy(precise, labels, reduction="none")
 
-    number = pieces.number(len(wanted))
-    cut = zip(read.tensor_split(number), wanted.tensor_split(number), strict=True)
-    losses = torch.cat([checkpoint(losses_of, *piece, use_reentrant=False) for piece in cut])
-    return losses.new_zeros(labels.shape).masked_scatter(target, losses)
+    number = pieces.number(len(labels))
+    cut = zip(read.tensor_split(number), labels.tensor_split(number), strict=True)
+    return torch.cat([checkpoint(losses_of, *piece, use_reentrant=False) for piece in cut])
 
 
 def _ceil(a: int, b: int) -> int:
