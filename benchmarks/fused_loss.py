@@ -4,8 +4,8 @@
 
 Every run is the real host in a process of its own, one thread, float32: LoRA on a small Llama of random weights with
 Llama 3's 128,256 words, 16 packed rows of 128 tokens a step, of which once the answers alone are targets (the host's
-default), once every token. The peak is what the process had resident at most, imports included; a step's seconds are CPU
-time, the median without the first.
+default), once every token. The peak is what the process had resident at most, imports included; a step's seconds are
+CPU time, the median without the first.
 """
 
 from __future__ import annotations

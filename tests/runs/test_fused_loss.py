@@ -16,6 +16,7 @@ from axolotl.monkeypatch.loss import chunked
 from transformers import Gemma2Config, HyperCLOVAXConfig
 from transformers.loss import loss_utils
 
+from scalebio_plugin.algorithm import pieces
 from scalebio_plugin.report.history import read_history, series
 from tests import host
 from tests.runs.test_inert import OUT_OF_PLAY, PACKED, STOCK
@@ -37,7 +38,8 @@ ON_THE_HEAD = {**host.LORA, "lora_target_linear": None, "lora_target_modules": [
 
 @pytest.fixture(autouse=True)
 def host_losses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The host's patch is of the process, and compiles for ten seconds."""
+    """The host's patch is of the process, and compiles for ten seconds. A batch is cut into several pieces."""
+    monkeypatch.setattr(pieces, "ENTRIES", 2**13)
     monkeypatch.setattr(loss_utils, "ForCausalLMLoss", loss_utils.ForCausalLMLoss)
     monkeypatch.setitem(loss_utils.LOSS_MAPPING, "ForCausalLM", loss_utils.LOSS_MAPPING["ForCausalLM"])
     monkeypatch.setattr(chunked.torch, "compile", lambda function, **how: function)
