@@ -30,6 +30,8 @@ from typing import Any
 
 import yaml
 
+from scalebio_plugin.config.fused_loss import fused_loss_of
+
 SECONDS = 180  # an example may take
 ROWS = 128
 NOT_SUPERVISED = (
@@ -53,6 +55,7 @@ OFF = {
     **dict.fromkeys(("use_kernels", "use_scattermoe", "use_sonicmoe", "liger_"), "is a CUDA kernel"),
     **dict.fromkeys(("nvfp4", "use_onebitllms", "llmcompressor"), "is a base quantised for CUDA"),
     "peft": "is LoftQ, which quantises on a GPU",
+    "cut_cross_entropy": "is a CUDA kernel; a CPU has chunked_cross_entropy in its place, see `made_small`",
     "activation_offloading": "moves activations from a GPU",
     **dict.fromkeys(("bf16", "fp16", "tf32"), "is of a GPU; float32 is used"),
     **dict.fromkeys(("fsdp", "deepspeed", "dp_", "context_pa", "tensor_pa", "ddp_"), "takes several processes"),
@@ -111,6 +114,8 @@ def made_small(config: dict[str, Any]) -> dict[str, Any]:
     }
     if isinstance(config.get("gradient_checkpointing"), str):
         small["gradient_checkpointing"] = True  # offloaded it wants a GPU to offload from
+    if fused_loss_of(config):
+        small["chunked_cross_entropy"] = True
     if config.get("adapter"):
         small["lora_target_linear"] = True
     if config.get("test_datasets"):

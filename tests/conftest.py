@@ -26,6 +26,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: more threads only 
 
 ON_RANKS = (
     "test_engines.py",
+    "test_fused_on_ranks.py",
     "test_keep_on_ranks.py",
     "test_launched.py",
     "test_optimizers_on_ranks.py",

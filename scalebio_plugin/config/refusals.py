@@ -13,6 +13,7 @@ from importlib import metadata
 from typing import Any
 
 from .deepspeed import problems_of_deepspeed
+from .fused_loss import fused_loss_of
 from .optimizers import problems_of_optimizer, problems_on_engine
 from .sources import problems_of_names
 
@@ -39,10 +40,7 @@ _KEYS = {
     "fp8": "keeps scaling state in the layers, which both parameter sets would share",
     "bfloat16": "is training in pure half precision, which loses most updates to rounding; use bf16: true",
     "float16": "is training in pure half precision, which loses most updates to rounding; use fp16: true or bf16: true",
-    "liger_fused_linear_cross_entropy": "computes the loss inside the model, without the losses of the single tokens; "
-    "the other liger_* kernels are fine",
-    "cut_cross_entropy": "computes the loss inside the model, without the losses of the single tokens",
-    "chunked_cross_entropy": "computes the loss inside the model, without the losses of the single tokens",
+    "liger_use_token_scaling": "changes the training loss",
     "unsloth_cross_entropy_loss": "computes the loss inside the model, without the losses of the single tokens",
     "context_parallel_size": "splits sequences over ranks",
     "sequence_parallel_degree": "splits sequences over ranks",
@@ -50,7 +48,7 @@ _KEYS = {
     "expert_parallel_size": "splits layers over ranks",
 }
 _ONE_IS_FINE = {"context_parallel_size", "sequence_parallel_degree", "tensor_parallel_size", "expert_parallel_size"}
-_PLUGINS = ("kd.", "diffusion", "mixlora", "hatchery", "cut_cross_entropy", "grokfast", "spectrum_offload")
+_PLUGINS = ("kd.", "diffusion", "mixlora", "hatchery", "grokfast", "spectrum_offload")
 
 
 def problems_of(config: Mapping[str, Any]) -> list[str]:
@@ -69,6 +67,7 @@ def problems_of(config: Mapping[str, Any]) -> list[str]:
             _validation_data(config, block),
             _numbers(block),
             _layer_sampling(config, block),
+            _fused_loss(config, block),
             _inner_kept(config, block),
             _probes(config, block),
         ]
@@ -140,6 +139,20 @@ def _order(config: Mapping[str, Any]) -> Iterator[str]:
         yield (
             "curriculum_sampling: with shuffle_merged_datasets: false a step sees one source alone, and not what the "
             "mixture makes of all; remove one of the two, or use scalebio.sampling: mixture"
+        )
+
+
+def _fused_loss(config: Mapping[str, Any], block: Mapping[str, Any]) -> Iterator[str]:
+    key = fused_loss_of(config)
+    if key is not None and config.get("torch_compile"):
+        yield f"torch_compile: would compile the output head, which {key} has give losses; remove one of the two"
+    whole = (block.get("learn") or {"fraction": 1.0}) == {"fraction": 1.0}
+    half = any(config.get(way) for way in ("adapter", "deepspeed", "fsdp_config", "fsdp"))
+    if key == "cut_cross_entropy" and not whole and not half:
+        yield (
+            "cut_cross_entropy: its kernel trains in half precision alone, and here what trains is kept in float32, "
+            "which after learning only other losses can do; remove scalebio.learn, or use "
+            "liger_fused_linear_cross_entropy, an adapter or fsdp_config"
         )
 
 

@@ -122,6 +122,9 @@ class Engine:
             for parameter in parameters.values():
                 parameter.requires_grad_(False)
 
+    def before_passes_in(self, head: nn.Module) -> None:
+        """Before the model is wrapped: passes will go over this module's forward several times."""
+
     def inner(
         self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, device: torch.device | None
     ) -> InnerSet:

@@ -50,6 +50,10 @@ class DeepSpeedEngine(Engine):
     def before_wrapping(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Nothing: LISA is refused."""
 
+    def before_passes_in(self, head: nn.Module) -> None:
+        """ZeRO-3 is to gather it as one: what an adapter wraps would be let go between forward and backward."""
+        head._z3_leaf = True  # type: ignore[assignment]  # `deepspeed.utils.set_z3_leaf_module`
+
     def inner(
         self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, device: torch.device | None
     ) -> InnerSet:

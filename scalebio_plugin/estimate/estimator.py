@@ -15,7 +15,9 @@ import torch
 from torch import nn
 
 from ..algorithm.lisa import find_blocks
+from ..algorithm.pieces import Pieces
 from ..config.block import ScaleBiOSettings
+from ..config.fused_loss import fused_loss_of
 from ..config.raw import with_lisa_keys
 from . import model as models
 from .layout import Kind, Layout
@@ -140,6 +142,7 @@ class _Counting:
             run = ordinary
         else:
             same = ours.active is None and self._dtypes(True) == self._dtypes(False)
+            same = same and self._pieces(ours) == self._pieces(plain)
             run = Run(self._state(ours), ordinary.passes if same else self._passes(ours))
         lisa_alone = None if ours.active is None else Run(self._state(without_inner(ours)), run.passes)
         return Estimate(setting, title, self.parameters, ours, run, ordinary, lisa_alone, self.rough)
@@ -158,6 +161,13 @@ class _Counting:
 
         return {parameter.name: of(parameter) for parameter in self.parameters}
 
+    def _pieces(self, training: Training) -> Pieces | None:
+        """A fused kernel of the host stands for ours; its chunked loss, of an ordinary run, has all logits."""
+        key, ordinary = fused_loss_of(self.setting.cfg), not training.second_set
+        if key is None or (ordinary and key == "chunked_cross_entropy"):
+            return None
+        return Pieces.of(self.config.vocab_size, self.setting.micro_batch * self.setting.length)
+
     def _passes(self, training: Training) -> PassBytes:
         setting = self.setting
         one = Pass(
@@ -166,6 +176,7 @@ class _Counting:
             autocast=None if setting.precision == "fp32" else TYPES[setting.precision],
             checkpointing=setting.checkpointing,
             plain_loss=not training.second_set,
+            pieces=self._pieces(training),
         )
         model, by_name = copy.deepcopy(self.model), self._dtypes(training.float32)
         dtypes = {parameter: by_name[name] for name, parameter in model.named_parameters()}

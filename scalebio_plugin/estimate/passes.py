@@ -16,7 +16,7 @@ import contextlib
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..algorithm.bilevel import Targets, targets_of, token_losses, weighted_loss
+from ..algorithm.pieces import Pieces, losses_of_targets
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Pass:
         autocast: Precision that autocast computes in; None: none.
         checkpointing: Blocks keep their inputs alone and are run again in the backward.
         plain_loss: The host's loss in place of the bilevel step's.
+        pieces: How many positions' logits exist at a time, in place of all (`algorithm.pieces`).
     """
 
     batch: int
@@ -43,6 +45,16 @@ class Pass:
     autocast: torch.dtype | None = torch.bfloat16
     checkpointing: bool = False
     plain_loss: bool = False
+    pieces: Pieces | None = None
+
+    @property
+    def wide(self) -> set[int]:
+        """Positions of a tensor of logits."""
+        if self.pieces is None:
+            return {self.batch * self.length}
+        targets = self.batch * (self.length - 1)
+        number = self.pieces.number(targets)
+        return {targets // number, -(-targets // number)}
 
 
 @dataclass(frozen=True)
@@ -83,7 +95,7 @@ def rule_of_thumb(one: Pass, hidden: int, layers: int, vocabulary: int) -> PassB
     element = 4 if one.autocast is None else 2
     state = one.batch * one.length * hidden * element
     kept = layers + 17 if one.checkpointing else 17 * layers
-    return PassBytes(state * kept, one.batch * one.length * vocabulary * 12.0)
+    return PassBytes(state * kept, max(one.wide) * vocabulary * 12.0)
 
 
 def batch_of(one: Pass) -> tuple[Tensor, Targets]:
@@ -95,6 +107,8 @@ def batch_of(one: Pass) -> tuple[Tensor, Targets]:
 
 def loss_of(model: nn.Module, one: Pass, ids: Tensor, targets: Targets) -> Tensor:
     """As in the host: autocast (bf16 stands for fp16) around the forward alone, its outputs as float32."""
+    if one.pieces is not None:
+        return weighted(losses_in_head(model, one, ids, targets), targets)
     with torch.autocast("cpu", torch.bfloat16, enabled=one.autocast is not None):
         logits = model(input_ids=ids, use_cache=False).logits
     logits = logits.float()
@@ -103,8 +117,30 @@ def loss_of(model: nn.Module, one: Pass, ids: Tensor, targets: Targets) -> Tenso
         return nn.functional.cross_entropy(logits.flatten(0, 1), shifted.flatten())
     losses = token_losses(logits, targets.labels)
     del logits
+    return weighted(losses, targets)
+
+
+def weighted(losses: Tensor, targets: Targets) -> Tensor:
+    """As the loss of one source."""
     one_source = torch.ones(1, dtype=torch.float64)
     return weighted_loss(losses, targets, one_source, targets.units.sum())
+
+
+def losses_in_head(model: nn.Module, one: Pass, ids: Tensor, targets: Targets) -> Tensor:
+    """(B, T-1), from inside the model's output head, as `training.head_losses` has them."""
+    head = cast(Any, model).get_output_embeddings()
+    raw, found = head.forward, []
+
+    def forward(hidden: Tensor) -> Tensor:
+        read, labels = hidden[:, :-1].flatten(0, 1), targets.labels.flatten()
+        found.append(losses_of_targets(raw, read, labels, cast(Pieces, one.pieces)))
+        return found[0].detach()[:, None]
+
+    head.forward = forward
+    with torch.autocast("cpu", torch.bfloat16, enabled=one.autocast is not None):
+        model(input_ids=ids, use_cache=False)
+    del head.forward
+    return found[0].view_as(targets.labels)
 
 
 def give_shapes(model: nn.Module, dtype_of: Callable[[nn.Parameter], torch.dtype]) -> None:
@@ -131,7 +167,7 @@ class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, model: nn.Module, one: Pass, vocabulary: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.width, self.elements = vocabulary, one.batch * one.length * vocabulary
+        self.width, self.elements = vocabulary, {positions * vocabulary for positions in one.wide}
         self.sizes: dict[int, tuple[int, bool]] = {}  # by the storage's address: bytes, has the size of logits
         self.now = self.logits = self.peak = self.peak_logits = 0
         for parameter in model.parameters():
@@ -153,7 +189,7 @@ class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
         key = storage._cdata
         if key in self.sizes or key in self.ignored:
             return
-        wide = tensor.dim() > 1 and tensor.shape[-1] == self.width and tensor.numel() == self.elements
+        wide = tensor.dim() > 1 and tensor.shape[-1] == self.width and tensor.numel() in self.elements
         self.sizes[key] = storage.nbytes(), wide
         self.now += storage.nbytes()
         self.logits += storage.nbytes() * wide

@@ -15,7 +15,9 @@ from axolotl.utils.logging import get_logger
 from pluggy import PluginManager
 
 from ..algorithm.lisa import LayerPlan
+from ..algorithm.pieces import Pieces
 from ..config.block import ScaleBiOSettings
+from ..config.fused_loss import fused_loss_of
 from ..data.drawn import Draw
 from ..data.drawn_stream import DrawnStream
 from ..data.packing import MicroBatches
@@ -25,7 +27,7 @@ from ..data.table import SourceTable, sequence_lengths
 from ..data.tags import SourceCollator
 from ..data.validation import ValidationStream, stream_of
 from ..engines import engine_of
-from ..engines.base import plain_name
+from ..engines.base import Engine, plain_name
 from ..estimate.estimator import from_model
 from ..estimate.layout import layout_of
 from ..estimate.lines import summary_line
@@ -35,6 +37,7 @@ from ..report.folder import RunFolder, fingerprint
 from ..report.mixture_file import Provenance
 from ..report.next_config import next_config
 from .callbacks import KeptCallback, ScaleBiOCallback
+from .head_losses import FromLogits, InHead, output_head
 from .layer_sampling import LayerSampling
 from .learning import Learning
 from .mixture_run import MixtureRun
@@ -79,9 +82,11 @@ def connect(
     counts = tuple(table.tokens.tolist()), tuple(table.sequences.tolist())
     facts = RunFacts(tuple(table.names), *counts, settings.model_dump(), steps, seed)
     trainer.test_sets = prepared.test_sets
+    engine = engine_of(trainer, switches_layers=layers is not None)
     learning = trainer.learning = Learning(
         run=run,
-        engine=engine_of(trainer, switches_layers=layers is not None),
+        engine=engine,
+        losses=_losses(cfg, trainer, engine),
         validation=_validation_stream(settings, prepared.validation, trainer, like, seed),
         resampled=ResampledStream(table, prepared.drawable, settings.max_repeats, seed, trainer.loader_over),
         drawn=_drawn_stream(run, prepared, trainer, like, seed, steps) if settings.sampling == "mixture" else None,
@@ -125,6 +130,17 @@ def _micro_batches(trainer: ScaleBiOTrainer, cfg: DictDefault) -> MicroBatches:
     members = args.sample_packing_bin_size or length
     masked = not args.sample_packing_drop_attention_mask
     return MicroBatches(rows, accumulation, ranks, capacity=length, members=members, masked=masked)
+
+
+def _losses(cfg: DictDefault, trainer: ScaleBiOTrainer, engine: Engine) -> FromLogits | InHead:
+    key = fused_loss_of(cfg)
+    if key is None:
+        return FromLogits()
+    head = output_head(trainer.model, key)
+    engine.before_passes_in(head)
+    vocabulary = int(trainer.model.config.get_text_config().vocab_size)
+    tokens = int(cfg.micro_batch_size) * int(cfg.sequence_len)
+    return InHead(key, Pieces.of(vocabulary, tokens, alike=engine.sharded and any(True for _ in head.children())))
 
 
 def _validation_stream(

@@ -18,6 +18,7 @@ from ..hooks.spec import RunFacts
 from ..report.folder import RunFolder
 from ..report.history import HistoryRecord
 from .checkpoint import Place
+from .head_losses import FromLogits, InHead
 from .layer_sampling import LayerSampling
 from .mixture_run import MixtureRun
 from .probe_plan import ProbePlan
@@ -31,6 +32,7 @@ class Learning:
     Attributes:
         run: λ and the phase.
         engine: How the parameter sets live on the host's engine.
+        losses: How the losses of the tokens come from a pass.
         validation: L1's batches.
         resampled: The batches after learning, where those before come in the host's order.
         drawn: The batches of the whole run, where they are drawn by source.
@@ -49,6 +51,7 @@ class Learning:
 
     run: MixtureRun
     engine: Engine
+    losses: FromLogits | InHead
     validation: ValidationStream
     resampled: ResampledStream
     drawn: DrawnStream | None

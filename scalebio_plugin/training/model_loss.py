@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..algorithm.bilevel import IGNORED, token_losses
+from ..algorithm.bilevel import IGNORED
 
 
 def router_loss(outputs: Mapping[str, Any], config: Any) -> Tensor | None:
@@ -24,23 +24,25 @@ def router_loss(outputs: Mapping[str, Any], config: Any) -> Tensor | None:
     return None if auxiliary is None or coefficient is None else coefficient * auxiliary
 
 
-def refuse_unseen_additions(own: Tensor, outputs: Mapping[str, Any], labels: Tensor, model: Any) -> None:
-    """Compare the model's `own` loss of a batch with what our passes make of its outputs.
+def refuse_unseen_additions(
+    own: Tensor, losses: Tensor, labels: Tensor, outputs: Mapping[str, Any], model: Any, dtype: torch.dtype
+) -> None:
+    """Compare the model's `own` loss of a batch with what our passes make of it.
 
     Args:
         own: The mean over the batch, as the model gives it to the host.
-        outputs: Of the same forward pass.
+        losses: (B, T-1), as our passes have them.
+        labels: (B, T-1), IGNORED where there is no target.
+        outputs: Of the forward pass that gave `losses`.
+        dtype: The least precise that the two were computed in: they agree up to its rounding.
 
     Raises:
         ValueError: They differ by more than rounding, so that a run would train without a part of the host's loss.
     """
-    if outputs.get("logits") is None:
-        return
-    targets = labels[:, 1:]
     router = router_loss(outputs, model.config)
-    mean = token_losses(outputs["logits"], targets).sum() / (targets != IGNORED).sum()
+    mean = losses.sum() / (labels != IGNORED).sum()
     seen = float(mean) + (0.0 if router is None else float(router))
-    rounding = max(1e-4, 4 * torch.finfo(own.dtype).eps) * max(1.0, abs(seen))
+    rounding = max(1e-4, 4 * torch.finfo(dtype).eps) * max(1.0, abs(seen))
     if abs(float(own) - seen) > rounding:  # a batch without targets gives NaN, which is never above
         raise ValueError(
             f"scalebio: {type(model).__name__} adds {float(own) - seen:.4g} to its loss that the plugin does not see "

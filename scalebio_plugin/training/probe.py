@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..algorithm.alignment import CountSketch, alignment
-from ..algorithm.bilevel import IGNORED, Targets, targets_of, token_losses, weighted_loss
+from ..algorithm.bilevel import IGNORED, Targets, targets_of, weighted_loss
 from ..data.tags import COLUMN, SEQUENCE
 from .learning import Learning
 from .random_state import RandomState
@@ -81,9 +81,10 @@ class Probe:
         ones = torch.ones(int(targets.source.max()) + 1, dtype=torch.float64)
 
         def loss_of(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
-            return weighted_loss(token_losses(outputs["logits"], targets.labels), targets, ones, total) * scale
+            return weighted_loss(losses_of(outputs), targets, ones, total) * scale
 
-        with engine.synced(self.model, engine.sharded):
+        model = self.host.accelerator.unwrap_model(self.host.model)
+        with self.learning.losses.within(model, targets.labels) as losses_of, engine.synced(self.model, engine.sharded):
             self.host.backward_pass(self.model, batch, loss_of)
 
     def _taken(self, device: torch.device) -> Tensor:  # (D,)

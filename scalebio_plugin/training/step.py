@@ -22,10 +22,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..algorithm.bilevel import Targets, sum_by_source, targets_of, token_losses, weighted_loss
+from ..algorithm.bilevel import Targets, sum_by_source, targets_of, weighted_loss
 from ..algorithm.inner import InnerParameters
 from ..data.drawn import PlannedStep
 from ..data.tags import COLUMN, SEQUENCE
+from .head_losses import LossesOf
 from .learning import Learning
 from .mixture_run import StepLosses
 from .model_loss import router_loss
@@ -166,16 +167,17 @@ class Step:
     def _train_pass(self, index: int, sums_S: Tensor) -> Tensor:
         """Backward of L2 on one micro-batch, at whichever set is in place; adds its losses to `sums_S`."""
         targets, world = self.targets[index], self.learning.engine.world
-        config = self.host.accelerator.unwrap_model(self.host.model).config
+        model = self.host.accelerator.unwrap_model(self.host.model)
 
         def loss_of(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
-            losses = token_losses(outputs["logits"], targets.labels)
+            losses = losses_of(outputs)
             sums_S.add_(sum_by_source(losses.detach() * targets.units, targets.source, len(sums_S)))
             loss = weighted_loss(losses, targets, self.coefficient_S, self.total) * world  # engines average over ranks
-            router = router_loss(outputs, config)
+            router = router_loss(outputs, model.config)
             return loss if router is None else loss + self.router_scale * router.to(loss.device)
 
-        return self.host.backward_pass(self.model, self.batches[index], loss_of)
+        with self.learning.losses.within(model, targets.labels) as losses_of:
+            return self.host.backward_pass(self.model, self.batches[index], loss_of)
 
     def _validation_pass(self, pull: float) -> Tensor:
         """Backward of pull · L1; with no pull only the value. Uses dropout.
@@ -195,16 +197,23 @@ class Step:
         self.validation_V = engine.total(torch.stack([target.counts(sets) for target in targets]).sum(0))
         total = self.validation_V.sum().clamp(min=1.0)
         value = torch.zeros(1 + sets, dtype=torch.float64, device=total.device)
+        model = self.host.accelerator.unwrap_model(self.host.model)
         for number, (chunk, target) in enumerate(zip(chunks, targets, strict=True), start=1):
+            with self.learning.losses.within(model, target.labels) as losses_of, self.host.uncounted():
 
-            def loss_of(outputs: Any, labels: Any, num_items_in_batch: Any = None, of: Targets = target) -> Tensor:
-                losses = token_losses(outputs["logits"], of.labels)
-                loss = weighted_loss(losses, of, coefficient_V, total)
-                value[0].add_(loss.detach())
-                value[1:].add_(sum_by_source(losses.detach() * of.units, of.source, sets))
-                return pull * loss * engine.world
+                def loss_of(
+                    outputs: Any,
+                    labels: Any,
+                    num_items_in_batch: Any = None,
+                    of: Targets = target,
+                    losses_of: LossesOf = losses_of,
+                ) -> Tensor:
+                    losses = losses_of(outputs)
+                    loss = weighted_loss(losses, of, coefficient_V, total)
+                    value[0].add_(loss.detach())
+                    value[1:].add_(sum_by_source(losses.detach() * of.units, of.source, sets))
+                    return pull * loss * engine.world
 
-            with self.host.uncounted():
                 if pull == 0.0:
                     self.host.forward_pass(self.model, chunk, loss_of)
                 else:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from scalebio_plugin.config.fused_loss import fused_loss_of
 from scalebio_plugin.config.refusals import problems_of
 
 GOOD: dict[str, Any] = {
@@ -140,8 +141,7 @@ def test_the_config_is_left_as_it_is():
 REMOVED_KEYS: dict[str, Any] = {
     **dict.fromkeys(("reward_model", "process_reward_model", "streaming", "is_multimodal", "relora", "fp8"), True),
     **dict.fromkeys(("use_eaft", "use_dft", "balance_labels", "auto_find_batch_size", "bfloat16", "float16"), True),
-    **dict.fromkeys(("liger_fused_linear_cross_entropy", "cut_cross_entropy", "chunked_cross_entropy"), True),
-    **dict.fromkeys(("unsloth_cross_entropy_loss", "skip_prepare_dataset"), True),
+    **dict.fromkeys(("liger_use_token_scaling", "unsloth_cross_entropy_loss", "skip_prepare_dataset"), True),
     **dict.fromkeys(("context_parallel_size", "tensor_parallel_size", "expert_parallel_size"), 2),
     **{"rl": "dpo", "pretraining_dataset": [{"path": "x"}], "processor_type": "AutoProcessor", "relora_steps": 100},
     **{"trainer_cls": "my.Trainer", "orpo_alpha": 0.1, "label_smoothing_factor": 0.1, "qat": {"weight_dtype": "int8"}},
@@ -160,10 +160,46 @@ def test_a_key_that_is_off_is_fine(key, value):
     assert problems_of(config({key: value})) == []
 
 
-@pytest.mark.parametrize("plugin", ["kd.KD", "diffusion.Diffusion", "grokfast.Grokfast", "cut_cross_entropy.CutCE"])
+@pytest.mark.parametrize("plugin", ["kd.KD", "diffusion.Diffusion", "grokfast.Grokfast"])
 def test_a_plugin_that_replaces_the_loss_is_refused(plugin):
     plugin = f"axolotl.integrations.{plugin}Plugin"
     refused(config({"plugins": [plugin, "scalebio"]}), f"plugins: {plugin} ", "remove it or scalebio")
+
+
+# ---- fused losses
+
+CUT = {"plugins": ["axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin", "scalebio"]}
+FUSED = {
+    "cut_cross_entropy": CUT,
+    "liger_fused_linear_cross_entropy": {"liger_fused_linear_cross_entropy": True},
+    "chunked_cross_entropy": {"chunked_cross_entropy": True},
+}
+HALF = {"learn": {"fraction": 0.5}}
+
+
+@pytest.mark.parametrize("key", FUSED)
+@pytest.mark.parametrize("more", [{}, {"adapter": "qlora"}, FSDP2, ZERO], ids=["full", "qlora", "fsdp2", "zero"])
+def test_a_fused_loss_is_fine(key, more):
+    assert fused_loss_of(config(FUSED[key], more)) == key
+    assert problems_of(config(FUSED[key], more)) == []
+    if more or key != "cut_cross_entropy":
+        assert problems_of(config(FUSED[key], more, scalebio=HALF)) == []
+
+
+def test_cut_cross_entropy_after_learning_is_refused_where_what_trains_is_in_float32():
+    refused(config(CUT, scalebio=HALF), "cut_cross_entropy: ", "remove scalebio.learn", "an adapter")
+    assert problems_of(config(CUT, scalebio={"learn": {"fraction": 1.0}})) == []
+
+
+@pytest.mark.parametrize("key", FUSED)
+def test_a_fused_loss_in_a_compiled_model_is_refused(key):
+    refused(config(FUSED[key], {"torch_compile": True}), "torch_compile: ", key, "remove one of the two")
+
+
+@pytest.mark.parametrize("off", [{}, {**CUT, "cut_cross_entropy": False}, {"liger_cross_entropy": True}])
+def test_no_loss_is_fused_where_no_key_asks_for_it(off):
+    assert fused_loss_of(config(off)) is None
+    assert problems_of(config(off, {"torch_compile": True})) == []
 
 
 # ---- optimizers

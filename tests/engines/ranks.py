@@ -70,3 +70,12 @@ class CpuDeepSpeed(CpuRanks):
         super().register(cfg)
         if world() > 1:
             gloo.prepare_deepspeed()
+
+
+class SmallPieces(BasePlugin):
+    """A batch of tiny tests is cut into several pieces, too. For processes that end with their runs."""
+
+    def register(self, cfg: Any) -> None:
+        from scalebio_plugin.algorithm import pieces
+
+        pieces.ENTRIES = 2**13

@@ -184,3 +184,14 @@ def test_every_example_can_be_estimated(path: Path) -> None:
     assert found.run.passes is not None
     assert not found.rough
     assert math.isfinite(found.run.peak)
+
+
+@pytest.mark.parametrize(("key", "ordinary"), [("cut_cross_entropy", True), ("chunked_cross_entropy", False)])
+def test_a_fused_loss_has_no_logits_of_a_batch(tmp_path: Path, key: str, ordinary: bool) -> None:
+    """The host's chunked loss has them; our passes have none with any of the keys."""
+    cfg = {**bilevel(tmp_path), "micro_batch_size": 64, "overrides_of_model_config": {"vocab_size": 100_000}}
+    plain, fused = estimated(cfg, tmp_path), estimated({**cfg, key: True}, tmp_path)
+    one_piece = 2**25 * 12  # entries; probabilities and two gradients of them
+    assert plain.run.passes.logits > 10 * one_piece
+    assert fused.run.passes.logits == pytest.approx(one_piece, rel=0.1)  # pieces are equally long
+    assert (fused.ordinary.passes.logits < 1.1 * one_piece) == ordinary

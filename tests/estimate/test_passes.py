@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from scalebio_plugin.algorithm.pieces import Pieces
 from scalebio_plugin.estimate import model
 from scalebio_plugin.estimate.passes import Live, Pass, as_on_gpu, batch_of, give_shapes, loss_of, measure
 
@@ -60,6 +61,15 @@ def test_a_pass_takes_what_was_counted_without_memory(
         module.gradient_checkpointing_enable()
         module.enable_input_require_grads()
     assert counted.total == pytest.approx(spent(module, one), rel=0.15)
+
+
+@pytest.mark.parametrize("adapter", [False, True], ids=["full", "lora"])
+def test_a_pass_in_pieces_takes_what_was_counted_and_less(adapter: bool) -> None:
+    cfg, vocabulary = LORA if adapter else {}, VOCABULARY
+    whole, cut = (Pass(4, 256, None, pieces=pieces) for pieces in (None, Pieces(100)))
+    counted = measure(on_meta("llama", cfg), cut, vocabulary, float32)
+    assert counted.logits < measure(on_meta("llama", cfg), whole, vocabulary, float32).logits / 9
+    assert counted.total == pytest.approx(spent(real("llama", cfg).train(), cut), rel=0.15)
 
 
 def kept_for_backward(module: nn.Module, one: Pass) -> int:

@@ -1,0 +1,87 @@
+"""The losses of the tokens from what an output head reads, without the logits of a whole batch.
+
+Logits are the largest tensor of a step by far: of 4,096 tokens and 128,000 words they take 2 GiB in float32, and their
+gradient as much again. A loss of a token needs its own row of them alone. So the head goes over the targets piece by
+piece, and once more in the backward pass (`torch.utils.checkpoint`), where the gradients of a piece are taken before
+the next one is computed. Positions that predict nothing never reach the head.
+
+The pieces are one graph: gradients of the head arrive once, as the engines of several processes want them.
+
+Legend: B sequences (rows of a batch), T tokens, H size of a hidden state, V words of the vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from .bilevel import IGNORED
+
+ENTRIES = 2**25  # of the logits that exist at a time: 128 MiB in float32
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """How targets are cut.
+
+    Attributes:
+        most: Targets of a piece at most.
+        at_least: Number of pieces at least. Where each piece is a collective operation, ranks must agree in it: the
+            number that the largest batch needs, which is then that of all.
+    """
+
+    most: int
+    at_least: int = 1
+
+    @classmethod
+    def of(cls, vocabulary: int, tokens: int, *, alike: bool = False) -> Pieces:
+        """Pieces whose logits have `ENTRIES` entries at most.
+
+        Args:
+            vocabulary: V.
+            tokens: Of the largest batch.
+            alike: Every batch is cut into equally many.
+        """
+        most = max(1, ENTRIES // vocabulary)
+        return cls(most, _ceil(tokens, most) if alike else 1)
+
+    def number(self, targets: int) -> int:
+        """Pieces that so many targets are cut into."""
+        return max(self.at_least, _ceil(targets, self.most))
+
+
+def losses_in_pieces(head: Callable[[Tensor], Tensor], hidden: Tensor, labels: Tensor, pieces: Pieces) -> Tensor:
+    """What `token_losses` gives of `head(hidden)`: (B, T, H), (B, T-1) -> (B, T-1), at least in float32.
+
+    Args:
+        head: (1, n, H) -> (1, n, V), with gradients to `hidden` and to what else it is made of. It is called once
+            more for every piece in the backward pass, with the same random numbers.
+        hidden: (B, T, H). The last position of a row predicts nothing.
+        labels: (B, T-1), IGNORED where there is no target.
+        pieces: How the targets are cut.
+    """
+    target = labels != IGNORED
+    losses = losses_of_targets(head, hidden[:, :-1][target], labels[target], pieces)
+    return losses.new_zeros(labels.shape).masked_scatter(target, losses)
+
+
+def losses_of_targets(head: Callable[[Tensor], Tensor], read: Tensor, labels: Tensor, pieces: Pieces) -> Tensor:
+    """The same of targets alone: (n, H), (n,) -> (n,)."""
+
+    def losses_of(read: Tensor, labels: Tensor) -> Tensor:
+        logits = head(read[None])[0]
+        precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return functional.cross_entropy(precise, labels, reduction="none")
+
+    number = pieces.number(len(labels))
+    cut = zip(read.tensor_split(number), labels.tensor_split(number), strict=True)
+    return torch.cat([checkpoint(losses_of, *piece, use_reentrant=False) for piece in cut])
+
+
+def _ceil(a: int, b: int) -> int:
+    return -(-a // b)

@@ -1,0 +1,93 @@
+"""Losses from what a head reads, piece by piece: those of the logits, and never the logits of a batch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from scalebio_plugin.algorithm.bilevel import IGNORED, token_losses
+from scalebio_plugin.algorithm.pieces import ENTRIES, Pieces, losses_in_pieces
+
+ROWS, LENGTH, HIDDEN, VOCABULARY = 3, 9, 5, 11
+
+
+class Head(nn.Module):
+    """Notes how many positions it is asked for."""
+
+    def __init__(self, dtype: torch.dtype = torch.float64, dropout: float = 0.0):
+        super().__init__()
+        self.linear, self.dropout = nn.Linear(HIDDEN, VOCABULARY, dtype=dtype), nn.Dropout(dropout)
+        self.asked: list[int] = []
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        self.asked.append(hidden.shape[:-1].numel())
+        return self.linear(self.dropout(hidden))
+
+
+def batch(dtype: torch.dtype = torch.float64, part: float = 0.6) -> tuple[Tensor, Tensor, Tensor]:
+    """Hidden states, labels of which a part is targets, and a weight for each loss."""
+    torch.manual_seed(1)
+    hidden = torch.randn(ROWS, LENGTH, HIDDEN, dtype=dtype, requires_grad=True)
+    labels = torch.randint(VOCABULARY, (ROWS, LENGTH - 1))
+    return hidden, labels.masked_fill(torch.rand(labels.shape) >= part, IGNORED), torch.randn(labels.shape)
+
+
+def gradients(losses: Tensor, weight: Tensor, *of: Tensor) -> tuple[Tensor, ...]:
+    return torch.autograd.grad((losses * weight.to(losses.dtype)).sum(), of)
+
+
+@pytest.mark.parametrize("pieces", [Pieces(1), Pieces(4), Pieces(1000), Pieces(1000, 7), Pieces(1000, 40)], ids=str)
+def test_losses_and_gradients_are_those_of_the_logits(pieces: Pieces) -> None:
+    head, (hidden, labels, weight) = Head(), batch()
+    whole, cut = token_losses(head(hidden), labels), losses_in_pieces(head, hidden, labels, pieces)
+    torch.testing.assert_close(cut, whole, rtol=1e-12, atol=0)
+    for ours, theirs in zip(*(gradients(of, weight, hidden, *head.parameters()) for of in (cut, whole)), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
+
+
+def test_the_head_is_asked_for_targets_alone_and_a_piece_at_a_time() -> None:
+    head, (hidden, labels, weight) = Head(), batch()
+    targets = int((labels != IGNORED).sum())
+    losses = losses_in_pieces(head, hidden, labels, Pieces(4))
+    assert max(head.asked) <= 4
+    assert sum(head.asked) == targets
+    gradients(losses, weight, hidden)
+    assert sum(head.asked) == 2 * targets, "each piece once more, backward"
+
+
+@pytest.mark.parametrize("part", [0.0, 1.0], ids=["no targets", "targets alone"])
+def test_a_batch_of_no_targets_or_of_nothing_else(part: float) -> None:
+    head, (hidden, labels, weight) = Head(), batch(part=part)
+    losses = losses_in_pieces(head, hidden, labels, Pieces(4, 3))
+    torch.testing.assert_close(losses, token_losses(head(hidden), labels), rtol=1e-12, atol=0)
+    (gradient,) = gradients(losses, weight, hidden)
+    assert bool(gradient.any()) == (part > 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_losses_are_in_float32_at_least(dtype: torch.dtype) -> None:
+    head, (hidden, labels, _) = Head(dtype), batch(dtype)
+    losses = losses_in_pieces(head, hidden, labels, Pieces(4))
+    assert losses.dtype == torch.float32
+    torch.testing.assert_close(losses, token_losses(head(hidden), labels), rtol=1e-2, atol=1e-2)
+
+
+def test_dropout_in_the_head_is_the_same_backward() -> None:
+    head, (hidden, labels, weight) = Head(dropout=0.5), batch()
+    losses = losses_in_pieces(head, hidden, labels, Pieces(4))
+    masks: list[Tensor] = []
+    head.dropout.register_forward_hook(lambda module, given, out: masks.append(out != 0))
+    (gradient,) = gradients(losses, weight, hidden)
+    seen = torch.cat([mask[0] for mask in reversed(masks)])  # the last piece comes first
+    reached = gradient[:, :-1][labels != IGNORED] != 0
+    assert torch.equal(reached, seen)
+
+
+def test_pieces_bound_the_logits_and_are_equally_many_where_ranks_must_agree() -> None:
+    vocabulary, tokens = 128_256, 2 * 4096
+    free, alike = Pieces.of(vocabulary, tokens), Pieces.of(vocabulary, tokens, alike=True)
+    assert ENTRIES / 2 < free.most * vocabulary <= ENTRIES
+    assert free.number(10) == 1
+    assert alike.number(10) == alike.number(tokens) == free.number(tokens)
+    assert Pieces.of(2 * ENTRIES, tokens).most == 1
