@@ -74,7 +74,8 @@ def test_what_fails_after_the_last_step_does_not_lose_the_model(inputs: Path, tm
 
     monkeypatch.setattr("scalebio_plugin.report.page.draw_mixture", fail)
     extension = f"{__name__}:FailsAtTheEnd"
-    run = host.train(inputs, output_dir=str(tmp_path / "out"), max_steps=2, scalebio={"extensions": [extension]})
+    block = {"extensions": [extension]}
+    run = host.train(inputs, output_dir=str(tmp_path / "out"), max_steps=2, scalebio=block, picture=True)
     assert (tmp_path / "out/model.safetensors").exists()
     assert read_mixture(run.folder / "mixture.json")
     assert (run.folder / "next.yml").exists()
