@@ -62,7 +62,7 @@ def unwrap(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     found = set()
     for module in list(sys.modules.values()):
         for name, value in list(getattr(module, "__dict__", {}).items()):
-            if isinstance(value, FunctionType) and "_scalebio" in value.__dict__:
+            if isinstance(value, FunctionType) and {"_scalebio", "__wrapped__"} <= value.__dict__.keys():
                 monkeypatch.setattr(module, name, value.__wrapped__)
                 found.add(name)
     return found
