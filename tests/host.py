@@ -54,6 +54,12 @@ BASE: dict[str, Any] = {
 }
 # Before 0.20 the host averages the means of micro-batches, later all of their tokens.
 HOST_AVERAGES_MEANS = tuple(map(int, metadata.version("axolotl").split(".")[:2])) < (0, 20)
+QAT: dict[str, Any] = {
+    "weight_dtype": "int4",
+    "activation_dtype": "int8",
+    "group_size": 16,
+    "fake_quant_after_n_steps": 4,
+}
 LORA: dict[str, Any] = {
     "adapter": "lora",
     "lora_r": 4,

@@ -36,7 +36,6 @@ _KEYS = {
     "balance_labels": "changes the training loss and refuses a wrapped collator",
     "label_smoothing_factor": "changes the training loss",
     "auto_find_batch_size": "restarts the training loop in mid-run",
-    "qat": "swaps the model's layers during the run",
     "fp8": "keeps scaling state in the layers, which both parameter sets would share",
     "bfloat16": "is training in pure half precision, which loses most updates to rounding; use bf16: true",
     "float16": "is training in pure half precision, which loses most updates to rounding; use fp16: true or bf16: true",

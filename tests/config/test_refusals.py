@@ -144,7 +144,7 @@ REMOVED_KEYS: dict[str, Any] = {
     **dict.fromkeys(("liger_use_token_scaling", "unsloth_cross_entropy_loss", "skip_prepare_dataset"), True),
     **dict.fromkeys(("context_parallel_size", "tensor_parallel_size", "expert_parallel_size"), 2),
     **{"rl": "dpo", "pretraining_dataset": [{"path": "x"}], "processor_type": "AutoProcessor", "relora_steps": 100},
-    **{"trainer_cls": "my.Trainer", "orpo_alpha": 0.1, "label_smoothing_factor": 0.1, "qat": {"weight_dtype": "int8"}},
+    **{"trainer_cls": "my.Trainer", "orpo_alpha": 0.1, "label_smoothing_factor": 0.1},
     "sequence_parallel_degree": 4,
 }
 

@@ -28,6 +28,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {**host.LORA, **PACKED, "lora_dropout": 0.1, "gradient_accumulation_steps": 2},
         {"sampling": "mixture"},
     ),
+    "quantisation-aware": ({"qat": host.QAT, **DROPOUT}, {}),
     "lisa": (GPT2, {"lisa": LISA}),
     "lisa, embeddings, accumulated": (
         GPT2 | {"gradient_accumulation_steps": 4, "micro_batch_size": 1},

@@ -24,6 +24,7 @@ EPOCHS = {
 }
 CASES = {
     "full": {},
+    "quantisation-aware": {"qat": host.QAT},
     "accumulated": {"gradient_accumulation_steps": 3},
     "lora": {**host.LORA, "lora_dropout": 0.1},
     "lisa in mid-interval": {"scalebio": LISA},
@@ -50,7 +51,7 @@ CASES = {
 
 
 SLOW = {  # two of what is there by default at a time, or more of it
-    *("accumulated", "epochs", "after learning, packed", "drawn by source, lora, warmup"),
+    *("accumulated", "epochs", "quantisation-aware", "after learning, packed", "drawn by source, lora, warmup"),
     *("drawn by source, after learning", "drawn by source, between epochs, lora"),
 }
 
