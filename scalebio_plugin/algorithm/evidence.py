@@ -6,9 +6,9 @@ pooled over the sources:
 
     lags         1 + 2 Σ ρ_k over the lags k up to the fifth part of t, 32 at most, and what lies beyond: the mean of
                  the later half of them, taken to decay by 0.97 a lag. Over 1 − Σ w_k / t, w_k the weight of ρ_k in
-                 it, but at least a half, for the mean that was taken off. Noise that is slow under much that is not
+                 it, but at least 0.3, for the mean that was taken off. Noise that is slow under much that is not
                  shows here first. So does a gap that grows: no more is believed than such noise with a share of
-                 0.15 in the variance would come to in t updates
+                 0.1 in the variance would come to in t updates
     AR(1)        (1 + ρ) / (1 − ρ), ρ the lag-1 autocorrelation, corrected for its bias in short series: in the
                  first updates the other two see nothing
     batch means  64 and more times the variance of the means of stretches of so many updates, the powers of 2 next to
@@ -43,8 +43,8 @@ LAGS = 32
 LEAST_LAGS = 3
 UPDATES_A_LAG = 5  # so many updates tell of one lag more
 BEYOND = 0.97  # by which correlation is taken to decay beyond them
-LEAST_LEFT = 0.5  # of a correlation after its mean was taken off
-SLOW_SHARE = 0.15  # in the variance, of the slowest noise that lags are believed to see
+LEAST_LEFT = 0.3  # of a correlation after its mean was taken off
+SLOW_SHARE = 0.1  # in the variance, of the slowest noise that lags are believed to see
 DOUBT = 2.0  # standard errors by which correlation is taken for larger than it was found, where λ is to move
 DOUBTED = 200  # updates, after which what the lags say is doubted less
 STRETCHES = 11  # stretch lengths, up to 1,024 updates
