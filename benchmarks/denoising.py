@@ -16,6 +16,7 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import pairwise
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,14 @@ FORMAT = {
     "format": "{instruction}\n{input}\n->\n",
     "no_input_format": "{instruction}\n->\n",
 }
-# What learns: the paper's way, and the defaults.
+BEFORE = {"sampling": "host", "mixture_init": "uniform"}
+# What learns: the paper's way, the defaults of the first version, and those of today.
 LEARNING: dict[str, dict[str, Any]] = {
-    "paper": {"mixture_update": "adam", "mixture_learning_rate": 0.01, "penalty": 100.0, "loss_unit": "sequence"},
+    "paper": {
+        **BEFORE,
+        **{"mixture_update": "adam", "mixture_learning_rate": 0.01, "penalty": 100.0, "loss_unit": "sequence"},
+    },
+    "old default": {**BEFORE, "mixture_update": "exponentiated_gradient"},
     "default": {},
 }
 CONTROL, CONTROL_STEPS = {"penalty": math.inf}, 40  # no validation pull: nothing can be learned
@@ -227,16 +233,16 @@ def loss_on(model_directory: Path, rows: Sequence[Row]) -> float:
     return total / tokens
 
 
-def measure(alpaca: Path, directory: Path, seed: int) -> dict[str, Any]:
-    """Everything of one seed: what learns, the control, and ordinary runs on those mixtures and on two others."""
+def measure(alpaca: Path, directory: Path, seed: int, arms: Sequence[str]) -> dict[str, Any]:
+    """Of one seed: what learns, the control, and ordinary runs on those mixtures and on two others."""
     test = prepare(alpaca, directory, seed)["test"]
     results: dict[str, Any] = {"pretrained": loss_on(directory / "base", test), "phase 2": {}}
-    for name, scalebio in LEARNING.items():
-        results[name] = learn(directory, name, seed, scalebio)
+    for name in arms:
+        results[name] = learn(directory, name.replace(" ", "-"), seed, LEARNING[name])
         print(seed, name, json.dumps(results[name]), flush=True)
     results["control"] = learn(directory, "control", seed, CONTROL, CONTROL_STEPS)
-    mixtures = {name: results[name]["mixture"] for name in LEARNING}
-    mixtures |= baselines(results["default"]["mixture"], directory)
+    mixtures = {name: results[name]["mixture"] for name in arms}
+    mixtures |= baselines(results[arms[-1]]["mixture"], directory)
     for name, mixture in mixtures.items():
         results["phase 2"][name] = apply(directory, f"phase-2-{name.replace(' ', '-')}", mixture, seed, test)
         print(seed, "phase 2", name, results["phase 2"][name], flush=True)
@@ -265,7 +271,7 @@ def table(results: Mapping[int, Mapping[str, Any]]) -> str:
     head = ["seed", "λ", "mass at 100", f"mass at {STEPS}", "largest weight", "smallest", "SNR", "phase 2"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for seed, of in results.items():
-        for name in (*LEARNING, "control"):
+        for name in [name for name in (*LEARNING, "control") if name in of]:
             run, loss = of[name], of["phase 2"].get(name)
             numbers = [run["mass_100"], run["mass"], max(run["weights"]), min(run["weights"]), run["signal"]]
             cells = [str(seed), name, *(f"{number:.3g}" for number in numbers), f"{loss:.4f}" if loss else "-"]
@@ -280,10 +286,13 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="alpaca.jsonl: instruction, input, output")
     parser.add_argument("--work", type=Path, default=Path("denoising"), help="folder for data, models and runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one that is done is not run again")
+    parser.add_argument("--arms", nargs="+", choices=LEARNING, default=list(LEARNING), help="what learns")
     parser.add_argument("--lisa", action="store_true", help="LISA alone, its layers the same in both sets and apart")
     arguments = parser.parse_args()
     file, of_seed, as_text = (
-        ("lisa.json", measure_lisa, lisa_table) if arguments.lisa else ("results.json", measure, table)
+        ("lisa.json", measure_lisa, lisa_table)
+        if arguments.lisa
+        else ("results.json", partial(measure, arms=arguments.arms), table)
     )
     results = {}
     for seed in arguments.seeds:
