@@ -15,8 +15,8 @@ import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from itertools import pairwise
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
