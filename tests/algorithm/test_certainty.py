@@ -47,7 +47,9 @@ def test_total_variation_is_the_weight_that_another_source_has() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sources", "signal", "rho"), [(3, "0.5", 0.5), (10, "0.5", 0.5), (40, "0.5", 0.0)], ids=["3", "10", "40"]
+    ("sources", "signal", "rho"),
+    [(3, "0.5", 0.5), (10, "0.5", 0.5), pytest.param(40, "0.5", 0.0, marks=pytest.mark.slow)],
+    ids=["3", "10", "40"],
 )
 def test_on_its_way_a_weights_interval_covers_what_the_rule_makes_of_gaps_without_noise(
     sources: int, signal: str, rho: float

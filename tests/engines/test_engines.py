@@ -178,9 +178,10 @@ def two_ranks(
 
 
 def on_engines(modes: Sequence[str]) -> list[Any]:
-    """(engine, mode) of a test: by default the first launch of DDP and of FSDP2, all others are among the slow tests.
+    """(engine, mode) of a test: by default the first launch of DDP, all others are among the slow tests.
 
-    By default ZeRO is compared with a reference on its engine alone, in test_zero.py.
+    By default FSDP2 runs in test_keep_on_ranks.py alone, and ZeRO is compared with a reference on its engine, in
+    test_zero.py.
     What is relied on in the host shows in all modes of DDP and in one of each kind under FSDP2.
     """
     found = []
@@ -188,7 +189,7 @@ def on_engines(modes: Sequence[str]) -> list[Any]:
         for mode in modes:
             relied_on = engine == "ddp" or (engine == "fsdp2" and mode in launches[0])
             marks = [pytest.mark.host_contract] if relied_on else []
-            if engine not in ("ddp", "fsdp2") or mode not in launches[0]:
+            if engine != "ddp" or mode not in launches[0]:
                 marks.append(pytest.mark.slow)
             if LAYOUTS[engine].lisa or "lisa" not in mode:
                 found.append(pytest.param(engine, mode, marks=marks))

@@ -65,9 +65,12 @@ RUNS: dict[str, dict[str, Any]] = {
     "lora on the head": ON_THE_HEAD,
     "head saved": {**host.LORA, "lora_modules_to_save": ["lm_head", "embed_tokens"]},
 }
+QUICK = ("packed", "soft cap", "lora on the head")
 
 
-@pytest.mark.parametrize("kind", RUNS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[] if kind in QUICK else [pytest.mark.slow]) for kind in RUNS]
+)
 def test_it_learns_the_same(inputs: Path, tmp_path: Path, kind: str) -> None:
     settings = {**STEPS, **RUNS[kind]}
     if settings.pop("gemma", False):

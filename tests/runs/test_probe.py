@@ -51,6 +51,8 @@ CASES: dict[str, dict[str, Any]] = {
     },
 }
 
+QUICK = ("full, dropout, accumulated", "lora, dropout, packed, drawn by source")
+
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -73,7 +75,9 @@ def history_of(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "scalebio/history.jsonl").open()]
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[] if case in QUICK else [pytest.mark.slow]) for case in CASES]
+)
 def test_nothing_of_a_run_changes_by_probes(case: str, inputs: Path, tmp_path: Path) -> None:
     keys = CASES[case]
     ends = []
@@ -131,7 +135,10 @@ def exact(probe: Probe, batches: Any) -> Tensor:
 
 
 @pytest.mark.host_contract
-@pytest.mark.parametrize("case", ["padded, accumulated", "packed", "lora", "lisa"])
+@pytest.mark.parametrize(
+    "case",
+    ["padded, accumulated", "packed", *(pytest.param(case, marks=pytest.mark.slow) for case in ("lora", "lisa"))],
+)
 def test_cosines_are_those_of_the_gradients(
     case: str, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
