@@ -9,8 +9,8 @@ pooled over the sources:
                  it, but at least 0.3, for the mean that was taken off. Noise that is slow under much that is not
                  shows here first. So does a gap that grows: no more is believed than such noise with a share of
                  0.1 in the variance would come to in t updates
-    AR(1)        (1 + ρ) / (1 − ρ), ρ the lag-1 autocorrelation, corrected for its bias in short series: in the
-                 first updates the other two see nothing
+    AR(1)        (1 + ρ) / (1 − ρ), ρ the lag-1 autocorrelation, corrected for its bias in short series, and one of its
+                 standard errors: in the first updates the other two see nothing
     batch means  64 and more times the variance of the means of stretches of so many updates, the powers of 2 next to
                  2 √t and 4 √t: what is slower still
 
@@ -46,6 +46,7 @@ BEYOND = 0.97  # by which correlation is taken to decay beyond them
 LEAST_LEFT = 0.3  # of a correlation after its mean was taken off
 SLOW_SHARE = 0.1  # in the variance, of the slowest noise that lags are believed to see
 DOUBT = 2.0  # standard errors by which correlation is taken for larger than it was found, where λ is to move
+LEAST_DOUBT = 1.0  # the same of AR(1)'s ρ, always: what it says of a few updates is all that there is
 DOUBTED = 200  # updates, after which what the lags say is doubted less
 STRETCHES = 11  # stretch lengths, up to 1,024 updates
 LEAST_STRETCHES = 3  # of a length, for a variance of their means
@@ -123,7 +124,10 @@ class Moments:
         covariance = self.product_LS[:count] / pairs - self.mean() ** 2
         correlation = covariance.sum(-1, keepdim=True) / variance.sum(-1, keepdim=True).clamp(min=TINY)
         sources = variance.shape[-1]
-        found = [self._of_lags(correlation, doubt, sources), self._of_first(correlation[0], doubt, sources)]
+        found = [
+            self._of_lags(correlation, doubt, sources),
+            self._of_first(correlation[0], max(doubt, LEAST_DOUBT), sources),
+        ]
         first = round(math.log2(2 * math.sqrt(self.count)))
         for level in range(first, min(first + LENGTHS, STRETCHES)):
             if 2**level >= LEAST_STRETCH and self.count >> level >= LEAST_STRETCHES:
