@@ -117,7 +117,7 @@ class Moments:
         return (self._variance() * self.inflation(doubt) / self.count).sqrt()
 
     def inflation(self, doubt: float = 0.0) -> Tensor:  # (1,)
-        """F, pooled over the sources; with `doubt` standard errors of what the lags say. Needs LEAST_UPDATES."""
+        """F, pooled over the sources; with `doubt` standard errors of the correlations. Needs LEAST_UPDATES."""
         variance = self._variance()
         count = min(LAGS, max(LEAST_LAGS, self.count // UPDATES_A_LAG))
         pairs = self.count - torch.arange(1, count + 1, dtype=torch.float64).reshape(-1, *[1] * variance.dim())

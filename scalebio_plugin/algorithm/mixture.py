@@ -138,6 +138,8 @@ class EvidentState:
         used_S: (S,), the fraction of the sums that counted as evident.
         largest_S: (S,), the largest fraction that was evidence since the sum last changed sign.
         left_S: (S,), λ as the last update left it, before reach, prior and bounds; infinite before the first.
+        lowest_S: (S,), how far below the largest a source may be, ≤ 0: as far as at the start, or as all may be;
+            infinite before the first.
     """
 
     moved_S: Tensor
@@ -145,12 +147,14 @@ class EvidentState:
     used_S: Tensor
     largest_S: Tensor
     left_S: Tensor
+    lowest_S: Tensor
 
     @classmethod
     def zeros(cls, *shape: int) -> EvidentState:
         """Before the first update."""
         nothing = torch.zeros(shape, dtype=torch.float64)
-        return cls(nothing, nothing, nothing, nothing, torch.full_like(nothing, math.inf))
+        unknown = torch.full_like(nothing, math.inf)
+        return cls(nothing, nothing, nothing, nothing, unknown, unknown)
 
 
 def move_on_evidence(
@@ -189,7 +193,9 @@ def move_on_evidence(
     after = moved + used * gap + paid
     after = torch.where((after * total < 0) & (moved * total >= 0), 0.0, after)
     left = logits_S - learning_rate * (after - moved)
-    return _within_reach(left, logits_S), EvidentState(after, owed - paid, used, largest, left)
+    at_start = (logits_S - logits_S.amax(-1, keepdim=True)).clamp(max=-_reach(logits_S.shape[-1]))
+    lowest = torch.where(state.lowest_S.isinf(), at_start, state.lowest_S)
+    return _within_reach(left, logits_S, lowest), EvidentState(after, owed - paid, used, largest, left, lowest)
 
 
 def held(fraction_S: Tensor, largest_S: Tensor) -> tuple[Tensor, Tensor]:
@@ -203,12 +209,27 @@ def _taken(now_S: Tensor, left_S: Tensor) -> Tensor:  # (S,)
     return change - change.mean(-1, keepdim=True)
 
 
-def _within_reach(logits_S: Tensor, before_S: Tensor) -> Tensor:  # (S,)
-    """No logit falls so far below the largest that the others would keep less than LEAST_OTHERS together."""
-    largest = logits_S.amax(-1, keepdim=True)
-    reach = math.log(max(1, logits_S.shape[-1] - 1) * (1 - LEAST_OTHERS) / LEAST_OTHERS)
-    as_before = before_S + (largest - before_S.amax(-1, keepdim=True))
-    return torch.maximum(logits_S, torch.minimum(largest - reach, as_before))
+def _reach(sources: int) -> float:
+    """How far below the largest logit each of the others may be: they keep LEAST_OTHERS of the weight together."""
+    return math.log(max(1, sources - 1) * (1 - LEAST_OTHERS) / LEAST_OTHERS)
+
+
+def _within_reach(logits_S: Tensor, before_S: Tensor, lowest_S: Tensor) -> Tensor:
+    """No logit falls farther below the largest than `_reach`.
+
+    A rare source, which is farther below than that, goes along with the largest, whichever way that goes, and by its
+    own gaps no farther below than at the start: else its weight would grow each time that the largest rose and fell.
+
+    Args:
+        logits_S: (S,), λ as the rule moved it.
+        before_S: (S,), λ before.
+        lowest_S: (S,), see `EvidentState`.
+    """
+    largest, was_largest = logits_S.amax(-1, keepdim=True), before_S.amax(-1, keepdim=True)
+    distance, reach = before_S - was_largest, _reach(logits_S.shape[-1])
+    own = torch.maximum(logits_S - before_S, (lowest_S - distance).clamp(max=0.0))
+    rare = before_S + (largest - was_largest) + own
+    return torch.where(distance < -reach - NOTHING, rare, torch.maximum(logits_S, largest - reach))
 
 
 def towards_prior(logits_S: Tensor, prior_S: Tensor, step: float | Tensor) -> Tensor:  # (S,)

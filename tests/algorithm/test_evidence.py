@@ -403,8 +403,15 @@ class SlowTwin:
                     new = 0.0
                 left[i] = logits[i] - rate * (new - start)
                 moved[i], owed[i], used[i] = new, owed[i] - paid, now
-            lowest = np.minimum(left.max() - reach, logits - logits.max() + left.max())
-            logits = np.maximum(left, lowest)
+            distance, start_distance = logits - logits.max(), self.start - self.start.max()
+            now = np.empty(self.sources)
+            for i in sources:
+                if distance[i] < -reach - 1e-9:
+                    own = distance[i] + left[i] - logits[i]
+                    now[i] = left.max() + max(own, min(distance[i], start_distance[i]))
+                else:
+                    now[i] = max(left[i], left.max() - reach)
+            logits = now
             path.append(logits)
         return np.array(path)
 
@@ -440,6 +447,14 @@ def test_on_noise_the_mixture_stays(sources: int, rho: float) -> None:
     for _ in range(300):
         weights = run.step(noise.step())
     assert float(simulated.total_variation(weights, torch.softmax(run.first, -1)).quantile(0.9)) <= 0.02
+
+
+@pytest.mark.parametrize("sources", [3, 10])
+def test_on_slow_noise_under_white_noise_it_nearly_does(sources: int) -> None:
+    noise, run = simulated.Noise("slow", 0.0, 200, sources, seed=1), simulated.Evident(200, sources)
+    for _ in range(300):
+        weights = run.step(noise.step())
+    assert float(simulated.total_variation(weights, torch.softmax(run.first, -1)).quantile(0.9)) <= 0.15
 
 
 def test_on_the_same_noise_the_exponentiated_gradient_does_not() -> None:
@@ -499,13 +514,23 @@ def test_the_unit_of_the_gaps_does_not_matter(scale: float) -> None:
 
 
 def test_the_others_keep_a_hundredth_together_and_a_source_below_it_is_not_raised() -> None:
-    raw = 0.1 * normal(500, 3) + torch.tensor([-1.0, 0.5, 0.5])
+    raw = 0.1 * normal(500, 3) + torch.tensor([-1.0, 0.2, 0.8])  # no noise makes a gap of the rare source negative
     weights = torch.softmax(walk(raw), -1)
     assert float(weights[:, 0].max()) == pytest.approx(0.99, abs=1e-9)
     start = torch.tensor([0.5, 0.4999, 0.0001], dtype=torch.float64)
     tiny = torch.softmax(walk(raw, start=logits_of(start)), -1)
-    assert float((tiny[:, 2] / tiny[:, 0]).max()) == pytest.approx(0.0002, rel=1e-2)  # it may gain a little by noise
-    assert float((tiny[:, 2] / tiny[:, 0]).min()) == pytest.approx(0.0002, rel=1e-2)
+    assert float((tiny[:, 2] / tiny[:, 0]).max()) == pytest.approx(0.0002, rel=1e-9)
+    assert float((tiny[:, 2] / tiny[:, 0]).min()) == pytest.approx(0.0002, rel=1e-9)
+
+
+def test_a_source_below_it_is_not_raised_by_the_rise_and_fall_of_another() -> None:
+    """Two sources with the same gaps: the rare one stays as rare beside the largest as it was."""
+    start = torch.tensor([0.5, 0.4999, 0.0001], dtype=torch.float64)
+    turned = torch.where(torch.arange(600) < 300, 1.0, -1.0)[:, None] * torch.tensor([-1.0, 0.5, 0.5])
+    weights = torch.softmax(walk(0.1 * normal(600, 3) + turned, start=logits_of(start)), -1)
+    assert float(weights[299, 0]) > 0.99
+    assert float(weights[599, 1]) > 0.9
+    assert float((weights[:, 2] / weights.amax(-1)).max()) < 0.001
 
 
 def test_a_run_begins_in_doubt() -> None:
@@ -521,19 +546,19 @@ def test_a_run_begins_in_doubt() -> None:
 
 @pytest.mark.parametrize("bounded", [True, False])
 def test_what_a_bound_cut_off_is_not_taken_back_below_the_start(bounded: bool) -> None:
-    """One source is best for 150 updates, then all are alike: nothing ever speaks against it."""
+    """One source is best for 170 updates, then all are alike: nothing ever speaks against it."""
     cap = Bounds(torch.zeros(10, dtype=torch.float64), torch.full((10,), 0.4, dtype=torch.float64))
     noise, known, state = normal(400, 10, seed=0), Evidence.zeros(10), EvidentState.zeros(10)
     logits = torch.zeros(10, dtype=torch.float64)
     weights = []
     for update in range(400):
-        gap = noise[update] - torch.eye(10, dtype=torch.float64)[0] * (update < 150)
+        gap = noise[update] - torch.eye(10, dtype=torch.float64)[0] * (update < 170)
         known, _ = known.plus(gap)
         logits, state = move_on_evidence(known, state, logits, 0.05)
         if bounded:
             logits = logits_of(cap.bounded(weights_of(logits)))
         weights.append(float(weights_of(logits)[0]))
-    assert max(weights) > (0.39 if bounded else 0.7)
+    assert max(weights) > (0.39 if bounded else 0.8)
     assert weights[-1] > 0.2  # twice its start
 
 
