@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from benchmarks.answers import loss_of_answers
 from benchmarks.apart import layers_drawn_apart
 from benchmarks.process import ON_A_CPU, in_process
 from scalebio_plugin.quickstart import planted
@@ -90,6 +91,10 @@ def _cut(row: Row) -> Row:
 
 def prompt_of(row: Row) -> str:
     return FORMAT["format" if row["input"] else "no_input_format"].format(**row)
+
+
+def asked(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    return [(prompt_of(row), row["output"]) for row in rows]
 
 
 def build_model(directory: Path, rows: Iterable[Row], seed: int) -> None:
@@ -198,7 +203,7 @@ def apply(directory: Path, name: str, mixture: str, seed: int, test: Sequence[Ro
     """Test loss after an ordinary run, as long as learning was, on the weights of a mixture.json."""
     block = {"apply": mixture}
     config = host_config(NAMES, base_model="base", plugins=["scalebio"], scalebio=block, seed=seed, num_epochs=9)
-    return loss_on(launch(directory, name, config), test)
+    return loss_of_answers(launch(directory, name, config), asked(test))
 
 
 def baselines(mixture: str, directory: Path) -> dict[str, str]:
@@ -215,28 +220,10 @@ def baselines(mixture: str, directory: Path) -> dict[str, str]:
     return {name: str(path) for name, path in paths.items()}
 
 
-def loss_on(model_directory: Path, rows: Sequence[Row]) -> float:
-    """Mean cross entropy of the answers' tokens, end included, in nats."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(model_directory)
-    model = AutoModelForCausalLM.from_pretrained(model_directory, dtype=torch.float32).eval()
-    total, tokens = 0.0, 0
-    for row in rows:
-        prompt = tokenizer(prompt_of(row))["input_ids"]
-        answer = [*tokenizer(row["output"], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-        with torch.no_grad():
-            logits = model(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
-        total += float(torch.nn.functional.cross_entropy(logits, torch.tensor(answer), reduction="sum"))
-        tokens += len(answer)
-    return total / tokens
-
-
 def measure(alpaca: Path, directory: Path, seed: int, arms: Sequence[str]) -> dict[str, Any]:
     """Of one seed: what learns, the control, and ordinary runs on those mixtures and on two others."""
     test = prepare(alpaca, directory, seed)["test"]
-    results: dict[str, Any] = {"pretrained": loss_on(directory / "base", test), "phase 2": {}}
+    results: dict[str, Any] = {"pretrained": loss_of_answers(directory / "base", asked(test)), "phase 2": {}}
     for name in arms:
         results[name] = learn(directory, name.replace(" ", "-"), seed, LEARNING[name])
         print(seed, name, json.dumps(results[name]), flush=True)

@@ -1,6 +1,9 @@
 """The host's own examples, as their users would take them up: a second dataset, a validation split, the plugin.
 
+    python -m benchmarks.host_examples --checkout AXOLOTL --refusals
     python -m benchmarks.host_examples --checkout AXOLOTL [--only PATTERN] [--limit N] [--out host_examples.jsonl]
+
+The first line says which of them the plugin refuses, and runs nothing.
 
 AXOLOTL is a checkout of the host's repository. Of each supervised text example a tiny Llama and tiny rows in the
 example's own format take the place of model and data, what needs CUDA is off (OFF, CPU), four steps are learned, and
@@ -298,6 +301,19 @@ def warm_up() -> None:
     gc.freeze()
 
 
+def refusals(checkout: Path) -> str:
+    """How many are accepted, and what keeps the others out: in how many examples, and in how many alone."""
+    from scalebio_plugin.config.refusals import problems_of
+
+    os.chdir(checkout)  # where the DeepSpeed JSONs are that they name
+    found = [{line.split(":")[0] for line in problems_of(taken_up(config))} for _, config in text_examples(Path())]
+    every = Counter(rule for rules in found for rule in rules)
+    alone = Counter(rule for rules in found if len(rules) == 1 for rule in rules)
+    head = [f"{len(found)} examples, {sum(not rules for rules in found)} accepted", ""]
+    lines = [f"| `{rule}` | {count} | {alone[rule]} |" for rule, count in every.most_common()]
+    return "\n".join([*head, "| rule | examples | alone |", "|---|---|---|", *lines])
+
+
 def table(results: list[dict[str, Any]]) -> str:
     counts = Counter(result["result"] for result in results)
     head = [f"{len(results)} examples: " + ", ".join(f"{count} {what}" for what, count in counts.most_common())]
@@ -311,11 +327,15 @@ def table(results: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkout", type=Path, required=True)
+    parser.add_argument("--refusals", action="store_true", help="run nothing")
     parser.add_argument("--only", default="*", help="shell pattern of names below examples/")
     parser.add_argument("--limit", type=int, help="examples to run now, at most (refused ones do not count)")
     parser.add_argument("--out", type=Path, default=Path("host_examples.jsonl"))
     parser.add_argument("--logs", type=Path, default=Path("host_examples_logs"))
     arguments = parser.parse_args()
+    if arguments.refusals:
+        print(refusals(arguments.checkout))
+        return
     os.environ |= {
         "CUDA_VISIBLE_DEVICES": "",
         "HF_HUB_OFFLINE": "1",

@@ -20,6 +20,7 @@ from typing import Any
 
 import yaml
 
+from benchmarks.answers import loss_of_answers
 from benchmarks.denoising import FORMAT, train
 from benchmarks.process import ON_A_CPU, in_process
 from scalebio_plugin.quickstart import planted
@@ -190,28 +191,10 @@ def train_on(directory: Path, arm: str, scenario: Scenario, seed: int) -> dict[s
     return {}
 
 
-def loss_on(model_directory: Path, rows: Sequence[Row]) -> float:
-    """Mean cross entropy of the answers' tokens, end included, in nats."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    torch.set_num_threads(1)
-    tokenizer = AutoTokenizer.from_pretrained(model_directory)
-    model = AutoModelForCausalLM.from_pretrained(model_directory, dtype=torch.float32).eval()
-    total, tokens = 0.0, 0
-    for row in rows:
-        prompt = tokenizer(FORMAT["format"].format(**row))["input_ids"]
-        answer = [*tokenizer(row["output"], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-        with torch.no_grad():
-            logits = model(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
-        total += float(torch.nn.functional.cross_entropy(logits, torch.tensor(answer), reduction="sum"))
-        tokens += len(answer)
-    return total / tokens
-
-
 def measure(directory: Path, scenario: Scenario, seed: int, arms: Sequence[str]) -> dict[str, Any]:
     """All arms of one seed: weights, interval and verdict where it learns, and the test loss."""
-    test = write_data(directory / "data", scenario, seed)
+    rows = write_data(directory / "data", scenario, seed)
+    test = [(FORMAT["format"].format(**row), row["output"]) for row in rows]
     if not (directory / "model").exists():
         planted.build_model(directory / "model", seed=seed)
     results = {}
@@ -219,7 +202,7 @@ def measure(directory: Path, scenario: Scenario, seed: int, arms: Sequence[str])
         done = directory / f"{arm}.result.json"
         if not done.is_file():
             found = (learn if arm in LEARNING else train_on)(directory, arm, scenario, seed)
-            found["test_loss"] = loss_on(directory / arm.replace(" ", "_"), test)
+            found["test_loss"] = loss_of_answers(directory / arm.replace(" ", "_"), test)
             done.write_text(json.dumps(found))
             print(directory.name, arm, json.dumps(found), flush=True)
         results[arm] = json.loads(done.read_text())

@@ -39,7 +39,17 @@ def drawn(rows: int, steps: int = STEPS) -> list[Drawn]:
     return list(by_the_mixture(TOY, WEIGHTS, rows, steps))
 
 
-@pytest.mark.parametrize(("rows", "steps", "name"), [(2, 10_000, "none"), (3, STEPS, "far off")])
+SLOW = pytest.mark.slow  # the same with fewer steps, which see less, by default
+
+
+@pytest.mark.parametrize(
+    ("rows", "steps", "name"),
+    [
+        (2, 10_000, "none"),
+        (3, STEPS, "far off"),
+        *(pytest.param(*case, marks=SLOW) for case in ((3, 10_000, "far off"), (4, 10_000, "none"))),
+    ],
+)
 def test_few_rows_drawn_by_the_mixture_have_no_bias(rows: int, steps: int, name: str) -> None:
     found = drawn(rows, steps)
     absent = [set(range(3)) - set(TOY.source[step.rows].tolist()) for step in found]
@@ -47,16 +57,17 @@ def test_few_rows_drawn_by_the_mixture_have_no_bias(rows: int, steps: int, name:
     assert (abs(apart(found, BASELINES[name])) < 4).all()
 
 
+@pytest.mark.parametrize("steps", [STEPS // 2, pytest.param(5_000, marks=SLOW)])
 @pytest.mark.parametrize("bins", [1, 4])
-def test_packed_they_have_next_to_none(bins: int) -> None:
+def test_packed_they_have_next_to_none(bins: int, steps: int) -> None:
     """Rows of a step are known only once they are drawn, and long ones wait for room."""
     like = MicroBatches(bins, 1, 1, capacity=100, members=100)
     draw = Draw(TOY.source, TOY.mean_units, 10**6, 0, like, TOY.lengths)
-    steps, state = [], DrawState.start(3)
-    for _ in range(STEPS // 16):
+    found, state = [], DrawState.start(3)
+    for _ in range(steps // 8):
         planned, state = draw.plan(learning_fractions(WEIGHTS, TOY.mean_units), [1] * 8, state)
-        steps += [Drawn(step.rows(), step.share_S, step.units) for step in planned]
-    assert (abs(apart(steps)) < 4).all()
+        found += [Drawn(step.rows(), step.share_S, step.units) for step in planned]
+    assert (abs(apart(found)) < 4).all()
 
 
 def test_many_rows_in_the_hosts_order_have_next_to_none() -> None:
