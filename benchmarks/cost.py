@@ -162,6 +162,19 @@ def step_time(folder: Path, repeats: int, steps: int) -> dict[str, float]:
     }
 
 
+def probe(folder: Path, steps: int) -> dict[str, float]:
+    """What a probe of two validation sets takes, in learning steps: the steps of a run that have one less the others."""
+    sets = [{"path": f"data/{name}.jsonl", "type": "alpaca"} for name in ("validation", "offtopic")]
+    found = {}
+    for name, packing in (("packed", True), ("unpacked", False)):
+        block = {"scalebio": {"validation_datasets": sets, "probe_interval": 4}, "sample_packing": packing}
+        seconds = run(folder, steps, BILEVEL, block)["seconds"]
+        with_one = statistics.median(seconds[4::4])  # those of updates 0, 4, 8, …
+        others = statistics.median([second for step, second in enumerate(seconds[4:]) if step % 4])
+        found[name] = (with_one - others) / others
+    return found
+
+
 def memory(folder: Path, steps: int) -> dict[str, float]:
     """Peak resident bytes of the process: plain and bilevel, adapters and full."""
     peaks = {
@@ -187,6 +200,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--probe", action="store_true", help="what a probe takes, alone")
     parser.add_argument("--growth-steps", type=int, default=200)
     parser.add_argument("--out", type=Path, default=Path("cost.json"))
     arguments = parser.parse_args()
@@ -197,9 +211,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         small, large = Path(name) / "small", Path(name) / "large"
         make_inputs(small, hidden=256, layers=8, vocabulary=8192)
+        if arguments.probe:
+            print(json.dumps(probe(small, arguments.steps)))
+            return
         make_inputs(large, hidden=768, layers=12, vocabulary=32000)
         figures["step_time"] = step_time(small, arguments.repeats, arguments.steps)
         print(json.dumps(figures, indent=2), flush=True)
+        figures["probe_in_steps"] = probe(small, arguments.steps)
         figures["growth"] = growth(small, arguments.growth_steps)
         figures["memory"] = memory(large, 4)
     print(json.dumps(figures, indent=2))

@@ -23,9 +23,11 @@ from torch.nn import functional
 
 from ..algorithm.bilevel import token_losses
 from ..algorithm.pieces import Pieces, losses_in_pieces
+from .model_loss import refuse_unseen_additions
 
 Outputs = Mapping[str, Any]
 LossesOf = Callable[[Outputs], Tensor]
+Again = Callable[[Callable[..., Tensor]], None]
 Head = Callable[[Tensor], Tensor]
 
 # Keys of a model's config that say what becomes of the logits after the head, in this order.
@@ -48,6 +50,19 @@ class FromLogits:
             labels: (B, T-1), as in `Targets`; so are the losses.
         """
         yield lambda outputs: token_losses(outputs["logits"], labels)
+
+    def check(self, own: Tensor, outputs: Outputs, model: nn.Module, labels: Tensor, again: Again) -> None:
+        """Refuse a model whose own loss our passes would cut, see `refuse_unseen_additions`.
+
+        Args:
+            own: Its loss of a batch, from the pass that gave `outputs`, with labels.
+            model: Unwrapped.
+            labels: (B, T-1), of the batch.
+            again: Runs the forward pass of that batch once more, with another loss.
+        """
+        if outputs.get("logits") is not None:
+            losses = token_losses(outputs["logits"], labels)
+            refuse_unseen_additions(own, losses, labels, outputs, model, own.dtype)
 
 
 @dataclass(frozen=True)
@@ -111,6 +126,21 @@ class InHead:
 
         with _head_gives(forward, output_head(model, self.key)):
             yield losses_of
+
+    def check(self, own: Tensor, outputs: Outputs, model: nn.Module, labels: Tensor, again: Again) -> None:
+        """As `FromLogits.check`, by another pass: where the loss is fused, the first one has no logits.
+
+        Raises:
+            ValueError: As `look`.
+        """
+        with self.look(model, labels) as losses_of:
+
+            def compare(outputs: Outputs, *_: Any, **__: Any) -> Tensor:
+                losses, dtype = losses_of(outputs)
+                refuse_unseen_additions(own, losses, labels, outputs, model, dtype)
+                return own
+
+            again(compare)
 
     def _losses(self, raw: Head, hidden: Tensor, labels: Tensor, model: nn.Module) -> Tensor:
         return losses_in_pieces(lambda read: adjusted(raw(read), model.config), hidden, labels, self.pieces)

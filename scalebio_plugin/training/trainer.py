@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, SequentialSampler
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
-from ..algorithm.bilevel import token_losses
 from ..data.drawn_stream import DrawnStream
 from ..data.tags import COLUMN, SEQUENCE
 from ..engines.base import plain_name
@@ -28,10 +27,8 @@ from ..report.tables import progress_table, weights_line
 from . import checkpoint as checkpoints
 from .checkpoint import HISTORY, InnerPart, MixturePart
 from .console import own_line
-from .head_losses import InHead
 from .learning import Learning
 from .mixture_run import Phase
-from .model_loss import refuse_unseen_additions
 from .probe import Probe
 from .random_state import RandomState
 from .step import Batch, LossOf, Step, StepBatches
@@ -222,26 +219,12 @@ class ScaleBiOTrainer(AxolotlTrainer):
             warnings.filterwarnings("ignore", "None of the inputs have requires_grad")  # of checkpointed blocks
             inputs = self._prepare_inputs(dict(batch))
             own, outputs = self.compute_loss(model, dict(inputs), return_outputs=True)
-            self._compare_with(own, outputs, model, inputs)
+            unwrapped, labels = self.accelerator.unwrap_model(self.model), inputs["labels"][:, 1:]
+            self._connected().losses.check(
+                own, outputs, unwrapped, labels, lambda loss_of: self.forward_pass(model, inputs, loss_of)
+            )
         before.restore()
         self._own_loss_seen = True
-
-    def _compare_with(self, own: Tensor, outputs: Any, model: nn.Module, inputs: Batch) -> None:
-        """The host's loss of a batch with ours: of the same pass, or of another one where its logits are not had."""
-        unwrapped, labels = self.accelerator.unwrap_model(self.model), inputs["labels"][:, 1:]
-        losses_in = self._connected().losses
-        if isinstance(losses_in, InHead):
-            with losses_in.look(unwrapped, labels) as losses_of:
-
-                def compare(outputs: Any, *_: Any, **__: Any) -> Tensor:
-                    losses, dtype = losses_of(outputs)
-                    refuse_unseen_additions(own, losses, labels, outputs, unwrapped, dtype)
-                    return own
-
-                self.forward_pass(model, inputs, compare)
-        elif outputs.get("logits") is not None:
-            losses = token_losses(outputs["logits"], labels)
-            refuse_unseen_additions(own, losses, labels, outputs, unwrapped, own.dtype)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """The host's, callbacks too (they generate samples), at the set to keep; and the loss of each test set."""
