@@ -163,7 +163,7 @@ def step_time(folder: Path, repeats: int, steps: int) -> dict[str, float]:
 
 
 def probe(folder: Path, steps: int) -> dict[str, float]:
-    """What a probe of two validation sets takes, in learning steps: the steps of a run that have one less the others."""
+    """What a probe of two validation sets takes, in learning steps: the steps that have one less the others."""
     sets = [{"path": f"data/{name}.jsonl", "type": "alpaca"} for name in ("validation", "offtopic")]
     found = {}
     for name, packing in (("packed", True), ("unpacked", False)):
