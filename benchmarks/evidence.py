@@ -351,6 +351,15 @@ def cost(runs: int) -> Iterator[str]:
         yield f"| {sources} | {sorted(took)[100] * 1e3:.2f} |"
 
 
+def _recorded_by(path: Path) -> tuple[Tensor, Tensor]:  # (S,), (N, S)
+    """The first weights of a history, and its gaps."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    key = "pull" if "pull" in lines[0] else "gap"
+    first, *_ = (list(line["weights"].values()) for line in lines)
+    gaps = [list(line[key].values()) for line in lines]
+    return torch.tensor(first, dtype=torch.float64), torch.tensor(gaps, dtype=torch.float64)
+
+
 def recorded(histories: Sequence[Path]) -> Iterator[str]:
     """Gaps of real runs in the place of simulated ones: each source's own, shuffled in signs, stretch by stretch."""
     yield "Recorded gaps, their mean taken off, against the rules (90th percentile of the total variation at the end;"
@@ -358,9 +367,7 @@ def recorded(histories: Sequence[Path]) -> Iterator[str]:
     yield "| history | S | updates | " + " | ".join(RULES) + " |"
     yield "|---|---|---|" + "---|" * len(RULES)
     for path in histories:
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
-        key = "pull" if "pull" in lines[0] else "gap"
-        gaps = torch.tensor([list(line[key].values()) for line in lines], dtype=torch.float64)
+        _, gaps = _recorded_by(path)
         gaps = gaps - gaps.mean(0)
         updates, sources = len(gaps) // 16 * 16, gaps.shape[1]
         stretches = gaps[:updates].reshape(-1, 16, sources)
@@ -386,10 +393,8 @@ def replayed(histories: Sequence[Path]) -> Iterator[str]:
     yield "| history | S | updates | " + " | ".join(RULES) + " |"
     yield "|---|---|---|" + "---|" * len(RULES)
     for path in histories:
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
-        key = "pull" if "pull" in lines[0] else "gap"
-        gaps = torch.tensor([list(line[key].values()) for line in lines], dtype=torch.float64)
-        first = torch.tensor([list(lines[0]["weights"].values())], dtype=torch.float64)
+        start, gaps = _recorded_by(path)
+        first = start[None]
         paths = {}
         for name, rule in RULES.items():
             walker = rule(1, gaps.shape[1], first)
