@@ -80,6 +80,7 @@ SCENARIOS = {
         {"twin": Source(clean_row, 500), "again": Source(clean_row, 500, like="twin"), "wrong": Source(wrong_row, 500)},
         {"twin": 0.5, "again": 0.5},
     ),
+    "alike": Scenario({name: Source(clean_row, 500) for name in ("one", "two", "three")}, {}),
     "together": Scenario(
         {
             "low": Source(clean_row, 500, _low),
