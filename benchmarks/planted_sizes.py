@@ -90,6 +90,7 @@ SCENARIOS = {
         {"low": 0.5, "high": 0.5},
     ),
     "ten": Scenario({f"noise{11 * k:02d}": Source(noisy(k / 9), 300) for k in range(10)}, {"noise00": 1.0}),
+    "fifty": Scenario({f"noise{2 * k:02d}": Source(noisy(k / 49), 100) for k in range(50)}, {"noise00": 1.0}),
     "one in a thousand": Scenario(_sizes(5, 5000, 0), {"clean": 1.0}),
 }
 OLD_DEFAULT = {"mixture_update": "exponentiated_gradient", "sampling": "host", "mixture_init": "uniform"}
