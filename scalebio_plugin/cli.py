@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from . import __version__
 
@@ -49,6 +50,8 @@ def _parser() -> argparse.ArgumentParser:
         of_a_run.add_argument("path", type=Path, metavar="PATH", help="a mixture.json, or the output_dir of a run")
         of_a_run.set_defaults(run=run)
 
+    _add_compare(commands)
+
     bug = commands.add_parser(
         "report-bug",
         help="print what a bug report needs",
@@ -75,6 +78,35 @@ def _parser() -> argparse.ArgumentParser:
     )
     estimate.set_defaults(run=_estimate)
     return parser
+
+
+def _add_compare(commands: Any) -> None:
+    compare = commands.add_parser(
+        "compare",
+        help="the learned mixture beside uniform, proportional and other ones, on rows that none was tuned for",
+        description="Trains the arms of a comparison one after the other, each for the steps of the config, and "
+        "judges them on test_datasets. It can be stopped: the same command goes on with the arm that was running.",
+        epilog="Arms: run (the config as it stands), learned (an ordinary run on what it learned), uniform, "
+        "proportional (the run without scalebio), validation (the same, the validation rows added), "
+        "validation-drawn (as often as the pull of run sees them). Example: scalebio compare config.yml --seeds 5 "
+        "--mixture math=0.7 general=0.3 --launch 'accelerate launch --num_processes 4 -m axolotl.cli.train'",
+    )
+    compare.add_argument("config", type=Path, metavar="CONFIG", help="an Axolotl config that learns a mixture")
+    compare.add_argument("--dir", type=Path, help="where the arms are put (default: CONFIG's name with -compare)")
+    compare.add_argument(
+        "--arms", nargs="+", metavar="ARM", help="of those below; run, which learns, is always there (default: all)"
+    )
+    compare.add_argument("--seeds", type=_positive, default=3, metavar="N", help="default: %(default)s")
+    compare.add_argument(
+        "--mixture", nargs="+", default=[], metavar="FILE|NAME=WEIGHT", help="your own, as a further arm"
+    )
+    compare.add_argument("--single", action="store_true", help="each source alone, too")
+    compare.add_argument("--random", type=_positive, default=0, metavar="N", help="N mixtures at random, too")
+    compare.add_argument("--steps", type=_positive, help="optimizer steps of every arm (default: the config's)")
+    compare.add_argument("--launch", metavar="COMMAND", help="what trains a config (default: axolotl train)")
+    compare.add_argument("--keep", action="store_true", help="models and checkpoints of judged arms")
+    compare.add_argument("--json", action="store_true", help="print compare.json instead of a table")
+    compare.set_defaults(run=_compare)
 
 
 def _gibibytes(text: str) -> float:
@@ -114,6 +146,22 @@ def _estimate(arguments: argparse.Namespace) -> int:
     for problem in refused:
         print(f"scalebio: the run would be refused: {problem}", file=sys.stderr)
     return 2 if refused else 0 if fits(found, arguments.gpu_memory) else 1
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from .compare.arms import refuse_unknown
+    from .compare.command import compare
+
+    refuse_unknown(arguments.arms or [])
+    return compare(
+        arguments.config,
+        folder=arguments.dir,
+        as_json=arguments.json,
+        **{
+            key: vars(arguments)[key]
+            for key in ("arms", "seeds", "mixture", "single", "random", "steps", "launch", "keep")
+        },
+    )
 
 
 def _show(arguments: argparse.Namespace) -> int:

@@ -22,11 +22,11 @@ FLOORS = (
     {"estimate"},
     {"data"},
     {"training"},
-    {"quickstart"},
+    {"quickstart", "compare"},
     {"plugin", "cli", "boot", "errors", "__init__"},
 )
 MAY_IMPORT_THE_HOST = {
-    *("plugin", "estimate/model", "data/validation"),
+    *("plugin", "estimate/model", "data/validation", "compare/judge"),
     *(f"data/{name}" for name in ("carried", "draw", "drawn_stream", "entries", "resampled")),
     *(f"data/{name}" for name in ("loading", "sources", "splits", "table", "tags")),
     *(f"training/{name}" for name in ("callbacks", "connect", "early", "prepare_model", "random_state", "trainer")),

@@ -21,7 +21,7 @@ class Provenance:
 
     `tokens` and `examples` count each source's whole dataset; `layer_steps`: for how many optimiser steps each
     transformer block trained, under LISA; `drawn`: rows drawn of each source, where rows are drawn by source; `keep`:
-    which set the run saves, w (`model`) or u (`inner`).
+    which set the run saves, w (`model`) or u (`inner`); `validation`: weight, tokens and examples of each set.
     """
 
     penalty: float
@@ -38,6 +38,7 @@ class Provenance:
     layer_steps: list[int] | None = None
     drawn: dict[str, int] | None = None
     keep: str = "model"
+    validation: dict[str, dict[str, float]] | None = None
 
 
 def mixture_document(

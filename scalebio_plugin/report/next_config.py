@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-_KEPT = ("names", "split_by", "min_rows", "max_repeats", "extensions")  # of the block: what `apply` goes with
-_OF_THE_RUN = ("axolotl_config_path", "resume_from_checkpoint", "wandb_run_id")  # would point back to it
+KEPT = ("names", "split_by", "min_rows", "max_repeats", "extensions")  # of the block: what `apply` goes with
+OF_THE_RUN = ("axolotl_config_path", "resume_from_checkpoint", "wandb_run_id")  # would point back to it
 _LISA = """#
 # The first run trained with LISA, layer by layer. This one trains all parameters at a time, which takes more memory;
 # where that does not fit, learn and go on in one run instead (scalebio.learn), which keeps LISA.
@@ -27,10 +27,10 @@ def next_config(config: Mapping[str, Any], output_dir: str) -> str:
         yaml.YAMLError: Something in the config has no form in YAML (it was made by a program).
     """
     block = config.get("scalebio") or {}
-    plain = {key: value for key, value in config.items() if key not in (*_OF_THE_RUN, "scalebio")}
+    plain = {key: value for key, value in config.items() if key not in (*OF_THE_RUN, "scalebio")}
     plain["output_dir"] = f"{output_dir.rstrip(os.sep)}-applied"
     mixture = os.path.join(output_dir, "scalebio", "mixture.json")
-    plain["scalebio"] = {"apply": mixture, **{key: block[key] for key in _KEPT if block.get(key)}}
+    plain["scalebio"] = {"apply": mixture, **{key: block[key] for key in KEPT if block.get(key)}}
     text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
     comment = (
         f"# An ordinary Axolotl run on the mixture learned in {output_dir}: its config, without the bilevel step.\n"

@@ -205,7 +205,14 @@ def _provenance(
         fingerprint={name: fingerprint(part) for name, part in parts.items()},
         tokens=dict(zip(facts.sources, facts.tokens, strict=True)),
         examples=dict(zip(facts.sources, facts.sequences, strict=True)),
+        validation=None if prepared.validation is None else _sets_of(prepared.validation),
     )
+
+
+def _sets_of(validation: Validation) -> dict[str, dict[str, float]]:
+    table = validation.table
+    held = zip(table.names, validation.weights.tolist(), table.tokens.tolist(), table.sequences.tolist(), strict=True)
+    return {name: {"weight": weight, "tokens": tokens, "examples": rows} for name, weight, tokens, rows in held}
 
 
 def _next_config(written: Mapping[str, Any], output_dir: str) -> str | None:

@@ -1,0 +1,90 @@
+"""`scalebio compare`: from what was typed to a plan, and from its arms to a table, sentences and a picture."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..estimate.setting import read_config
+from ..report.mixture_file import read_mixture
+from .arms import DEFAULT, OWN, RANDOM
+from .picture import draw
+from .result import sentences, table
+from .runs import Comparison, Plan, launch_of
+
+
+def compare(
+    config: Path,
+    *,
+    folder: Path | None,
+    arms: Sequence[str] | None,
+    seeds: int,
+    mixture: Sequence[str],
+    single: bool,
+    random: int,
+    steps: int | None,
+    launch: str | None,
+    keep: bool,
+    as_json: bool,
+) -> int:
+    """Run what is missing, print what came of it; returns the exit status.
+
+    Args:
+        folder: Of the arms; None: `<config>-compare` beside the working directory.
+        seeds: How many, from the config's own on.
+        mixture: A mixture.json, or `name=weight` for each source, of the user's own.
+        random: How many mixtures drawn at random.
+    """
+    read = read_config(config)
+    own = weights_given(mixture)
+    chosen = [*(arms or DEFAULT), *([OWN] if own else []), *(f"{RANDOM}{k}" for k in range(1, random + 1))]
+    first = int(read.get("seed") or 0)
+    plan = Plan(
+        config=read,
+        folder=folder or Path(f"{config.stem}-compare"),
+        arms=list(dict.fromkeys(chosen)),
+        seeds=range(first, first + seeds),
+        launch=launch_of(launch),
+        own=own,
+        steps=steps,
+        single=single,
+        keep=keep,
+    )
+    try:
+        document = Comparison(plan).run()
+    except RuntimeError as error:
+        print(f"scalebio: {error}; what is done stays, the same command goes on from there", file=sys.stderr)
+        return 1
+    draw(document, plan.folder / "compare.png")
+    if as_json:
+        print(json.dumps(document, indent=2))
+    else:
+        print("\n".join([table(document), "", *sentences(document), "", f"{plan.folder}/compare.json, compare.png"]))
+    return 0
+
+
+def weights_given(given: Sequence[str]) -> dict[str, float] | None:
+    """From a file, or from `name=weight` each; None where nothing was given.
+
+    Raises:
+        ValueError: Neither.
+    """
+    if not given:
+        return None
+    if len(given) == 1 and "=" not in given[0]:
+        weights: dict[str, float] = read_mixture(given[0])["weights"]
+        return weights
+    pairs = [text.rpartition("=") for text in given]
+    try:
+        return {name: float(weight) for name, _, weight in pairs if name or _refuse(given)}
+    except ValueError:
+        _refuse(given)
+        raise
+
+
+def _refuse(given: Sequence[str]) -> bool:
+    raise ValueError(
+        f"--mixture: must be a mixture.json or name=weight for each source, got {' '.join(given)}"
+    ) from None

@@ -1,0 +1,39 @@
+"""The picture of a comparison: the test loss of each arm, seed by seed and in the mean."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+from ..report.files import StrPath, replace_file
+from ..report.picture import GREY, INK, PALETTE
+from ..report.tables import shorten
+
+
+def draw(document: Mapping[str, Any], path: StrPath) -> None:
+    """Arms from the best down; a dot for each seed, a bar for the mean, the reference in colour."""
+    from matplotlib.figure import Figure
+
+    arms = sorted(document["arms"].items(), key=lambda item: -item[1]["loss"])
+    figure = Figure(figsize=(6.5, 0.9 + 0.34 * len(arms)), dpi=200)
+    axes = figure.subplots()
+    for height, (name, arm) in enumerate(arms):
+        colour = PALETTE[0] if name == document["reference"] else INK
+        losses = list(arm["losses"].values())
+        axes.plot(losses, [height] * len(losses), "o", color=GREY, markersize=4, zorder=2)
+        axes.plot([arm["loss"]], [height], "|", color=colour, markersize=14, markeredgewidth=2.5, zorder=3)
+        axes.annotate(
+            f"{arm['loss']:.3f}", (arm["loss"], height), (0, 8), textcoords="offset points", ha="center", fontsize=7
+        )
+    axes.set_yticks(range(len(arms)), [shorten(name, 28) for name, _ in arms], fontsize=8)
+    axes.set_ylim(-0.6, len(arms) - 0.2)
+    axes.set_xlabel("test loss, nats a token (a dot for each seed, a bar for their mean)", color=INK, fontsize=8)
+    axes.tick_params(labelsize=8, color=INK, labelcolor=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="x", color="#ececec", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.margins(x=0.08)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", bbox_inches="tight")
+    replace_file(path, buffer.getvalue())

@@ -1,0 +1,233 @@
+"""What the judged arms come to: losses, paired differences with their errors, a sentence each.
+
+Two things are random: the test rows, and what a seed decides (order of the data, an adapter's start). Both are in the
+interval of a difference d: half its width is √((t s / √n)² + (1.96 r)²), with n seeds, s the deviation of d between
+them, t Student's quantile of n − 1 degrees of freedom, r the standard error over the test rows of the mean over seeds.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+JUDGED = "judged.json"
+SCHEMA = 1
+MOST_SEEDS = 100  # that are looked at for how many would do
+NORMAL = 1.96
+
+Seeds = Mapping[int, "Judged"]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One run of one arm.
+
+    Attributes:
+        losses: (R,), loss of each test row summed over its target tokens, nats.
+        tokens: (R,), their number.
+        steps: Optimizer steps. seconds: What they took.
+    """
+
+    losses: np.ndarray
+    tokens: np.ndarray
+    steps: int
+    seconds: float
+
+    @property
+    def loss(self) -> float:
+        """Mean over target tokens, nats."""
+        return float(self.losses.sum() / self.tokens.sum())
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of one arm's loss less another's, nats per target token.
+
+    Attributes:
+        mean: Over seeds.
+        seed_error: Standard error over seeds; None with one.
+        row_error: Standard error over the test rows.
+        half_width: Of the 95% interval; without seeds' part where there is one seed.
+        more_seeds: So many more would tell the arms apart, were the mean to stay; 0 where they are, None where not even
+            100 seeds would.
+    """
+
+    mean: float
+    seed_error: float | None
+    row_error: float
+    half_width: float
+    more_seeds: int | None
+
+    @property
+    def verdict(self) -> str:
+        """Of the first arm: `better`, `worse`, `cannot be told apart`."""
+        if self.seed_error is None or abs(self.mean) <= self.half_width:
+            return "cannot be told apart"
+        return "better" if self.mean < 0 else "worse"
+
+
+def read_judged(folder: Path) -> Judged | None:
+    """None where the arm has not been judged."""
+    path = folder / JUDGED
+    if not path.is_file():
+        return None
+    read = json.loads(path.read_bytes())
+    return Judged(np.array(read["losses"]), np.array(read["tokens"]), int(read["steps"]), float(read["seconds"]))
+
+
+def difference(first: Seeds, second: Seeds) -> Difference:
+    """Paired, over the seeds that both arms have.
+
+    Raises:
+        ValueError: They were judged on other rows, or share no seed.
+    """
+    seeds = sorted(set(first) & set(second))
+    if not seeds:
+        raise ValueError("no seed has both arms")
+    tokens = first[seeds[0]].tokens
+    if any(not np.array_equal(arm[seed].tokens, tokens) for arm in (first, second) for seed in seeds):
+        raise ValueError("the arms were judged on other test rows; compare them anew, in a new --dir")
+    of_seeds = [first[seed].loss - second[seed].loss for seed in seeds]
+    mean, row_error = statistics.fmean(of_seeds), _row_error(first, second, seeds)
+    if len(seeds) == 1:
+        return Difference(mean, None, row_error, NORMAL * row_error, 1)
+    deviation = statistics.stdev(of_seeds)
+    count = len(seeds)
+    return Difference(
+        mean,
+        deviation / math.sqrt(count),
+        row_error,
+        _half_width(deviation, count, row_error),
+        next(
+            (
+                more
+                for more in range(MOST_SEEDS - count + 1)
+                if abs(mean) > _half_width(deviation, count + more, row_error)
+            ),
+            None,
+        ),
+    )
+
+
+def _half_width(deviation: float, seeds: int, row_error: float) -> float:
+    from scipy.stats import t
+
+    return math.hypot(float(t.ppf(0.975, seeds - 1)) * deviation / math.sqrt(seeds), NORMAL * row_error)
+
+
+def _row_error(first: Seeds, second: Seeds, seeds: Sequence[int]) -> float:
+    """Of a ratio of sums over rows, linearised."""
+    tokens = first[seeds[0]].tokens
+    of_rows = np.mean([first[seed].losses - second[seed].losses for seed in seeds], axis=0)
+    residual = of_rows - of_rows.sum() / tokens.sum() * tokens
+    rows = len(tokens)
+    return float(math.sqrt(rows / max(1, rows - 1) * float((residual**2).sum())) / tokens.sum())
+
+
+def document_of(arms: Mapping[str, Seeds], reference: str, learning: str | None) -> dict[str, Any]:
+    """compare.json: every arm, and how the reference does against it.
+
+    Args:
+        learning: The arm whose cost counts for the reference, which applies what it learned.
+    """
+    plain = [of.seconds for name, seeds in arms.items() if name not in (learning, reference) for of in seeds.values()]
+    ordinary = statistics.median(plain) if plain else math.nan
+    return {
+        "schema": SCHEMA,
+        "reference": reference,
+        "arms": {name: _arm(name, arms, reference, learning, ordinary) for name in arms},
+    }
+
+
+def _arm(name: str, arms: Mapping[str, Seeds], reference: str, learning: str | None, ordinary: float) -> dict[str, Any]:
+    seeds = arms[name]
+    time = statistics.fmean(of.seconds for of in seeds.values()) / ordinary
+    before = (
+        statistics.fmean(of.seconds for of in arms[learning].values()) / ordinary
+        if learning is not None and learning in arms
+        else 0.0
+    )
+    losses = [of.loss for of in seeds.values()]
+    arm = {
+        "losses": {str(seed): of.loss for seed, of in seeds.items()},
+        "loss": statistics.fmean(losses),
+        "seed_error": statistics.stdev(losses) / math.sqrt(len(losses)) if len(losses) > 1 else None,
+        "steps": max(of.steps for of in seeds.values()),
+        "time": None if math.isnan(time) else time,
+        "time_with_learning": None if math.isnan(time) else time + (before if name == reference else 0.0),
+    }
+    if name == reference or not set(seeds) & set(arms.get(reference, {})):
+        return arm
+    found = difference(arms[reference], seeds)
+    return arm | {
+        "difference": found.mean,
+        "interval": [found.mean - found.half_width, found.mean + found.half_width],
+        "difference_seed_error": found.seed_error,
+        "difference_row_error": found.row_error,
+        "verdict": found.verdict,
+        "more_seeds": found.more_seeds,
+    }
+
+
+def sentences(document: Mapping[str, Any]) -> list[str]:
+    """One for each arm that the reference was compared with."""
+    reference, lines = document["reference"], []
+    for name, arm in document["arms"].items():
+        if "verdict" not in arm:
+            continue
+        low, high = arm["interval"]
+        numbers = f"{arm['difference']:+.4f} nats a token, {low:+.4f} to {high:+.4f}"
+        if arm["verdict"] != "cannot be told apart":
+            lines.append(f"{reference} is {arm['verdict']} than {name}: {numbers}")
+        else:
+            lines.append(f"{reference} and {name} cannot be told apart: {numbers}; {_what_would(arm)}")
+    return lines
+
+
+def _what_would(arm: Mapping[str, Any]) -> str:
+    more = arm["more_seeds"]
+    if arm["difference_seed_error"] is None:
+        return "one seed says nothing of another, and is not in the interval; more seeds are needed"
+    if more is None:
+        return f"not even {MOST_SEEDS} seeds would, more test rows might"
+    return f"{more} more seed{'s' if more != 1 else ''} would, if the difference stayed"
+
+
+def table(document: Mapping[str, Any]) -> str:
+    """In the terminal; best first."""
+    reference = document["reference"]
+    head = ["arm", "test loss", "± seeds", f"{reference} less it", "95%", "verdict", "time"]
+    rows = [head]
+    for name, arm in sorted(document["arms"].items(), key=lambda item: item[1]["loss"]):
+        error = arm["seed_error"]
+        interval = [f"{end:+.4f}" for end in arm.get("interval", [])]
+        rows.append(
+            [
+                name,
+                f"{arm['loss']:.4f}",
+                "" if error is None else f"{error:.4f}",
+                f"{arm['difference']:+.4f}" if "difference" in arm else "",
+                " to ".join(interval),
+                arm.get("verdict", ""),
+                _times(arm),
+            ]
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def _times(arm: Mapping[str, Any]) -> str:
+    if arm["time"] is None:
+        return ""
+    own = f"{arm['time']:.2f}"
+    whole = arm["time_with_learning"]
+    return own if whole == arm["time"] else f"{own}, {whole:.2f} with learning"

@@ -1,0 +1,157 @@
+"""Arms one after the other, with a stand-in for the host: what is run, kept, and told."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from scalebio_plugin.cli import main
+from scalebio_plugin.compare.runs import Comparison, Plan
+from tests.compare.test_arms import CONFIG, DOCUMENT
+
+# Trains nothing: notes the config it was given, and leaves what an arm does.
+STAND_IN = f"""
+import json, sys, yaml
+from pathlib import Path
+config = yaml.safe_load(Path(sys.argv[1]).read_text())
+out = Path(config["output_dir"])
+with open("calls", "a") as calls:
+    print(out.name, config.get("max_steps"), config["seed"], file=calls)
+if out.name in Path("fails").read_text().split():
+    print("out of memory, alas")
+    sys.exit(9)
+if not config.get("scalebio", {{}}).get("apply") and "scalebio" in config["plugins"]:
+    (out / "scalebio").mkdir()
+    document = {{"schema": 1, **{DOCUMENT!r}}}
+    (out / "scalebio" / "mixture.json").write_text(json.dumps(document))
+(out / "checkpoint-3").mkdir()
+(out / "model.safetensors").write_bytes(b"x")
+loss = len(out.name) + config["seed"] / 100
+judged = {{"losses": [loss, 2 * loss], "tokens": [1, 2], "steps": 11, "seconds": 1.0}}
+(out / "judged.json").write_text(json.dumps(judged))
+"""
+
+
+@pytest.fixture
+def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
+    monkeypatch.chdir(tmp_path)
+    Path("stand_in.py").write_text(STAND_IN)
+    Path("fails").write_text("")
+    launch = [sys.executable, "stand_in.py"]
+    return Plan(CONFIG, Path("arms"), ["run", "learned", "uniform"], seeds=[7, 8], launch=launch)
+
+
+def calls() -> list[str]:
+    return [line.split()[0] for line in Path("calls").read_text().splitlines()]
+
+
+def test_every_arm_of_every_seed_runs_once_for_as_many_steps(plan: Plan) -> None:
+    document = Comparison(plan).run()
+    assert calls() == ["run-7", "learned-7", "uniform-7", "run-8", "learned-8", "uniform-8"]
+    steps = [line.split()[1:] for line in Path("calls").read_text().splitlines()]
+    assert steps == [["None", "7"], ["11", "7"], ["11", "7"], ["None", "8"], ["11", "8"], ["11", "8"]]
+    assert json.loads(Path("arms/compare.json").read_text()) == document
+    assert document["arms"]["uniform"]["losses"] == {"7": 9.07, "8": 9.08}
+    assert document["reference"] == "learned"
+
+
+def test_what_is_judged_is_not_run_again_and_a_failed_arm_is(plan: Plan) -> None:
+    Path("fails").write_text("uniform-7")
+    with pytest.raises(RuntimeError, match=r"out of memory, alas[\s\S]*uniform-7 failed \(exit status 9\)"):
+        Comparison(plan).run()
+    Path("fails").write_text("")
+    document = Comparison(plan).run()
+    assert calls() == ["run-7", "learned-7", "uniform-7", "uniform-7", "run-8", "learned-8", "uniform-8"]
+    assert set(document["arms"]) == {"run", "learned", "uniform"}
+
+
+def test_further_arms_and_seeds_are_added_to_what_is_there(plan: Plan) -> None:
+    Comparison(replace(plan, seeds=[7])).run()
+    more = replace(plan, arms=[*plan.arms, "own", "random-1"], own={"math": 1.0}, single=True)
+    document = Comparison(more).run()
+    assert calls()[3:7] == ["own-7", "random-1-7", "single-org_chat-7", "single-math-7"]
+    assert {"single-math", "single-org/chat", "own"} <= set(document["arms"])
+    assert yaml.safe_load(Path("arms/own-7/config.yml").read_text())["scalebio"]["apply"] == "arms/own-7.json"
+    assert json.loads(Path("arms/own-7.json").read_text())["weights"] == {"org/chat": 0.0, "math": 1.0}
+
+
+def test_models_of_judged_arms_go_unless_they_are_to_stay(plan: Plan) -> None:
+    Comparison(replace(plan, seeds=[7])).run()
+    assert not list(Path("arms").glob("*/checkpoint-*"))
+    assert not list(Path("arms").glob("*/*.safetensors"))
+    assert Path("arms/run-7/scalebio/mixture.json").is_file()
+    Comparison(replace(plan, seeds=[8], keep=True)).run()
+    assert len(list(Path("arms").glob("*-8/checkpoint-3"))) == len(list(Path("arms").glob("*-8/*.safetensors"))) == 3
+
+
+@pytest.mark.parametrize("other", [{"config": {**CONFIG, "learning_rate": 1.0}}, {"steps": 9}])
+def test_a_folder_is_one_comparisons(plan: Plan, other: dict[str, Any]) -> None:
+    Comparison(replace(plan, seeds=[7])).run()
+    with pytest.raises(ValueError, match="another --dir"):
+        Comparison(replace(plan, **other)).run()
+
+
+def test_an_arm_that_ends_well_and_unjudged_is_an_error(plan: Plan) -> None:
+    Path("stand_in.py").write_text("")
+    with pytest.raises(RuntimeError, match=r"no judged\.json"):
+        Comparison(plan).run()
+
+
+def test_with_split_by_the_arm_that_needs_sources_of_its_own_is_left_out(plan: Plan, capsys) -> None:
+    split = {**CONFIG, "scalebio": {**CONFIG["scalebio"], "split_by": "origin"}}
+    Comparison(replace(plan, config=split, arms=["run", "validation-drawn"], seeds=[7])).run()
+    assert calls() == ["run-7"]
+    assert "validation-drawn is left out" in capsys.readouterr().err
+
+
+def command(*further: str) -> list[str]:
+    Path("config.yml").write_text(yaml.safe_dump(CONFIG))
+    launch = f"{sys.executable} stand_in.py"
+    return ["compare", "config.yml", "--seeds", "2", "--launch", launch, *further]
+
+
+def test_command_prints_table_and_sentences_and_draws(plan: Plan, capsys) -> None:
+    assert main(command("--arms", "learned", "uniform", "--mixture", "math=3", "org/chat=1", "--random", "1")) == 0
+    printed = capsys.readouterr().out
+    for arm in ("run", "learned", "uniform", "own", "random-1"):
+        assert f"\n{arm} " in printed
+    assert "learned is worse than uniform" not in printed
+    assert "learned and uniform" in printed
+    assert Path("config-compare/compare.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads(Path("config-compare/own-7.json").read_text())["weights"]["math"] == 0.75
+
+
+def test_command_prints_json_alone(plan: Plan, capsys) -> None:
+    assert main(command("--json", "--arms", "uniform", "--dir", "here")) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(Path("here/compare.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("further", "said"),
+    [
+        (["--arms", "unifrom"], "must be of run, learned"),
+        (["--mixture", "math"], "no file math|No such file"),
+        (["--mixture", "math=a lot"], "name=weight for each source, got math=a lot"),
+        (["--mixture", "maths=1"], "there are math, org/chat"),
+        (["--arms", "single-maths"], "no source 'maths'"),
+    ],
+)
+def test_wrong_use_is_a_line(plan: Plan, capsys, further: list[str], said: str) -> None:
+    assert main(command(*further)) == 2
+    assert re.search(said, capsys.readouterr().err)
+    assert not Path("calls").exists()  # nothing was trained for it
+
+
+def test_a_failed_arm_is_told_with_the_end_of_its_log(plan: Plan, capsys) -> None:
+    Path("fails").write_text("run-7")
+    assert main(command()) == 1
+    told = capsys.readouterr().err
+    assert "out of memory, alas" in told
+    assert "the same command goes on from there" in told
