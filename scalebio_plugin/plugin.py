@@ -57,6 +57,8 @@ class ScaleBiOPlugin(BasePlugin):
             rows = applied_rows(prepared, learned, settings, int(cfg.seed or 0))
         else:
             manager_of(settings.mixture_update, settings.extensions)  # what is missing is an error before any loading
+            if not preprocess:
+                early.refuse_damaged_checkpoints(cfg)
             early.refuse_more_layers_than_there_are(cfg, settings)
             prepared = self.prepared = prepare(cfg, settings)
             announce(prepared, settings)

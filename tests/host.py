@@ -253,6 +253,15 @@ def train(
     return run
 
 
+def saved(checkpoint: Path, name: str) -> Any:
+    """Of a checkpoint the host's file of that name, or our state."""
+    from scalebio_plugin.training.state_file import read_state
+
+    if name.endswith(".pt"):
+        return torch.load(checkpoint / name, weights_only=True)
+    return read_state(checkpoint / "scalebio" / f"{name}.safetensors")
+
+
 def as_if_killed(whole: Path, killed: Path, after: int) -> None:
     """What a run would have left that did as `whole` did and was killed two steps after that checkpoint."""
     for checkpoint in whole.glob("checkpoint-*"):

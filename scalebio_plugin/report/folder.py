@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,13 +45,14 @@ class RunFolder:
     def save_history(self, copy: StrPath) -> None:
         """The history so far, for a checkpoint."""
         if self.history.exists():
-            shutil.copyfile(self.history, copy)
+            Path(copy).parent.mkdir(parents=True, exist_ok=True)
+            replace_file(copy, self.history.read_bytes())
 
     def restore_history(self, copy: StrPath | None) -> None:
         """The history as a checkpoint has it, or none: what a killed run wrote later is learned again."""
         if copy is not None and os.path.exists(copy):
             self.path.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(copy, self.history)
+            replace_file(self.history, Path(copy).read_bytes())
         else:
             self.history.unlink(missing_ok=True)
 

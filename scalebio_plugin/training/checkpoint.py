@@ -1,17 +1,22 @@
 """What a checkpoint holds of a run, as plain values, written and read in one place.
 
-checkpoint-N/
-    scalebio_mixture.pt   λ and all that decides how it goes on; also with `save_only_model`
-    scalebio_inner.pt     u, its optimizer state, the position in the data; needed to resume. Where every rank holds
-                          its own part of u: scalebio_inner_<rank>_of_<ranks>.pt
-    scalebio_history.jsonl
-    scalebio_complete     written last, once every rank has written all it writes
+checkpoint-N/scalebio/
+    mixture.safetensors   λ and all that decides how it goes on; also with `save_only_model`
+    inner.safetensors     u, its optimizer state, the position in the data; needed to resume. Where every rank holds
+                          its own part of u: inner_<rank>_of_<ranks>.safetensors
+    history.jsonl
+    manifest.json         written last, once every rank has written all it writes: see `manifest`
+
+In a folder, as there are programs that take all *.safetensors beside a model for parts of it. Earlier versions wrote
+scalebio_mixture.pt, scalebio_inner.pt, scalebio_history.jsonl and, last, the mark scalebio_complete: still read.
 """
 
 from __future__ import annotations
 
 import os
+import pickle
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +24,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-VERSION = 1
-MIXTURE = "scalebio_mixture.pt"
-INNER = "scalebio_inner.pt"
-HISTORY = "scalebio_history.jsonl"
-COMPLETE = "scalebio_complete"
+from . import manifest
+from .state_file import read_state, write_state
+
+VERSION = 1  # of the values, whichever file they are in
+FOLDER = "scalebio"
+MIXTURE = "mixture"
+HISTORY = "scalebio/history.jsonl"
+_OLD_HISTORY = "scalebio_history.jsonl"
+_OLD_MARK = "scalebio_complete"
 
 
 @dataclass(frozen=True)
@@ -40,9 +49,9 @@ class Place:
     sharded: bool
 
     @property
-    def inner_file(self) -> str:
+    def inner(self) -> str:
         """What this rank reads and, where u is sharded, writes."""
-        return f"scalebio_inner_{self.rank:05d}_of_{self.world:05d}.pt" if self.sharded else INNER
+        return f"inner_{self.rank:05d}_of_{self.world:05d}" if self.sharded else "inner"
 
     @property
     def writes_inner(self) -> bool:
@@ -83,42 +92,124 @@ class InnerPart:
     model: dict[str, Tensor]
 
 
-def write_mixture(folder: str, part: MixturePart) -> None:
-    _save({"version": VERSION, "run": part.run, "orders": part.orders}, os.path.join(folder, MIXTURE))
+def forget(checkpoint: str) -> None:
+    """Before one is written there: what is left of an earlier attempt is none of it."""
+    shutil.rmtree(os.path.join(checkpoint, FOLDER), ignore_errors=True)
+    for old in Path(checkpoint).glob("scalebio_*"):
+        old.unlink()
 
 
-def write_inner(folder: str, part: InnerPart, place: Place) -> None:
-    os.makedirs(folder, exist_ok=True)
+def write_mixture(checkpoint: str, part: MixturePart) -> None:
+    _save({"version": VERSION, "run": part.run, "orders": part.orders}, checkpoint, MIXTURE)
+
+
+def write_inner(checkpoint: str, part: InnerPart, place: Place) -> None:
     saved = {"version": VERSION, "inner": part.inner, "rest": part.position, "record": part.record, "model": part.model}
-    _save(saved, os.path.join(folder, place.inner_file))
+    _save(saved, checkpoint, place.inner)
 
 
-def write_complete(folder: str, step: int, place: Place) -> None:
+def write_complete(checkpoint: str, step: int, place: Place) -> None:
     """Once every rank has written its files: from now on a resume may take this checkpoint."""
-    Path(folder, COMPLETE).write_text(f"step {step}, {place.world} ranks\n", encoding="utf-8")
+    manifest.write_manifest(checkpoint, step, place.world)
 
 
-def is_half_written(checkpoint: str) -> bool:
-    """Whether the run was killed while it wrote this checkpoint (one that the plugin never wrote is not)."""
-    has = {name: os.path.exists(os.path.join(checkpoint, name)) for name in (COMPLETE, MIXTURE, "trainer_state.json")}
-    return not has[COMPLETE] and (has[MIXTURE] or not has["trainer_state.json"])
+def problem_of(checkpoint: str) -> str | None:
+    """What keeps a run from going on from there, in words that follow its name; None if nothing does.
+
+    A checkpoint of a run without the plugin has no such problem, and one of an earlier version is not known to.
+    """
+    if not os.path.isdir(checkpoint):
+        return "does not exist"
+    if os.path.exists(os.path.join(checkpoint, manifest.NAME)):
+        faults = manifest.faults_of(checkpoint)
+        more = [f"and {len(faults) - 5} more"] if len(faults) > 5 else []
+        return f"is damaged ({'; '.join(faults[:5] + more)})" if faults else None
+    if is_unchecked(checkpoint):
+        return None
+    ours = os.path.exists(os.path.join(checkpoint, FOLDER)) or any(Path(checkpoint).glob("scalebio_*"))
+    if ours or not os.path.exists(os.path.join(checkpoint, "trainer_state.json")):
+        return f"was not written to its end (it has no {manifest.NAME}: the run was killed while it wrote it)"
+    return None
 
 
-def last_whole_checkpoint(output_dir: str) -> str | None:
-    """The newest checkpoint that was written to its end."""
-    numbered = [(re.search(r"checkpoint-(\d+)$", str(path)), path) for path in Path(output_dir).glob("checkpoint-*")]
-    whole = [(int(match[1]), path) for match, path in numbered if match and not is_half_written(str(path))]
-    return str(max(whole)[1]) if whole else None
+def is_unchecked(checkpoint: str) -> bool:
+    """Whether an earlier version wrote it to its end, with a mark in place of a manifest."""
+    has = [os.path.exists(os.path.join(checkpoint, name)) for name in (manifest.NAME, _OLD_MARK)]
+    return has == [False, True]
+
+
+def history_in(checkpoint: str) -> str:
+    """Where it has the history, if it has one."""
+    return os.path.join(checkpoint, _OLD_HISTORY if is_unchecked(checkpoint) else HISTORY)
+
+
+def refuse_problem(checkpoint: str) -> None:
+    """For one that was asked for by name.
+
+    Raises:
+        ValueError: It has a problem.
+    """
+    problem = problem_of(checkpoint)
+    if problem is not None:
+        raise ValueError(
+            f"scalebio: {checkpoint} {problem}; resume from another checkpoint, or with auto_resume_from_checkpoints "
+            "in place of resume_from_checkpoint, which takes the newest whole one"
+        )
+
+
+def newest_whole(output_dir: str) -> tuple[str | None, list[str]]:
+    """The newest checkpoint without a problem, and the newer ones with theirs, for the log.
+
+    None where there is none yet: those that there are were never written to their end.
+
+    Raises:
+        ValueError: There are damaged ones, and none is whole.
+    """
+    passed_over: list[str] = []
+    for checkpoint in _newest_first(output_dir):
+        problem = problem_of(checkpoint)
+        if problem is None:
+            return checkpoint, passed_over
+        passed_over.append(f"{checkpoint} {problem}")
+    if any(" is damaged (" in line for line in passed_over):
+        raise ValueError(
+            "scalebio: there are checkpoints, but none is whole:\n  "
+            + "\n  ".join(passed_over)
+            + "\nBring the files back; or, to start anew and lose what was learned, move the checkpoints away or set "
+            "another output_dir"
+        )
+    return None, passed_over
+
+
+def is_newest(checkpoint: str, output_dir: str) -> bool:
+    """Whether it is the one that the host takes by itself."""
+    return any(os.path.abspath(newest) == os.path.abspath(checkpoint) for newest in _newest_first(output_dir)[:1])
+
+
+def drop_later_problems(output_dir: str, step: int) -> None:
+    """Once that of this step is whole: what a resume passed over would else count as the newest, which stays."""
+    for checkpoint in _newest_first(output_dir):
+        if _step_of(checkpoint) > step and problem_of(checkpoint) is not None:
+            shutil.rmtree(checkpoint)
+
+
+def _newest_first(output_dir: str) -> list[str]:
+    found = (str(path) for path in Path(output_dir).glob("checkpoint-*"))
+    return sorted((path for path in found if re.search(r"checkpoint-\d+$", path)), key=_step_of, reverse=True)
+
+
+def _step_of(checkpoint: str) -> int:
+    return int(checkpoint.rsplit("-", 1)[1])
 
 
 def read_mixture(checkpoint: str, place: Place) -> MixturePart:
-    """Before the host reads its data.
+    """Before the host reads its data, once it is known to have no problem.
 
     Raises:
-        ValueError: The checkpoint lacks our state, was not written to its end, or by another version of the format.
+        ValueError: The checkpoint lacks our state, or it was written by another version of the format.
     """
     _refuse_missing(checkpoint, place)
-    saved = _load(os.path.join(checkpoint, MIXTURE))
+    saved = _load(checkpoint, MIXTURE)
     return MixturePart(saved["run"], saved["orders"])
 
 
@@ -128,43 +219,55 @@ def read_inner(checkpoint: str, place: Place) -> InnerPart:
     Raises:
         ValueError: It was written by another version of the format.
     """
-    saved = _load(os.path.join(checkpoint, place.inner_file))
+    saved = _load(checkpoint, place.inner)
     return InnerPart(saved["inner"], saved["rest"], saved["record"], saved["model"])
 
 
 def _refuse_missing(checkpoint: str, place: Place) -> None:
-    if is_half_written(checkpoint):
+    written = sorted(path.stem.removeprefix("scalebio_") for path in _state_files(checkpoint))
+    inner = [name for name in written if name.startswith("inner")]
+    if inner and place.inner not in inner:
         raise ValueError(
-            f"scalebio: {checkpoint} was not written to its end (it has no {COMPLETE}): the run was killed while it "
-            "wrote it; resume from an earlier checkpoint, or with auto_resume_from_checkpoints, which takes the newest "
-            "whole one"
-        )
-    inner = place.inner_file
-    written_by = sorted(name for name in os.listdir(checkpoint) if re.match(r"scalebio_inner.*\.pt$", name))
-    if written_by and inner not in written_by:
-        raise ValueError(
-            f"scalebio: {checkpoint} holds the inner parameters as {written_by}, this run would read {inner}: it was "
+            f"scalebio: {checkpoint} holds the inner parameters as {inner}, this run would read {place.inner}: it was "
             "written by another engine or number of processes; resume with those, or start a new output_dir"
         )
-    for name, what in ((MIXTURE, "of the mixture"), (inner, "of the inner parameters")):
-        if not os.path.exists(os.path.join(checkpoint, name)):
+    for name, what in ((MIXTURE, "of the mixture"), (place.inner, "of the inner parameters")):
+        if name not in written:
             raise ValueError(
-                f"scalebio: {checkpoint} holds no state {what} ({name}), so learning cannot go on from it: it was "
-                "written without the plugin or with save_only_model; resume from another checkpoint, or start a new "
-                "output_dir"
+                f"scalebio: {checkpoint} holds no state {what}, so learning cannot go on from it: it was written "
+                "without the plugin or with save_only_model; resume from another checkpoint, or start a new output_dir"
             )
 
 
-def _save(value: dict[str, Any], path: str) -> None:
-    torch.save(value, path + ".tmp")
-    os.replace(path + ".tmp", path)
+def _state_files(checkpoint: str) -> list[Path]:
+    if is_unchecked(checkpoint):
+        return list(Path(checkpoint).glob("scalebio_*.pt"))
+    return list(Path(checkpoint, FOLDER).glob("*.safetensors"))
 
 
-def _load(path: str) -> dict[str, Any]:
-    saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+def _save(value: dict[str, Any], checkpoint: str, name: str) -> None:
+    os.makedirs(os.path.join(checkpoint, FOLDER), exist_ok=True)
+    write_state(os.path.join(checkpoint, FOLDER, f"{name}.safetensors"), value)
+
+
+def _load(checkpoint: str, name: str) -> dict[str, Any]:
+    if is_unchecked(checkpoint):
+        path = os.path.join(checkpoint, f"scalebio_{name}.pt")
+        saved = _load_unchecked(path)
+    else:
+        path = os.path.join(checkpoint, FOLDER, f"{name}.safetensors")
+        saved = read_state(path)
     if saved["version"] != VERSION:
         raise ValueError(
             f"scalebio: {path} has the format {saved['version']}, this version of the plugin reads {VERSION}; resume "
             "with the version that wrote it, or start a new output_dir"
         )
+    return saved
+
+
+def _load_unchecked(path: str) -> dict[str, Any]:
+    try:
+        saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (EOFError, OSError, RuntimeError, pickle.UnpicklingError) as error:
+        raise ValueError(f"scalebio: {path} is damaged, it cannot be read; resume from another checkpoint") from error
     return saved

@@ -1,14 +1,18 @@
 """What would be found wrong in the model and its trainer, found before they are made: by the model's config, by steps.
 
-The checks of `connect` and `layer_sampling` stay: what they see, they see in the model itself.
+The checks of `connect` and `layer_sampling` stay: what they see, they see in the model itself. So does the trainer's
+choice of a checkpoint.
 """
 
 from __future__ import annotations
+
+import os
 
 from axolotl.loaders.utils import load_model_config
 from axolotl.utils.dict import DictDefault
 
 from ..config.block import ScaleBiOSettings
+from . import checkpoint as checkpoints
 
 
 def refuse_more_layers_than_there_are(cfg: DictDefault, settings: ScaleBiOSettings) -> None:
@@ -44,3 +48,18 @@ def refuse_warmup_without_end(cfg: DictDefault, settings: ScaleBiOSettings, coun
             f"scalebio.warmup_steps must be below the steps of the run ({steps}), got {settings.warmup_steps}; lower "
             "it or train longer"
         )
+
+
+def refuse_damaged_checkpoints(cfg: DictDefault) -> None:
+    """Where the run would go on from one.
+
+    Raises:
+        ValueError: The checkpoint that the config names is damaged, or with `auto_resume_from_checkpoints` all are.
+    """
+    named = cfg.resume_from_checkpoint
+    if int(os.environ.get("RANK", "0")) > 0:
+        return  # the first rank says it for all
+    if named and os.path.isdir(str(named)):
+        checkpoints.refuse_problem(str(named))
+    elif not named and cfg.auto_resume_from_checkpoints:
+        checkpoints.newest_whole(str(cfg.output_dir))

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import skip_first_batches
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from axolotl.core.trainers.base import AxolotlTrainer
 from axolotl.utils.logging import get_logger
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, SequentialSampler
-from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
+from transformers.trainer_utils import rotate_checkpoints
 
 from ..data.drawn_stream import DrawnStream
 from ..data.tags import COLUMN, SEQUENCE
@@ -286,26 +286,35 @@ class ScaleBiOTrainer(AxolotlTrainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         learning = self.learning
         if learning is not None and resume_from_checkpoint:
-            resume_from_checkpoint = self._checkpoint_to_take(resume_from_checkpoint)
-            if resume_from_checkpoint is not None:
-                saved = checkpoints.read_mixture(resume_from_checkpoint, learning.place)
+            found = self._checkpoint_to_take(resume_from_checkpoint) if self.is_world_process_zero() else None
+            taken: str | None = broadcast_object_list([found])[0]
+            resume_from_checkpoint = taken
+            if taken is not None:
+                saved = checkpoints.read_mixture(taken, learning.place)
                 learning.run.load_state_dict(saved.run)
                 learning.order.resume(*saved.order_of(learning.place))
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _checkpoint_to_take(self, asked: str | bool) -> str | None:
-        """The checkpoint that was asked for; where the host chose it, the newest one that was written to its end."""
-        output_dir = str(self.args.output_dir)
-        checkpoint = get_last_checkpoint(output_dir) if asked is True else str(asked)
-        chosen_by_host = asked is True or bool(self.axolotl_cfg and self.axolotl_cfg.auto_resume_from_checkpoints)
-        if checkpoint is None or not chosen_by_host or not checkpoints.is_half_written(checkpoint):
-            return checkpoint
-        whole = checkpoints.last_whole_checkpoint(output_dir)
-        LOG.warning(
-            f"scalebio: {checkpoint} was not written to its end, so the run "
-            + (f"goes on from {whole}" if whole else "starts anew")
-        )
-        return whole
+        """The checkpoint that was asked for; where the host chose it, the newest whole one.
+
+        Raises:
+            ValueError: It, or where the host chose every one that there is, is damaged.
+        """
+        output_dir, taken = str(self.args.output_dir), None if asked is True else str(asked)
+        automatic = bool(self.axolotl_cfg and self.axolotl_cfg.auto_resume_from_checkpoints)
+        if taken is None or (automatic and checkpoints.is_newest(taken, output_dir)):
+            taken, passed_over = checkpoints.newest_whole(output_dir)
+            for line in passed_over:
+                LOG.warning(f"scalebio: {line}, so the run " + (f"goes on from {taken}" if taken else "starts anew"))
+        else:
+            checkpoints.refuse_problem(taken)
+        if taken is not None and checkpoints.is_unchecked(taken):
+            LOG.warning(
+                f"scalebio: {taken} was written by an earlier version, which noted no sizes and digests of its files: "
+                "nobody can tell whether they are damaged"
+            )
+        return taken
 
     def _save_checkpoint(self, model: nn.Module, trial: Any, **kwargs: Any) -> None:
         learning = self.learning
@@ -315,7 +324,9 @@ class ScaleBiOTrainer(AxolotlTrainer):
         run_dir = self._get_output_dir(trial=trial)
         folder = os.path.join(run_dir, f"checkpoint-{self.state.global_step}")
         os.makedirs(folder, exist_ok=True)
-        orders = gather_object([(learning.order.loader, learning.order.epoch)])
+        if self.is_world_process_zero():
+            checkpoints.forget(folder)
+        orders = gather_object([(learning.order.loader, learning.order.epoch)])  # the others wait in here
         if self.is_world_process_zero():
             checkpoints.write_mixture(folder, MixturePart(learning.run.state_dict(), orders))
             learning.folder.save_history(os.path.join(folder, HISTORY))
@@ -327,7 +338,8 @@ class ScaleBiOTrainer(AxolotlTrainer):
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
             checkpoints.write_complete(folder, self.state.global_step, learning.place)
-        if self.args.should_save:
+        if self.args.should_save and limit:
+            checkpoints.drop_later_problems(run_dir, self.state.global_step)
             rotate_checkpoints(run_dir, limit, self.state.best_model_checkpoint, use_mtime=True)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
@@ -377,7 +389,7 @@ class ScaleBiOTrainer(AxolotlTrainer):
                 "back to what it was"
             )
         if self.is_world_process_zero():
-            learning.folder.restore_history(os.path.join(checkpoint, HISTORY))
+            learning.folder.restore_history(checkpoints.history_in(checkpoint))
         weights = weights_line(dict(zip(learning.run.names, learning.run.weights_S.tolist(), strict=True)))
         LOG.info(
             f"scalebio: resumed from {checkpoint} after optimiser step {done} of {self.state.max_steps} "

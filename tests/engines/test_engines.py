@@ -310,8 +310,8 @@ def test_a_rank_that_dies_while_saving_leaves_no_checkpoint_to_resume_from(engin
     with pytest.raises(RuntimeError):
         launch({"killed": {**killed, "dies_at": [1, 4]}}, tmp_path)
     half = tmp_path / "killed/checkpoint-4"
-    assert (half / "scalebio_inner_00000_of_00002.pt").exists()
-    assert not (half / "scalebio_complete").exists()
+    assert (half / "scalebio/inner_00000_of_00002.safetensors").exists()
+    assert not (half / "scalebio/manifest.json").exists()
     launch({"whole": whole, "resumed": {**killed, "auto_resume_from_checkpoints": True}}, tmp_path)
     assert "checkpoint-4 was not written to its end" in (tmp_path / "log.txt").read_text()
     ends = [torch.load(tmp_path / f"{run}.0.pt", weights_only=True) for run in ("whole", "resumed")]

@@ -126,8 +126,8 @@ def test_resumed_run_ends_with_the_same_bytes(name: str, inputs: Path, tmp_path:
     assert len(again.weights) == STEPS - 4, "it did not go on from checkpoint-4"
     assert (a / "scalebio/history.jsonl").read_bytes() == (b / "scalebio/history.jsonl").read_bytes()
     assert same(tensors(a), tensors(b))
-    for file in ("scalebio_inner.pt", "optimizer.pt"):
-        one, other = [torch.load(folder / f"checkpoint-{STEPS}" / file, weights_only=True) for folder in (a, b)]
+    for file in ("inner", "optimizer.pt"):
+        one, other = [host.saved(folder / f"checkpoint-{STEPS}", file) for folder in (a, b)]
         assert same(dequantised(one), dequantised(other)), file
 
 

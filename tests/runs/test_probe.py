@@ -85,7 +85,7 @@ def test_nothing_of_a_run_changes_by_probes(case: str, inputs: Path, tmp_path: P
         block = {**keys.get("scalebio", {}), "probe_interval": interval}
         run = train(inputs, tmp_path / str(interval), **{**SAVING, **keys, "scalebio": block})
         last = Path(run.cfg.output_dir) / "checkpoint-6"
-        states = [torch.load(last / f"scalebio_{part}.pt", weights_only=True) for part in ("mixture", "inner")]
+        states = [host.saved(last, part) for part in ("mixture", "inner")]
         states[1]["record"].pop("goals")
         ends.append((history_of(tmp_path / str(interval)), tensors(Path(run.cfg.output_dir)), states, run.grad_norms))
     without, with_probes = ([record.pop("goals") for record in end[0]] for end in ends)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -50,6 +52,7 @@ CASES = {
 }
 
 
+STATES = ("mixture", "inner", "optimizer.pt", "scheduler.pt")
 SLOW = {  # two of what is there by default at a time, or more of it
     *("accumulated", "epochs", "quantisation-aware", "after learning, packed", "drawn by source, lora, warmup"),
     *("drawn by source, after learning", "drawn by source, between epochs, lora"),
@@ -77,9 +80,8 @@ def assert_same_end(a: Path, b: Path, last: int) -> None:
     assert same(tensors(a), tensors(b))
     counts = [json.loads((folder / "scalebio/mixture.json").read_text())["drawn"] for folder in (a, b)]
     assert counts[0] == counts[1]
-    for name in ("scalebio_mixture.pt", "scalebio_inner.pt", "optimizer.pt", "scheduler.pt"):
-        states = [torch.load(folder / f"checkpoint-{last}" / name, weights_only=True) for folder in (a, b)]
-        assert same(*states), name
+    for name in STATES:
+        assert same(*(host.saved(folder / f"checkpoint-{last}", name) for folder in (a, b))), name
 
 
 @pytest.mark.parametrize(
@@ -108,12 +110,12 @@ def test_a_run_that_was_killed_has_left_what_the_others_begin_with(inputs: Path,
     assert sorted(path.name for path in (tmp_path / "killed").glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-6"]
     folders = [tmp_path / name for name in ("copied", "killed")]
     files = [
-        {path.relative_to(folder) for path in folder.glob("checkpoint-*/*") if path.name != "training_args.bin"}
+        {path.relative_to(folder) for path in folder.glob("checkpoint-*/**/*") if path.name != "training_args.bin"}
         for folder in folders
     ]
     assert files[0] == files[1]
-    for name in ("scalebio_mixture.pt", "scalebio_inner.pt", "optimizer.pt", "scheduler.pt"):
-        assert same(*(torch.load(folder / "checkpoint-6" / name, weights_only=True) for folder in folders)), name
+    for name in STATES:
+        assert same(*(host.saved(folder / "checkpoint-6", name) for folder in folders)), name
     assert same(*(tensors(folder / "checkpoint-6") for folder in folders))
     histories = [(folder / "scalebio/history.jsonl").read_text().splitlines() for folder in folders]
     assert histories[0][: len(histories[1])] == histories[1]
@@ -137,21 +139,97 @@ def test_resume_from_an_older_checkpoint_forgets_what_came_later(inputs: Path, t
     assert_same_end(Path(whole.cfg.output_dir), resume(inputs, whole, 3, tmp_path), 10)
 
 
-def test_a_resume_says_where_it_goes_on(inputs: Path, tmp_path: Path, whole: host.Run) -> None:
+@pytest.fixture
+def log() -> Iterator[list[str]]:
+    """What the plugin says, whether or not the host's loggers propagate."""
     messages: list[str] = []
     handler = logging.Handler()
-    handler.emit = lambda record: messages.append(record.getMessage())  # whether or not the host's loggers propagate
+    handler.emit = lambda record: messages.append(record.getMessage())
     logger = logging.getLogger("axolotl.scalebio")
     logger.addHandler(handler)
-    out = resume(inputs, whole, 9, tmp_path)
+    yield messages
     logger.removeHandler(handler)
-    (line,) = [message for message in messages if "resumed" in message]
+
+
+def test_a_resume_says_where_it_goes_on(inputs: Path, tmp_path: Path, whole: host.Run, log: list[str]) -> None:
+    out = resume(inputs, whole, 9, tmp_path)
+    (line,) = [message for message in log if "resumed" in message]
     weights = dict(zip(("clean", "wrong", "offtopic"), whole.weights[8].tolist(), strict=True))
     largest = sorted(weights, key=lambda name: -weights[name])
     shown = ", ".join(f"{name} {weights[name]:.4f}" for name in largest)
     assert line == (
         f"scalebio: resumed from {out}/checkpoint-9 after optimiser step 9 of 10 (learning goes on); weights: {shown}"
     )
+
+
+def test_a_checkpoint_of_an_earlier_version_resumes(
+    inputs: Path, tmp_path: Path, whole: host.Run, log: list[str]
+) -> None:
+    folder = tmp_path / "out/checkpoint-6"
+    shutil.copytree(Path(whole.cfg.output_dir) / "checkpoint-6", folder)
+    for name in ("mixture", "inner"):
+        torch.save(host.saved(folder, name), folder / f"scalebio_{name}.pt")
+    (folder / "scalebio/history.jsonl").rename(folder / "scalebio_history.jsonl")
+    (folder / "scalebio_complete").write_text("step 6, 1 ranks\n")
+    shutil.rmtree(folder / "scalebio")
+    host.train(inputs, output_dir=str(folder.parent), auto_resume_from_checkpoints=True, **ALL)
+    assert_same_end(Path(whole.cfg.output_dir), folder.parent, 10)
+    assert any(f"{folder} was written by an earlier version" in line for line in log)
+
+
+class TestDamaged:
+    """Of what the checkpoint before has all of, nothing is lost; see also test_manifest.py."""
+
+    @staticmethod
+    def damage(path: Path) -> None:
+        content = path.read_bytes()
+        path.write_bytes(content[:200] + bytes([content[200] ^ 1]) + content[201:])
+
+    def copy(self, whole: host.Run, out: Path, *steps: int) -> Path:
+        """A folder with these checkpoints of a whole run, the newest of them damaged."""
+        for step in steps:
+            shutil.copytree(Path(whole.cfg.output_dir) / f"checkpoint-{step}", out / f"checkpoint-{step}")
+        self.damage(out / f"checkpoint-{steps[-1]}/optimizer.pt")
+        return out
+
+    def test_the_run_goes_on_from_the_one_before(
+        self, inputs: Path, tmp_path: Path, whole: host.Run, log: list[str]
+    ) -> None:
+        out = self.copy(whole, tmp_path / "out", 3, 6, 9)
+        host.train(inputs, output_dir=str(out), auto_resume_from_checkpoints=True, **ALL)
+        assert_same_end(Path(whole.cfg.output_dir), out, 10)
+        (line,) = [line for line in log if "damaged" in line]
+        assert line == (
+            f"scalebio: {out}/checkpoint-9 is damaged (optimizer.pt is changed), so the run goes on from "
+            f"{out}/checkpoint-6"
+        )
+
+    def test_what_was_written_since_stays_where_one_is_kept(
+        self, inputs: Path, tmp_path: Path, whole: host.Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """On a file system without times, say, the host would keep the one with the largest number."""
+        monkeypatch.setattr("os.path.getmtime", lambda path: 0.0)
+        out = self.copy(whole, tmp_path / "out", 6, 10)
+        one = {**SAVING, "save_total_limit": 1, "auto_resume_from_checkpoints": True}
+        with pytest.raises(KeyboardInterrupt):
+            host.train(inputs, output_dir=str(out), stop_after=10, **one)
+        assert [path.name for path in out.glob("checkpoint-*")] == ["checkpoint-9"]
+        host.train(inputs, output_dir=str(out), **one)
+        assert_same_end(Path(whole.cfg.output_dir), out, 10)
+
+    @pytest.mark.parametrize("how", ["by name", "all of them"])
+    def test_an_error_before_the_model_loads(self, inputs: Path, tmp_path: Path, whole: host.Run, how: str) -> None:
+        out = self.copy(whole, tmp_path / "out", 6)
+        keys: dict[str, Any] = {"auto_resume_from_checkpoints": True}
+        message = "none is whole:\n.*checkpoint-6 is damaged .optimizer.pt is changed"
+        if how == "by name":
+            keys["resume_from_checkpoint"] = f"{out}/checkpoint-6"
+            message = "^scalebio: .*checkpoint-6 is damaged .optimizer.pt is changed.*resume from another"
+        with (
+            patch("axolotl.train.setup_model_and_trainer", side_effect=AssertionError("the model was loaded")),
+            pytest.raises(ValueError, match=message),
+        ):
+            host.train(inputs, output_dir=str(out), **ALL, **keys)
 
 
 class TestRefused:
@@ -181,7 +259,7 @@ class TestRefused:
         settings = {**SAVING, "save_only_model": True, "output_dir": str(tmp_path / "out")}
         host.train(inputs, **settings)
         checkpoint = tmp_path / "out/checkpoint-9"
-        assert (checkpoint / "scalebio_mixture.pt").exists()
-        assert not (checkpoint / "scalebio_inner.pt").exists()
+        assert (checkpoint / "scalebio/mixture.safetensors").exists()
+        assert not (checkpoint / "scalebio/inner.safetensors").exists()
         with pytest.raises(ValueError, match="inner parameters"):
             host.train(inputs, resume_from_checkpoint=str(checkpoint), **settings)

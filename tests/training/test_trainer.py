@@ -146,7 +146,7 @@ def test_nan_stops_the_run_before_the_step_and_names_the_source(
             nan_from=(4, "both"),
             **{"max_steps": 8, "micro_batch_size": 8, "save_strategy": "steps", "save_steps": 2, **changes},
         )
-    assert (tmp_path / "out/checkpoint-4/scalebio_inner.pt").exists()
+    assert (tmp_path / "out/checkpoint-4/scalebio/inner.safetensors").exists()
     assert not (tmp_path / "out/checkpoint-6").exists()
     if "warmup_steps" in changes.get("scalebio", {}):
         assert not (tmp_path / "out/scalebio/history.jsonl").exists()
