@@ -71,7 +71,7 @@ class DrawnStream:
         self._announced: set[bool] = set()
 
     def step(self, number: int, weights: np.ndarray) -> PlannedStep:
-        """The plan of an optimiser step, from 0, the one after the last or, on a resume, a later one.
+        """The plan of an optimiser step, from 0, the one after the last, also of a run before.
 
         Args:
             weights: (S,), those of now; a segment keeps those of its start.
@@ -79,7 +79,6 @@ class DrawnStream:
         while number >= self._end:
             self._count_until(self._end)
             self._begin(self._end, weights, self._after)
-        self._count_until(number)  # on a resume: those that the run before has taken
         if self._iterator is None:
             rest = self._plan[number - self._first :]
             self._sampler.batches = [batch for step in rest for batch in step.batches]
@@ -106,6 +105,10 @@ class DrawnStream:
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         self.drawn_S = np.array(saved["drawn"], dtype=np.int64)
         self._begin(saved["first"], np.array(saved["weights"]), DrawState.of_plain(saved["draw"]))
+
+    def resume_after(self, number: int) -> None:
+        """Once the state of a run that had taken so many steps is loaded: their rows count."""
+        self._count_until(number)
 
     def _begin(self, first: int, weights: np.ndarray, state: DrawState) -> None:
         """Plan the segment that begins with step `first`."""

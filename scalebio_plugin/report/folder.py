@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .files import StrPath, replace_file
-from .history import HistoryRecord, append_history, read_history
+from .history import HistoryRecord, append_history, read_history, readable_lines
 from .mixture_file import Provenance, mixture_document, write_mixture
 from .page import write_report
 from .summary import summarise, summarise_goals
@@ -48,13 +48,20 @@ class RunFolder:
             Path(copy).parent.mkdir(parents=True, exist_ok=True)
             replace_file(copy, self.history.read_bytes())
 
-    def restore_history(self, copy: StrPath | None) -> None:
-        """The history as a checkpoint has it, or none: what a killed run wrote later is learned again."""
-        if copy is not None and os.path.exists(copy):
-            self.path.mkdir(parents=True, exist_ok=True)
-            replace_file(self.history, Path(copy).read_bytes())
-        else:
+    def restore_history(self, copy: StrPath | None) -> bool:
+        """The history as a checkpoint has it, or none: what a killed run wrote later is learned again.
+
+        Returns:
+            Whether lines of the copy are left out as they cannot be read, so that the end of the run can.
+        """
+        if copy is None or not os.path.exists(copy):
             self.history.unlink(missing_ok=True)
+            return False
+        self.path.mkdir(parents=True, exist_ok=True)
+        content = Path(copy).read_bytes()
+        readable = readable_lines(content)
+        replace_file(self.history, readable)
+        return readable != content
 
     def write_mixture(
         self, steps: int, layer_steps: list[int] | None, drawn: dict[str, int] | None = None

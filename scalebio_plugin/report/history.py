@@ -58,6 +58,19 @@ def read_history(path: StrPath) -> list[HistoryRecord]:
     return [_parse(path, number, line) for number, line in enumerate(Path(path).read_bytes().splitlines(), start=1)]
 
 
+def readable_lines(content: bytes) -> bytes:
+    """Those of a history that can be read: of one that was cut off, all but the last."""
+    lines = content.splitlines()
+    return b"".join(line + b"\n" for line in lines if _is_record(line))
+
+
+def _is_record(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line)["step"], int)
+    except (ValueError, TypeError, KeyError):
+        return False
+
+
 def _parse(path: StrPath, number: int, line: bytes) -> HistoryRecord:
     try:
         record: HistoryRecord = json.loads(line)

@@ -70,12 +70,16 @@ class ScaleBiOCallback(TrainerCallback):
     def _write_mixture(self, steps: int) -> dict[str, Any] | None:
         layers = self.learning.layers
         trained = None if layers is None else layers.steps_trained(steps)
-        return self.learning.folder.write_mixture(steps, trained, self.learning.drawn_rows)
+        with _not_at_the_price_of_the_model("mixture.json", "It is left as it was"):
+            return self.learning.folder.write_mixture(steps, trained, self.learning.drawn_rows)
+        return None
 
     def _leave(self, steps: int) -> None:
+        if self.learning.record is None:
+            LOG.warning("scalebio: the run ended before the first update of the mixture, so there is none to write")
+            return
         document, folder = self._write_mixture(steps), self.learning.folder
         if document is None:
-            LOG.warning("scalebio: the run ended before the first update of the mixture, so there is none to write")
             return
         with _not_at_the_price_of_the_model("mixture.png and report.html; `scalebio report` draws them again"):
             folder.draw(document)
@@ -96,9 +100,9 @@ class ScaleBiOCallback(TrainerCallback):
 
 
 @contextmanager
-def _not_at_the_price_of_the_model(what: str) -> Iterator[None]:
+def _not_at_the_price_of_the_model(what: str, but: str = "The mixture is in mixture.json") -> Iterator[None]:
     """The host saves the model once every callback has returned: an error here would lose it."""
     try:
         yield
     except Exception:
-        LOG.exception(f"scalebio: failed: {what}. The mixture is in mixture.json, and the model is saved next")
+        LOG.exception(f"scalebio: failed: {what}. {but}; the run goes on, and the model is saved")

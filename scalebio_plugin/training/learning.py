@@ -23,6 +23,7 @@ from .layer_sampling import LayerSampling
 from .mixture_run import MixtureRun
 from .probe_plan import ProbePlan
 from .random_state import DataOrder
+from .signals import HeldSignals
 
 
 @dataclass
@@ -47,6 +48,7 @@ class Learning:
         inner: u, from the first learning step to the last.
         record: Last line of the history.
         measures_inner: Whether u is in place for a measurement.
+        signals: That wait for the end of a step.
     """
 
     run: MixtureRun
@@ -66,6 +68,7 @@ class Learning:
     inner: InnerSet | None = None
     record: HistoryRecord | None = None
     measures_inner: bool = False
+    signals: HeldSignals = field(default_factory=HeldSignals)
 
     @property
     def keeps_inner(self) -> bool:
@@ -81,12 +84,17 @@ class Learning:
         """Of the batches, for a checkpoint: plain values."""
         return (self.resampled.lap, self.resampled.batch) if self.drawn is None else self.drawn.state_dict()
 
-    @position.setter
-    def position(self, saved: Any) -> None:
+    def resume_at(self, position: Any, done: int) -> None:
+        """
+        Args:
+            position: As a checkpoint has it.
+            done: Optimiser steps that were taken.
+        """
         if self.drawn is None:
-            self.resampled.lap, self.resampled.batch = saved
+            self.resampled.lap, self.resampled.batch = position
         else:
-            self.drawn.load_state_dict(saved)
+            self.drawn.load_state_dict(position)
+            self.drawn.resume_after(done)
 
     @property
     def drawn_rows(self) -> dict[str, int] | None:
@@ -120,6 +128,10 @@ class Learning:
                 yield
         finally:
             self.measures_inner = False
+
+    def told_to_end(self, device: torch.device) -> bool:
+        """Whether a signal has come to any rank; the same answer on all, which ask at once."""
+        return bool(self.engine.total(torch.tensor(float(bool(self.signals.noted)), device=device)) > 0)
 
     def note(self, record: HistoryRecord) -> None:
         """An update of λ: into the history, and to the extensions, by the main process."""

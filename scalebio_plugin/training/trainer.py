@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import MappingProxyType
 from typing import Any
 
@@ -17,7 +17,7 @@ from axolotl.core.trainers.base import AxolotlTrainer
 from axolotl.utils.logging import get_logger
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, SequentialSampler
-from transformers.trainer_utils import rotate_checkpoints
+from transformers.trainer_utils import SaveStrategy, rotate_checkpoints
 
 from ..data.drawn_stream import DrawnStream
 from ..data.tags import COLUMN, SEQUENCE
@@ -49,6 +49,7 @@ class ScaleBiOTrainer(AxolotlTrainer):
     _step: Iterator[Tensor] | None = None
     _own_loss_seen = False
     _epoch_batches = 0
+    _is_over = False  # it was when it was resumed
 
     # ---- data
 
@@ -134,6 +135,9 @@ class ScaleBiOTrainer(AxolotlTrainer):
         learning = self.learning
         if learning is None:
             return super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.state.global_step >= self.state.max_steps:  # resumed from its last checkpoint: the host takes one more
+            self._is_over = self.control.should_training_stop = True
+            return [], None
         learning.order.at_batches()
         after, planned = learning.run.phase(self.state.global_step) is Phase.AFTER, None
         if learning.drawn is not None:
@@ -281,6 +285,33 @@ class ScaleBiOTrainer(AxolotlTrainer):
             raise RuntimeError("scalebio: the trainer was not connected to the plugin; this is a bug, please report it")
         return self.learning
 
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """After every optimiser step and epoch."""
+        learning = self.learning
+        if learning is None:
+            super()._maybe_log_save_evaluate(*args, **kwargs)
+            return
+        told = learning.told_to_end(self.args.device)
+        saves = told and self.args.save_strategy != SaveStrategy.NO
+        if told:
+            self.control.should_evaluate, self.control.should_save = False, saves
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        if told:
+            self._end_as_told(learning, saves and not self.args.save_only_model)
+
+    def _end_as_told(self, learning: Learning, saved: bool) -> None:
+        step = self.state.global_step
+        LOG.warning(
+            f"scalebio: {learning.signals.first.name} ends the run after optimiser step {step}; "
+            + (
+                f"auto_resume_from_checkpoints goes on from checkpoint-{step}"
+                if saved
+                else "the state of learning is not saved, as the config says (save_strategy: no, or save_only_model)"
+            )
+        )
+        with learning.kept_in_place():  # the host may save the model on the way out
+            learning.signals.deliver()
+
     # ---- checkpoints: the host's files, and ours beside them
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
@@ -293,7 +324,8 @@ class ScaleBiOTrainer(AxolotlTrainer):
                 saved = checkpoints.read_mixture(taken, learning.place)
                 learning.run.load_state_dict(saved.run)
                 learning.order.resume(*saved.order_of(learning.place))
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        with nullcontext() if learning is None else learning.signals:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _checkpoint_to_take(self, asked: str | bool) -> str | None:
         """The checkpoint that was asked for; where the host chose it, the newest whole one.
@@ -321,6 +353,19 @@ class ScaleBiOTrainer(AxolotlTrainer):
         if learning is None:
             super()._save_checkpoint(model, trial, **kwargs)
             return
+        if self._is_over:
+            return
+        try:
+            self._save_all(learning, model, trial, **kwargs)
+        except Exception as error:
+            error.add_note(
+                f"scalebio: checkpoint-{self.state.global_step} was not written to its end (is the disk full?). Those "
+                "before it are as they were: with room again, auto_resume_from_checkpoints goes on from the newest"
+            )
+            raise
+
+    def _save_all(self, learning: Learning, model: nn.Module, trial: Any, **kwargs: Any) -> None:
+        """In this order: ours, the host's, the manifest; then older ones go."""
         run_dir = self._get_output_dir(trial=trial)
         folder = os.path.join(run_dir, f"checkpoint-{self.state.global_step}")
         os.makedirs(folder, exist_ok=True)
@@ -377,7 +422,7 @@ class ScaleBiOTrainer(AxolotlTrainer):
         saved = checkpoints.read_inner(checkpoint, learning.place)
         done, parameters = self.state.global_step, self.trainable_parameters()
         phase = learning.run.phase(done)
-        learning.position = saved.position
+        learning.resume_at(saved.position, done)
         learning.record = saved.record
         learning.engine.restore_model_part(parameters, saved.model)
         if saved.inner is not None:
@@ -388,8 +433,9 @@ class ScaleBiOTrainer(AxolotlTrainer):
                 f"scalebio: {checkpoint} was written after learning had ended, and this run would learn on; set learn: "
                 "back to what it was"
             )
-        if self.is_world_process_zero():
-            learning.folder.restore_history(checkpoints.history_in(checkpoint))
+        history = checkpoints.history_in(checkpoint)
+        if self.is_world_process_zero() and learning.folder.restore_history(history):
+            LOG.warning(f"scalebio: {history} is damaged; the run goes on without the lines that cannot be read")
         weights = weights_line(dict(zip(learning.run.names, learning.run.weights_S.tolist(), strict=True)))
         LOG.info(
             f"scalebio: resumed from {checkpoint} after optimiser step {done} of {self.state.max_steps} "

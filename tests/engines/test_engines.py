@@ -320,6 +320,21 @@ def test_a_rank_that_dies_while_saving_leaves_no_checkpoint_to_resume_from(engin
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["ddp", "fsdp2"])
+def test_a_signal_to_one_rank_ends_all_with_a_checkpoint(name: str, engine_inputs: Path, tmp_path: Path) -> None:
+    common = {"directory": str(engine_inputs), "micro_batch_size": 2, **SAVING, **LAYOUTS[name].keys}
+    told = {**common, "output_dir": str(tmp_path / "told")}
+    launch({"told": {**told, "told_at": [1, 3]}}, tmp_path)
+    assert sorted(path.name for path in (tmp_path / "told").glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-3"]
+    assert "SIGTERM ends the run after optimiser step 3" in (tmp_path / "log.txt").read_text()
+    whole = {**common, "output_dir": str(tmp_path / "whole")}
+    launch({"whole": whole, "resumed": {**told, "auto_resume_from_checkpoints": True}}, tmp_path)
+    ends = [torch.load(tmp_path / f"{run}.0.pt", weights_only=True) for run in ("whole", "resumed")]
+    assert all(torch.equal(ends[0]["model"][key], ends[1]["model"][key]) for key in ends[0]["model"])
+    assert len(ends[1]["weights"]) == STEPS - 3, "it did not go on from checkpoint-3"
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", ["host", "mixture"])
 def test_ddp_goes_on_in_one_process(engine_inputs: Path, tmp_path: Path, sampling: str) -> None:
     keys = {**arguments_of(engine_inputs, "full", tmp_path / "out", None), **SAVING}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -180,6 +181,9 @@ def run_case(arguments: dict[str, Any]) -> Outcome | None:
     dies_at = arguments.pop("dies_at", None)
     if dies_at is not None:
         die_while_saving(*dies_at)
+    told_at = arguments.pop("told_at", None)
+    if told_at is not None:
+        arguments["on_batch"] = told_to_end(*told_at)
     order = drawn_in_the_same_order() if arguments.pop("same_order", False) else nullcontext()
     late = exchanged_late() if arguments.pop("exchanged_late", False) else nullcontext()
     found: list[Outcome] = []
@@ -191,11 +195,25 @@ def run_case(arguments: dict[str, Any]) -> Outcome | None:
                 **arguments,
             )
     except KeyboardInterrupt:
-        if "stop_after" not in arguments:
+        if "stop_after" not in arguments and told_at is None:
             raise
         return None
     found[0].weights, found[0].handed = run.weights, handed
     return found[0]
+
+
+def told_to_end(rank: int, step: int) -> Callable[[Any, Any], None]:
+    """For `on_batch`: this rank is sent SIGTERM in that step, at which a process would be gone."""
+
+    def gone(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    def tell(trainer: Any, batch: Any) -> None:
+        if (trainer.args.process_index, trainer.state.global_step + 1) == (rank, step):
+            signal.raise_signal(signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, gone)
+    return tell
 
 
 @contextmanager

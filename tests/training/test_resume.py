@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import resource
 import shutil
+import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,9 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
+from scalebio_plugin.training import checkpoint
 from tests import host
 
 LISA = {"lisa": {"active_layers": 1, "interval": 4}}
@@ -175,6 +180,102 @@ def test_a_checkpoint_of_an_earlier_version_resumes(
     host.train(inputs, output_dir=str(folder.parent), auto_resume_from_checkpoints=True, **ALL)
     assert_same_end(Path(whole.cfg.output_dir), folder.parent, 10)
     assert any(f"{folder} was written by an earlier version" in line for line in log)
+
+
+@pytest.mark.parametrize("case", ["full", "drawn by source, packed", "drawn by source, epochs", "keep: inner"])
+def test_a_run_that_was_killed_before_its_final_save_takes_no_step_more(
+    inputs: Path, tmp_path: Path, case: str
+) -> None:
+    """The host alone, resumed within an epoch, would take step 11 of 10, and save the model of that."""
+    keys = {**ALL, **{**CASES, "keep: inner": {**host.LORA, "scalebio": {"keep": "inner"}}}[case]}
+    run = host.train(inputs, output_dir=str(tmp_path / "whole"), **keys)
+    last = run.trainer.state.global_step
+    host.as_if_killed(tmp_path / "whole", tmp_path / "killed", last)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").glob("checkpoint-*/**/*")}
+    again = host.train(inputs, output_dir=str(tmp_path / "killed"), **keys, auto_resume_from_checkpoints=True)
+    assert (again.trainer.state.global_step, again.weights) == (last, [])
+    assert_same_end(tmp_path / "whole", tmp_path / "killed", last)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").glob("checkpoint-*/**/*")} == before
+
+
+class TestEnded:
+    """By a signal: after the step, with a checkpoint from which the run ends as if nothing had been."""
+
+    @staticmethod
+    def train_until(inputs: Path, out: Path, number: int, **keys: Any) -> None:
+        """A run that is sent the signal in its fifth step."""
+
+        def tell(trainer: Any, batch: Any) -> None:
+            if trainer.state.global_step == 4:
+                signal.raise_signal(number)
+
+        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # where a process would be gone
+        try:
+            with pytest.raises(SystemExit):
+                host.train(inputs, output_dir=str(out), on_batch=tell, **keys)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_the_state_is_saved_first(
+        self, inputs: Path, tmp_path: Path, whole: host.Run, log: list[str], number: signal.Signals
+    ) -> None:
+        out = tmp_path / "out"
+        self.train_until(inputs, out, number, **ALL)
+        assert {path.name for path in out.glob("checkpoint-*")} == {"checkpoint-3", "checkpoint-5"}
+        assert (
+            f"scalebio: {number.name} ends the run after optimiser step 5; auto_resume_from_checkpoints goes on from "
+            "checkpoint-5"
+        ) in log
+        host_saved = (out / "model.safetensors").exists()  # its handler of Ctrl-C does: the model after the step
+        assert host_saved == (number is signal.SIGINT)
+        if host_saved:
+            assert same(tensors(out), tensors(out / "checkpoint-5"))
+        host.train(inputs, output_dir=str(out), auto_resume_from_checkpoints=True, **ALL)
+        assert_same_end(Path(whole.cfg.output_dir), out, 10)
+
+    def test_or_the_log_says_that_it_is_not(self, inputs: Path, tmp_path: Path, log: list[str]) -> None:
+        self.train_until(inputs, tmp_path, signal.SIGTERM, **{**ALL, "save_strategy": "no", "save_steps": None})
+        assert not list(tmp_path.glob("checkpoint-*"))
+        assert any("after optimiser step 5; the state of learning is not saved" in line for line in log)
+
+    def test_what_is_saved_on_ctrl_c_is_the_set_to_keep(self, inputs: Path, tmp_path: Path) -> None:
+        saved = {}
+        for keep in ("model", "inner"):
+            self.train_until(inputs, tmp_path / keep, signal.SIGINT, **ALL, scalebio={"keep": keep})
+            saved[keep] = tensors(tmp_path / keep)
+        (u,) = [host.saved(tmp_path / "inner/checkpoint-5", "inner")["inner"]["values"]]
+        assert u.keys() <= saved["inner"].keys()
+        assert all(torch.equal(saved["inner"][name], value) for name, value in u.items())
+        assert same(tensors(tmp_path / "inner/checkpoint-5"), saved["model"])
+
+
+@pytest.mark.parametrize(("limit", "file"), [(500_000, "optimizer.pt"), (800_000, "scalebio/inner.safetensors")])
+def test_a_file_that_cannot_be_written_leaves_the_checkpoint_before(
+    inputs: Path, tmp_path: Path, whole: host.Run, limit: int, file: str
+) -> None:
+    """As on a full disk: the system refuses to write more bytes than that into the host's file, or into ours."""
+    out, (_, most) = tmp_path / "out", resource.getrlimit(resource.RLIMIT_FSIZE)
+    sizes = {path.name: path.stat().st_size for path in (Path(whole.cfg.output_dir) / "checkpoint-6").rglob("*")}
+    in_turn = ("model.safetensors", "optimizer.pt", "inner.safetensors")
+    assert next(name for name in in_turn if sizes[name] > limit) == Path(file).name
+
+    def fill(trainer: Any, batch: Any) -> None:
+        if trainer.state.global_step == 5:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, most))
+
+    try:
+        with pytest.raises((OSError, RuntimeError, SafetensorError)) as error:
+            host.train(inputs, output_dir=str(out), on_batch=fill, **ALL)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    assert any("checkpoint-6 was not written to its end (is the disk full?)" in note for note in error.value.__notes__)
+    assert not list(out.rglob("*.tmp"))
+    taken, (passed_over,) = checkpoint.newest_whole(str(out))
+    assert taken == f"{out}/checkpoint-3"
+    assert "checkpoint-6 was not written to its end" in passed_over
+    host.train(inputs, output_dir=str(out), auto_resume_from_checkpoints=True, **ALL)
+    assert_same_end(Path(whole.cfg.output_dir), out, 10)
 
 
 class TestDamaged:

@@ -13,6 +13,7 @@ import torch
 from scalebio_plugin.hooks.spec import hookimpl
 from scalebio_plugin.report.history import read_history
 from scalebio_plugin.report.mixture_file import read_mixture
+from scalebio_plugin.training import checkpoint
 from tests import host
 
 
@@ -80,6 +81,20 @@ def test_what_fails_after_the_last_step_does_not_lose_the_model(inputs: Path, tm
     assert read_mixture(run.folder / "mixture.json")
     assert (run.folder / "next.yml").exists()
     assert not (run.folder / "report.html").exists()
+
+
+def test_a_history_that_is_torn_in_mid_run_does_not_lose_the_model(inputs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def tear(trainer: Any, batch: Any) -> None:
+        if trainer.state.global_step == 3:
+            with (out / "scalebio/history.jsonl").open("ab") as file:
+                file.write(b'{"step": 3, "wei\n')
+
+    host.train(inputs, output_dir=str(out), on_batch=tear, max_steps=4, save_strategy="steps", save_steps=2)
+    assert (out / "model.safetensors").exists()
+    assert checkpoint.newest_whole(str(out)) == (f"{out}/checkpoint-4", [])
+    assert read_mixture(out / "scalebio/mixture.json")["steps"] == 2, "it is left as the second step had it"
 
 
 def test_the_model_left_is_w(finished: host.Run) -> None:

@@ -1,0 +1,62 @@
+"""Ctrl-C and SIGTERM in mid-run wait for the end of the optimiser step, so that a checkpoint can come first.
+
+The host's handler of Ctrl-C saves the model from wherever the run is, half a step taken or u in place of w; SIGTERM,
+which a cluster sends some seconds before it kills, ends the process. Both still do, once the step is done and saved.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from typing import Any
+
+_HELD = (signal.SIGINT, signal.SIGTERM)
+
+
+class HeldSignals:
+    """Notes the first signal of each kind while it is entered; the second one does what the first would have done.
+
+    Outside of the main thread, where Python has no handlers, it notes none.
+    """
+
+    def __init__(self) -> None:
+        self.noted: list[int] = []
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> HeldSignals:
+        self.noted.clear()
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in _HELD}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None and self.noted:
+            self.deliver()
+        self._restore()
+
+    @property
+    def first(self) -> signal.Signals:
+        """Of those that were noted; SIGTERM where another rank has one, and this one has to end with it."""
+        return signal.Signals(self.noted[0]) if self.noted else signal.SIGTERM
+
+    def deliver(self) -> None:
+        """Let the first one do what it would have done."""
+        first = self.first
+        self.noted.clear()
+        self._restore()
+        signal.raise_signal(first)
+
+    def _note(self, number: int, frame: Any) -> None:
+        if number in self.noted:
+            self._restore()
+            signal.raise_signal(signal.Signals(number))
+            return
+        self.noted.append(number)
+        if os.environ.get("RANK", "0") == "0":  # not by the log, which may be in the middle of a line
+            os.write(2, b"\nscalebio: the run ends with this optimiser step; the same signal again ends it at once\n")
+
+    def _restore(self) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, before if before is not None else signal.SIG_DFL)
+        self._before = {}
