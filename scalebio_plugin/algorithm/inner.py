@@ -233,10 +233,7 @@ class InnerParameters:
             self.transfer.finish()
         return {
             "values": {name: value.detach().cpu().clone() for name, value in self.values.items()},
-            "states": {
-                name: copied_state({key: self._plain(value) for key, value in state.items()}, "cpu")
-                for name, state in self.states.items()
-            },
+            "states": {name: copied_state(self._saved(state), "cpu") for name, state in self.states.items()},
             "groups": [copied_state(group) for group in self.groups],
         }
 
@@ -259,21 +256,21 @@ class InnerParameters:
         for name, value in saved["values"].items():
             self.values[name] = self._rest(self._value(self.parameters[name]), copy=True).copy_(value)
             self.gradients[name] = None
-        on_device = any(group.get("fused") or group.get("capturable") for group in self.optimizer.param_groups)
         for name, state in saved["states"].items():
-            device = self.parameters[name].device
-            self.states[name] = copied_state(state, device)
-            if on_device and isinstance(self.states[name].get("step"), Tensor):
-                self.states[name]["step"] = self.states[name]["step"].to(device)
+            self.states[name] = self._restored(self.parameters[name], state)
         self.groups = [copied_state(group) for group in saved["groups"]]
 
     def _value(self, parameter: nn.Parameter) -> Tensor:
         """What is exchanged of a parameter."""
         return parameter.detach()
 
-    def _plain(self, value: Any) -> Any:
-        """What is saved of an entry of the optimizer state."""
-        return value
+    def _saved(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What is saved of a parameter's optimizer state."""
+        return state
+
+    def _restored(self, parameter: nn.Parameter, state: Mapping[str, Any]) -> dict[str, Any]:
+        """A parameter's optimizer state from what was saved of it."""
+        return restored_state(state, parameter, self.optimizer)
 
     def _put(self, name: str, parameter: nn.Parameter) -> None:
         """Begin to make u's value the parameter's, and what it had the one that rests."""
@@ -309,6 +306,17 @@ def exchange_entries(groups: Sequence[dict[str, Any]], others: list[dict[str, An
 def copied_state(state: Mapping[str, Any], device: torch.device | str | None = None) -> dict[str, Any]:
     """Copy of one parameter's optimizer state; scalar tensors (Adam's step) stay where the optimizer keeps them."""
     return {key: _copied(value, device) for key, value in state.items()}
+
+
+def restored_state(
+    state: Mapping[str, Any], parameter: nn.Parameter, optimizer: torch.optim.Optimizer
+) -> dict[str, Any]:
+    """Copy of a state that `copied_state` gave for the CPU, where the optimizer keeps it."""
+    restored = copied_state(state, parameter.device)
+    on_device = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
+    if on_device and isinstance(restored.get("step"), Tensor):
+        restored["step"] = restored["step"].to(parameter.device)
+    return restored
 
 
 def _copied(value: Any, device: torch.device | str | None) -> Any:

@@ -40,12 +40,9 @@ _ON_ENGINE: dict[str, dict[str, str]] = {
     },
     "deepspeed": {**dict.fromkeys(("adagrad", "ao_adamw_fp8", "sinkgd", "dion"), _NO_FLAT), **_NOT_TRIED},
 }
-# What becomes of a run that saves its optimizer under FSDP2; each was seen in the host without the plugin too.
-_LOST_WITH_FSDP2 = {
-    **dict.fromkeys(("torch_8bit", "torch_4bit", "ao_adamw"), "dies at the first checkpoint"),
-    **dict.fromkeys(("schedule_free", "sinkgd"), "cannot go on from a checkpoint"),
-    "adagrad": "goes on from a checkpoint with another state than it saved",
-}
+# With FSDP2 the host alone dies as it writes the state of the first three, or writes what nothing can read; from the
+# others it cannot go on, or does with another state than it saved. Ranks save theirs by themselves.
+_SAVED_BY_RANK = ("torch_8bit", "torch_4bit", "ao_adamw", "schedule_free", "sinkgd", "adagrad")
 
 
 def problems_of_optimizer(optimizer: str, *, lisa: bool) -> Iterator[str]:
@@ -57,14 +54,13 @@ def problems_of_optimizer(optimizer: str, *, lisa: bool) -> Iterator[str]:
             yield f"optimizer: {optimizer} {reason}; use adamw_torch, or remove scalebio.lisa"
 
 
-def problems_on_engine(optimizer: str, engine: str, *, saves: bool) -> Iterator[str]:
-    """On several processes: `engine` is ddp, fsdp or deepspeed; `saves`: the run saves its optimizer."""
+def problems_on_engine(optimizer: str, engine: str) -> Iterator[str]:
+    """On several processes: `engine` is ddp, fsdp or deepspeed."""
     for part, reason in _ON_ENGINE[engine].items():
         if part in optimizer:
             yield f"optimizer: {optimizer} {reason}; use adamw_torch or another one"
-    for part, fate in _LOST_WITH_FSDP2.items():
-        if part in optimizer and engine == "fsdp" and saves:
-            yield (
-                f"optimizer: {optimizer}: under FSDP2 a run with it {fate}, with or without the plugin; use "
-                "adamw_torch, or save_only_model: true"
-            )
+
+
+def saved_by_rank(optimizer: str) -> bool:
+    """Whether each rank of FSDP2 saves its part of the optimizer's state, and not the host."""
+    return any(part in optimizer for part in _SAVED_BY_RANK)

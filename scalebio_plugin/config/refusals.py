@@ -103,8 +103,7 @@ def _engine(config: Mapping[str, Any]) -> Iterator[str]:
     several = int(os.environ.get("WORLD_SIZE") or 1) > 1
     sharded = "deepspeed" if config.get("deepspeed") else "fsdp" if config.get("fsdp_config") else None
     if sharded or several:
-        saves = config.get("save_strategy") != "no" and not config.get("save_only_model")
-        yield from problems_on_engine(str(config.get("optimizer") or ""), sharded or "ddp", saves=saves)
+        yield from problems_on_engine(str(config.get("optimizer") or ""), sharded or "ddp")
     if config.get("torch_compile") and (several or sharded or config.get("fsdp")):
         yield "torch_compile: hides the engine of several processes, which u's passes steer; remove torch_compile"
     if not config.get("fsdp_config") and not config.get("fsdp"):

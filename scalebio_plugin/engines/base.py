@@ -142,6 +142,22 @@ class Engine:
     def restore_model_part(self, parameters: Mapping[str, nn.Parameter], part: Mapping[str, Tensor]) -> None:
         """Once the host has loaded its files."""
 
+    @contextmanager
+    def hosts_optimizer(self) -> Iterator[None]:
+        """While the host writes or reads its files: it does nothing with a state that `optimizer_part` holds."""
+        yield
+
+    def optimizer_part(
+        self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
+    ) -> dict[str, Any] | None:
+        """State of w's optimizer where a checkpoint has it in place of the host's file, on the CPU; None elsewhere."""
+        return None
+
+    def restore_optimizer_part(
+        self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, part: Mapping[str, Any]
+    ) -> None:
+        """What `optimizer_part` gave."""
+
     def step_inner(self, model: nn.Module, inner: InnerSet) -> None:
         """With u in place and all its gradients there: clip as the host does, and step."""
         limit = self.trainer.args.max_grad_norm

@@ -6,7 +6,7 @@ is still gathered from before an exchange is freed first.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,9 +15,13 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from ..algorithm.inner import InnerParameters, Transfer
+from ..algorithm.inner import InnerParameters, Transfer, copied_state, restored_state
+from ..config.optimizers import saved_by_rank
 from .base import Engine, InnerSet
 from .transfer import transfer_between
+
+_PARAMETERS = ("params", "param_names")  # entries of an optimizer's groups that no checkpoint needs
+_SHARDED = "scalebio_sharded"  # in a saved state: keys of the tensors that were sharded
 
 
 class ShardedInner(InnerParameters):
@@ -57,17 +61,26 @@ class ShardedInner(InnerParameters):
         mine.copy_(value)
         value.copy_(theirs)
 
-    def _plain(self, value: Any) -> Any:
-        return _local(value)
+    def _saved(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
+        return _local_state(state)
 
-    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        super().load_state_dict(saved)
-        for name, state in self.states.items():
-            parameter = self.parameters[name]
-            if isinstance(parameter, DTensor):
-                for key, value in state.items():
-                    if isinstance(value, Tensor) and value.dim() > 0:
-                        state[key] = _like(value, parameter)
+    def _restored(self, parameter: nn.Parameter, state: Mapping[str, Any]) -> dict[str, Any]:
+        return _sharded_state(super()._restored(parameter, state), parameter)
+
+
+def _local_state(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A parameter's optimizer state with the local tensors of DTensors, and which those were."""
+    sharded = [key for key, value in state.items() if isinstance(value, DTensor)]
+    return {key: _local(value) for key, value in state.items()} | {_SHARDED: sharded}
+
+
+def _sharded_state(state: dict[str, Any], parameter: nn.Parameter) -> dict[str, Any]:
+    """What `_local_state` was given. In place."""
+    tensors = [key for key, value in state.items() if isinstance(value, Tensor) and value.dim() > 0]
+    for key in state.pop(_SHARDED, tensors):  # absent from what older versions wrote
+        if isinstance(parameter, DTensor):
+            state[key] = _like(state[key], parameter)
+    return state
 
 
 def _local(value: Any) -> Any:
@@ -86,8 +99,65 @@ def _like(local: Tensor, parameter: DTensor) -> DTensor:
     )
 
 
+class NothingToSave(torch.optim.Optimizer):
+    """Stands in for an optimizer where the host writes and reads its state: one number, as it wants to see a device."""
+
+    def __init__(self, groups: Sequence[Mapping[str, Any]]):
+        super().__init__([{"params": group["params"]} for group in groups], {"lr": 0.0})
+
+    def step(self, closure: Any = None) -> Any:
+        """Called by what gathers the state of an optimizer that has none yet."""
+        for parameter in (parameter for group in self.param_groups for parameter in group["params"]):
+            if parameter.grad is not None:
+                self.state[parameter]["nothing"] = torch.zeros(1, device=parameter.device)
+
+
 class FSDP2Engine(Engine):
     sharded = True
+
+    @property
+    def saves_optimizer(self) -> bool:
+        """Whether `optimizer_part` takes the place of the host's file."""
+        return saved_by_rank(str(self.trainer.axolotl_cfg.optimizer))
+
+    @contextmanager
+    def hosts_optimizer(self) -> Iterator[None]:
+        if not self.saves_optimizer:
+            yield
+            return
+        optimizer = self.trainer.optimizer
+        self.trainer.optimizer = NothingToSave(optimizer.param_groups)
+        try:
+            yield
+        finally:
+            self.trainer.optimizer = optimizer
+
+    def optimizer_part(
+        self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
+    ) -> dict[str, Any] | None:
+        """This rank's shards, and the groups."""
+        if not self.saves_optimizer:
+            return None
+        return {
+            "states": {
+                name: copied_state(_local_state(optimizer.state[parameter]), "cpu")
+                for name, parameter in parameters.items()
+                if parameter in optimizer.state
+            },
+            "groups": [
+                copied_state({key: value for key, value in group.items() if key not in _PARAMETERS}, "cpu")
+                for group in optimizer.param_groups
+            ],
+        }
+
+    def restore_optimizer_part(
+        self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, part: Mapping[str, Any]
+    ) -> None:
+        for name, state in part["states"].items():
+            parameter = parameters[name]
+            optimizer.state[parameter] = _sharded_state(restored_state(state, parameter, optimizer), parameter)
+        for group, saved in zip(optimizer.param_groups, part["groups"], strict=True):
+            group.update(copied_state(saved))
 
     @contextmanager
     def synced(self, model: nn.Module, on: bool) -> Iterator[None]:

@@ -84,12 +84,14 @@ class InnerPart:
         position: Of the batches, `Learning.position`.
         record: Last line of the history.
         model: What of w the host's files do not hold.
+        optimizer: State of w's optimizer, where the host's file does not hold it.
     """
 
     inner: dict[str, Any] | None
     position: tuple[int, int] | dict[str, Any]
     record: Any
     model: dict[str, Tensor]
+    optimizer: dict[str, Any] | None = None
 
 
 def forget(checkpoint: str) -> None:
@@ -105,6 +107,7 @@ def write_mixture(checkpoint: str, part: MixturePart) -> None:
 
 def write_inner(checkpoint: str, part: InnerPart, place: Place) -> None:
     saved = {"version": VERSION, "inner": part.inner, "rest": part.position, "record": part.record, "model": part.model}
+    saved["optimizer"] = part.optimizer
     _save(saved, checkpoint, place.inner)
 
 
@@ -220,7 +223,7 @@ def read_inner(checkpoint: str, place: Place) -> InnerPart:
         ValueError: It was written by another version of the format.
     """
     saved = _load(checkpoint, place.inner)
-    return InnerPart(saved["inner"], saved["rest"], saved["record"], saved["model"])
+    return InnerPart(saved["inner"], saved["rest"], saved["record"], saved["model"], saved.get("optimizer"))
 
 
 def _refuse_missing(checkpoint: str, place: Place) -> None:

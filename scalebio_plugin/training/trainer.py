@@ -388,14 +388,20 @@ class ScaleBiOTrainer(AxolotlTrainer):
             rotate_checkpoints(run_dir, limit, self.state.best_model_checkpoint, use_mtime=True)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)
         learning = self.learning
-        if learning is not None and learning.place.writes_inner:
+        if learning is None:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        with learning.engine.hosts_optimizer():
+            super()._save_optimizer_and_scheduler(output_dir)
+        if learning.place.writes_inner:
+            parameters = self.trainable_parameters()
             part = InnerPart(
                 inner=None if learning.inner is None else learning.inner.state_dict(),
                 position=learning.position,
                 record=learning.record,
-                model=learning.engine.model_part(self.trainable_parameters()),
+                model=learning.engine.model_part(parameters),
+                optimizer=learning.engine.optimizer_part(parameters, self.raw_optimizer()),
             )
             checkpoints.write_inner(output_dir, part, learning.place)
 
@@ -409,7 +415,8 @@ class ScaleBiOTrainer(AxolotlTrainer):
         if learning is not None and learning.layers is not None and checkpoint is not None:
             # The checkpoint has optimizer state for the layers of its period, and FSDP wants one for all that train.
             learning.layers.freeze_others(max(0, self.state.global_step - 1), self.trainable_parameters())
-        super()._load_optimizer_and_scheduler(checkpoint)
+        with nullcontext() if learning is None else learning.engine.hosts_optimizer():
+            super()._load_optimizer_and_scheduler(checkpoint)
         if learning is not None and checkpoint is not None:
             self._restore(learning, checkpoint)
 
@@ -425,6 +432,8 @@ class ScaleBiOTrainer(AxolotlTrainer):
         learning.resume_at(saved.position, done)
         learning.record = saved.record
         learning.engine.restore_model_part(parameters, saved.model)
+        if saved.optimizer is not None:
+            learning.engine.restore_optimizer_part(parameters, self.raw_optimizer(), saved.optimizer)
         if saved.inner is not None:
             learning.inner = learning.engine.inner(parameters, self.raw_optimizer(), learning.inner_device)
             learning.inner.load_state_dict(saved.inner)
