@@ -77,7 +77,7 @@ class ScaleBiOPlugin(BasePlugin):
 
     def get_training_args(self, cfg: DictDefault) -> dict[str, Any]:
         """bf16 on a machine without accelerator: the host asks to say so."""
-        return {"use_cpu": True} if cfg.bf16 and not torch.cuda.is_available() else {}
+        return {"use_cpu": True} if (cfg.bf16 or cfg.bfloat16) and not torch.cuda.is_available() else {}
 
     def pre_model_load(self, cfg: DictDefault) -> None:
         """The host seeds in its trainer, after an adapter has started at random: the same seed gave other runs."""

@@ -77,7 +77,7 @@ def _combinations(config: Mapping[str, Any], settings: Mapping[str, Any]) -> Ite
             "(DeepSpeed 0.18.9 and before; its pull requests 7967 and 7981); use stage 1 or 3"
         )
     bf16 = _value(settings, "bf16.enabled", _value(settings, "bfloat16.enabled", False))
-    half = bool(config.get("bf16")) if bf16 == "auto" else bool(bf16)
+    half = bool(config.get("bf16") or config.get("bfloat16")) if bf16 == "auto" else bool(bf16)
     if stage == 1 and half and _value(settings, "data_types.grad_accum_dtype", None) == "fp32":
         yield "deepspeed: stage 1 with grad_accum_dtype fp32 is another optimizer; use stage 2 or 3, or remove the key"
     if stage == 3 and config.get("load_in_8bit") and not half:

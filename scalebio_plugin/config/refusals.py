@@ -37,8 +37,6 @@ _KEYS = {
     "label_smoothing_factor": "changes the training loss",
     "auto_find_batch_size": "restarts the training loop in mid-run",
     "fp8": "keeps scaling state in the layers, which both parameter sets would share",
-    "bfloat16": "is training in pure half precision, which loses most updates to rounding; use bf16: true",
-    "float16": "is training in pure half precision, which loses most updates to rounding; use fp16: true or bf16: true",
     "liger_use_token_scaling": "changes the training loss",
     "unsloth_cross_entropy_loss": "computes the loss inside the model, without the losses of the single tokens",
     "context_parallel_size": "splits sequences over ranks",
@@ -106,6 +104,8 @@ def _engine(config: Mapping[str, Any]) -> Iterator[str]:
         yield from problems_on_engine(str(config.get("optimizer") or ""), sharded or "ddp")
     if config.get("torch_compile") and (several or sharded or config.get("fsdp")):
         yield "torch_compile: hides the engine of several processes, which u's passes steer; remove torch_compile"
+    if config.get("float16") and sharded:
+        yield "float16: has no loss scaler, and was not tried with sharded parameters; use bf16: true"
     if not config.get("fsdp_config") and not config.get("fsdp"):
         return
     block = config.get("fsdp_config") or {}

@@ -103,6 +103,7 @@ def precision_of(cfg: Mapping[str, Any]) -> str:
     bf16 = cfg.get("bf16", "auto")
     if bf16 == "auto":
         return "fp16" if cfg.get("fp16") else "bf16"
-    if bf16:
+    if bf16 or cfg.get("bfloat16"):
         return "bf16"
-    return "fp16" if cfg.get("fp16") or cfg.get("load_in_8bit") else "fp32"
+    half_base = cfg.get("load_in_8bit") or (cfg.get("float16") and cfg.get("adapter"))
+    return "fp16" if cfg.get("fp16") or half_base else "fp32"

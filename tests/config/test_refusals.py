@@ -142,7 +142,7 @@ def test_the_config_is_left_as_it_is():
 
 REMOVED_KEYS: dict[str, Any] = {
     **dict.fromkeys(("reward_model", "process_reward_model", "streaming", "is_multimodal", "relora", "fp8"), True),
-    **dict.fromkeys(("use_eaft", "use_dft", "balance_labels", "auto_find_batch_size", "bfloat16", "float16"), True),
+    **dict.fromkeys(("use_eaft", "use_dft", "balance_labels", "auto_find_batch_size"), True),
     **dict.fromkeys(("liger_use_token_scaling", "unsloth_cross_entropy_loss", "skip_prepare_dataset"), True),
     **dict.fromkeys(("context_parallel_size", "tensor_parallel_size", "expert_parallel_size"), 2),
     **{"rl": "dpo", "pretraining_dataset": [{"path": "x"}], "processor_type": "AutoProcessor", "relora_steps": 100},
@@ -292,6 +292,14 @@ def test_fp16_is_refused_on_sharded_engines():
         refused(config({**engine, **FP16}), "fp16: ", "use bf16: true")
 
 
+def test_float16_is_refused_on_sharded_engines():
+    for engine in (FSDP2, ZERO):
+        refused(config({**engine, "float16": True}), "float16: ", "use bf16: true")
+        assert problems_of(config({**engine, "bfloat16": True})) == []
+    for fine in ("float16", "bfloat16"):
+        assert problems_of(config({fine: True, "bf16": False})) == []
+
+
 AUTO = {"bf16": {"enabled": "auto"}, "fp16": {"enabled": "auto"}, "gradient_clipping": "auto"}
 
 
@@ -337,7 +345,7 @@ def test_an_8_bit_base_with_zero_3_needs_half_precision():
     lora = {"adapter": "lora", "lora_r": 8, "load_in_8bit": True, "bf16": False}
     zero2, zero3 = ({"deepspeed": {**AUTO, "zero_optimization": {"stage": stage}}} for stage in (2, 3))
     refused(config({**zero3, **lora}), "load_in_8bit: ", "use bf16: true")
-    for fine in ({**zero3, **lora, "bf16": "auto"}, {**zero2, **lora}):
+    for fine in ({**zero3, **lora, "bf16": "auto"}, {**zero3, **lora, "bfloat16": True}, {**zero2, **lora}):
         assert problems_of(config(fine)) == []
 
 

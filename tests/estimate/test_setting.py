@@ -79,6 +79,9 @@ def test_the_hosts_lisa_keys_count_as_the_plugin_takes_them_over(tmp_path: Path,
         ({"bf16": False, "fp16": True}, "fp16"),
         ({"bf16": False}, "fp32"),
         ({"bf16": True}, "bf16"),
+        ({"bf16": False, "bfloat16": True}, "bf16"),
+        ({"bf16": False, "float16": True}, "fp32"),  # all of it trains
+        ({"bf16": False, "float16": True, "adapter": "lora"}, "fp16"),
     ],
 )
 def test_precision_is_resolved_as_the_host_does_on_a_gpu(cfg: dict[str, Any], expected: str) -> None:

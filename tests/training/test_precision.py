@@ -41,6 +41,36 @@ def test_what_trains_is_stepped_in_float32() -> None:
     assert unchanged_by_a_step(module) < 0.01
 
 
+def test_bfloat16_is_bf16(inputs: Path, tmp_path: Path) -> None:
+    """The host turns autocast on for either."""
+    for_both = {"parameters": True, "max_steps": 2}
+    one, other = (
+        host.train(inputs, output_dir=str(tmp_path / name), **for_both, **keys)
+        for name, keys in {"bf16": {"bf16": True}, "bfloat16": {"bfloat16": True}}.items()
+    )
+    assert one.trainer.accelerator.mixed_precision == other.trainer.accelerator.mixed_precision == "bf16"
+    for model, again in zip([*one.model, *one.inner], [*other.model, *other.inner], strict=True):
+        assert all(value.dtype == torch.float32 and torch.equal(value, again[key]) for key, value in model.items())
+    assert torch.equal(one.weights[-1], other.weights[-1])
+
+
+def test_float16_keeps_what_trains_in_float32(inputs: Path, tmp_path: Path) -> None:
+    """Its base computes in half precision, without autocast: the gaps are those of float32, to its rounding."""
+    half, whole = (
+        host.train(inputs, output_dir=str(tmp_path / name), parameters=True, **host.LORA, learning_rate=5e-3, **keys)
+        for name, keys in {"half": {"float16": True, "fp16": False}, "whole": {}}.items()
+    )
+    frozen = {p.dtype for p in half.trainer.model.parameters() if not p.requires_grad}
+    assert torch.float16 in frozen
+    assert {value.dtype for value in (half.model[-1] | half.inner[-1]).values()} == {torch.float32}
+    pulls = []
+    for run in (half, whole):
+        records = read_history(run.folder / "history.jsonl")
+        pulls.append(series(records, "pull", ["clean", "wrong", "offtopic"])[2:])  # u and w begin as one
+    rounding, signal = np.sqrt(((pulls[0] - pulls[1]) ** 2).mean()), np.sqrt((pulls[1] ** 2).mean())
+    assert 0.0 < rounding < 0.1 * signal
+
+
 @pytest.mark.slow
 def test_the_gap_stands_above_the_rounding_of_bf16(inputs: Path, tmp_path: Path) -> None:
     """The same runs in bf16 and in float32 at the default penalty, before λ could lead them apart."""
