@@ -17,8 +17,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         status: int = arguments.run(arguments)
         return status
-    except (FileNotFoundError, ValueError) as error:
-        print(f"scalebio: {error}", file=sys.stderr)
+    except (OSError, ValueError) as error:
+        from .report.words import printable_lines
+
+        print(f"scalebio: {printable_lines(str(error))}", file=sys.stderr)
         return 2
 
 
@@ -168,7 +170,7 @@ def _show(arguments: argparse.Namespace) -> int:
     from .report.mixture_file import goals_of, read_mixture, summaries_of
     from .report.tables import goals_table, weights_table
 
-    document = read_mixture(_mixture_at(arguments.path))
+    document = read_mixture(_mixture_at(arguments.path), needs=("sources",))
     print(weights_table(summaries_of(document), document.get("verdict")))
     helped = goals_table(goals_of(document))
     if helped is not None:
@@ -179,10 +181,11 @@ def _show(arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     from .report.history import read_history
     from .report.mixture_file import read_mixture
-    from .report.page import write_report
+    from .report.page import NEEDED, write_report
 
     mixture = _mixture_at(arguments.path)
-    print(write_report(mixture.parent, read_mixture(mixture), read_history(mixture.with_name("history.jsonl"))))
+    history = read_history(mixture.with_name("history.jsonl"))
+    print(write_report(mixture.parent, read_mixture(mixture, NEEDED), history))
     return 0
 
 

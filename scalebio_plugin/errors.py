@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import sys
 
+from .report.words import printable_lines
+
 TYPE_CHECKING = False  # as in `boot`
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -43,7 +45,7 @@ def said_by(error: BaseException) -> str | None:
     texts = list(_texts(error))
     if not any(text.startswith(("scalebio", "--scalebio")) for text in texts):
         return None
-    return "\n".join([*texts, *getattr(error, "__notes__", [])])
+    return printable_lines("\n".join([*texts, *getattr(error, "__notes__", [])]))
 
 
 def _texts(error: ValueError) -> Iterator[str]:

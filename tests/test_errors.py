@@ -38,6 +38,10 @@ def test_notes_of_where_it_came_up_belong_to_it() -> None:
     assert said_by(error) == "scalebio: no\nscalebio: this came up while loading datasets[0] (a.jsonl)"
 
 
+def test_it_does_nothing_to_a_terminal() -> None:
+    assert said_by(ValueError("scalebio: no source \x1b[2Ja\n  - b")) == "scalebio: no source \\x1b[2Ja\n  - b"
+
+
 def test_of_the_hosts_error_for_a_whole_config_the_problems() -> None:
     error = error_of(Host, {**GOOD, "datasets": GOOD["datasets"][:1], "rl": "dpo"})
     text = said_by(error)

@@ -177,7 +177,8 @@ def test_no_module_imports_in_a_circle():
         # torch imports numpy where it is installed
         ("scalebio_plugin.algorithm.bilevel, scalebio_plugin.algorithm.inner", {"torch", "numpy"}),
         ("scalebio_plugin.training.mixture_run", {"torch", "numpy", "pydantic"}),
-        ("scalebio_plugin.report.folder, scalebio_plugin.report.summary", {"numpy"}),
+        ("scalebio_plugin.report.folder, scalebio_plugin.report.summary", {"numpy", "pydantic"}),
+        ("scalebio_plugin.report, scalebio_plugin.errors", set()),
         ("scalebio_plugin.cli", set()),
     ],
 )

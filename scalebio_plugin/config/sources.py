@@ -12,6 +12,8 @@ from typing import Any
 from .names import source_names
 from .split import columns_of
 
+MOST_CHARACTERS = 10_000  # of a name that `report.parsed` reads back
+
 
 def problems_of_names(entries: Sequence[Mapping[str, Any]], block: Mapping[str, Any]) -> Iterator[str]:
     """Before any row is read."""
@@ -21,6 +23,9 @@ def problems_of_names(entries: Sequence[Mapping[str, Any]], block: Mapping[str, 
     except ValueError as error:
         yield str(error)
         return
+    long = [name[:40] for name in names if len(name) > MOST_CHARACTERS]
+    if long:
+        yield f"scalebio.names must have at most {MOST_CHARACTERS} characters each, {long}... have more; cut them"
     if not any(columns):
         if "min_rows" in block:
             yield "scalebio.min_rows does nothing without scalebio.split_by; remove it, or add split_by"

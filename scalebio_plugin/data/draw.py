@@ -11,6 +11,7 @@ from datasets import Dataset
 from ..algorithm.bilevel import NO_SOURCE
 from ..config.block import ScaleBiOSettings
 from ..config.names import refuse_other_sources
+from ..report.words import printable
 from .drawn import shared_out
 from .sources import Prepared
 from .tags import COLUMN
@@ -76,7 +77,7 @@ def _announce(
     """What the mixture came to: sequences drawn of each source, and where max_repeats held one back."""
     have, took = (np.bincount(of[of != NO_SOURCE], minlength=len(names)) for of in (source, source[drawn]))
     rows = [
-        f"  {name}: weight {weight:.4f}, {b} of {len(drawn)} sequences, each {b / max(a, 1):.2f} times"
+        f"  {printable(name)}: weight {weight:.4f}, {b} of {len(drawn)} sequences, each {b / max(a, 1):.2f} times"
         + (" (held at max_repeats)" if b and b == a * settings.max_repeats else "")
         for name, weight, a, b in zip(names, weights, have, took, strict=True)
     ]

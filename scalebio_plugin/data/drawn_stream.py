@@ -9,6 +9,7 @@ import numpy as np
 from axolotl.utils.logging import get_logger
 from torch.utils.data import BatchSampler, SequentialSampler
 
+from ..report.words import printable
 from .drawn import SEGMENT, Draw, DrawState, PlannedStep, learning_fractions
 from .table import SourceTable
 
@@ -126,11 +127,12 @@ class DrawnStream:
         fractions = self.table.sampling(weights) if over else learning_fractions(weights, self.draw.mean_units)
         if over not in self._announced:
             self._announced.add(over)
+            names = map(printable, self.table.names)
             LOG.info(
                 "scalebio: "
                 + ("learning is over, λ is final; sequences are now" if over else "sequences are at first")
                 + " drawn by these fractions: "
-                + ", ".join(f"{name} {part:.3f}" for name, part in zip(self.table.names, fractions, strict=True))
+                + ", ".join(f"{name} {part:.3f}" for name, part in zip(names, fractions, strict=True))
             )
         return fractions
 

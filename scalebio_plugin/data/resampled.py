@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from axolotl.utils.logging import get_logger
 
+from ..report.words import printable
 from .draw import drawn_per_lap, resample
 from .table import SourceTable
 
@@ -55,10 +56,10 @@ class ResampledStream:
         return self._iterator
 
     def _laps(self, weights: np.ndarray) -> Iterator[Batch]:
-        fractions = self.table.sampling(weights)
+        fractions, names = self.table.sampling(weights), map(printable, self.table.names)
         LOG.info(
             "scalebio: learning is over, λ is final; sequences are now drawn by these fractions: "
-            + ", ".join(f"{name} {part:.3f}" for name, part in zip(self.table.names, fractions, strict=True))
+            + ", ".join(f"{name} {part:.3f}" for name, part in zip(names, fractions, strict=True))
         )
         while True:
             for batch in self.loader_over(self._rows(fractions), self.batch):

@@ -15,6 +15,7 @@ from ..config.block import ScaleBiOSettings
 from ..config.names import numbered
 from ..config.sources import problems_of_sources
 from ..config.split import OTHER, columns_of, refuse_split, refuse_too_many, sources_of
+from ..report.words import printable
 from .carried import carrying, values_of
 
 LOG = get_logger("axolotl.scalebio")
@@ -99,7 +100,7 @@ def _say_which_are_rare(rows: Counter[str], source_of: dict[str, str], split: Sp
     rare = [value for value, _ in rows.most_common() if source_of[value] == OTHER and value != OTHER]
     if not rare:
         return
-    shown = ", ".join(f"{value} ({rows[value]})" for value in rare[:_SHOWN])
+    shown = ", ".join(f"{printable(value)} ({rows[value]})" for value in rare[:_SHOWN])
     more = f", and {len(rare) - _SHOWN} more" if len(rare) > _SHOWN else ""
     LOG.info(
         f"scalebio: column {split.column!r} of {split.place}: {len(rare)} of {len(rows)} values have fewer than "

@@ -10,4 +10,6 @@ next_config   the config of the next, ordinary run
 bug           what a bug report needs; of a config and a log, `without_secrets`
 folder        the folder of a run, in which all of these lie
 files         files that are never half there
+parsed        documents that people send each other, parsed once
+words         text from elsewhere, before it reaches a terminal
 """

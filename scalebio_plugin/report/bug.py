@@ -13,6 +13,8 @@ from typing import Any
 
 import yaml
 
+from .words import printable_lines
+
 _PACKAGES = ("axolotl", "transformers", "accelerate", "torch", "peft", "bitsandbytes", "deepspeed", "datasets")
 _LINES = 40  # of the log
 _SHOWN = {  # keys whose texts say what is run
@@ -83,7 +85,7 @@ def shown_config(value: Any, key: str = "") -> Any:
 def _end_of(log: Path) -> str:
     with log.open(encoding="utf-8", errors="replace", newline="\n") as lines:
         last = [line.rstrip().rsplit("\r", 1)[-1] for line in deque(lines, _LINES)]  # of a progress bar what one saw
-    return shown_text(re.sub(r"\x1b\[[\d;]*m", "", "\n".join(last)))
+    return shown_text(printable_lines(re.sub(r"\x1b\[[\d;]*m", "", "\n".join(last))))
 
 
 def shown_text(text: str) -> str:

@@ -6,16 +6,20 @@ Arrays have the mixture updates (N) along their rows and the sources (S) along t
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TypedDict
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, NotRequired
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, TypeAdapter
+from typing_extensions import TypedDict  # pydantic takes the one of `typing` from Python 3.12 on
 
 from .files import StrPath
+from .parsed import Count, Many, Name, NotNegative, Number, Positive, Text, content_of, parsed
 
 Floats = NDArray[np.float64]
+Ends = Annotated[list[Number], Field(min_length=2, max_length=2)]
+MOST_BYTES = 4 * 2**30
 
 
 class HistoryRecord(TypedDict):
@@ -23,29 +27,37 @@ class HistoryRecord(TypedDict):
 
     Three differences of losses have three names. inner_loss and loss are means over what this batch holds; `pull`
     estimates L2_i(w) − L2_i(u) from it, for every source; `gap` is the pull less an average over the sources (see
-    `algorithm.evidence`): above 0 a source loses weight.
+    `algorithm.evidence`): above 0 a source loses weight. What is not required older versions did not write.
     """
 
-    step: int  # optimiser step, from 1
-    weights: dict[str, float]
-    interval: dict[str, list[float]] | None  # 95%, see `algorithm.certainty.weight_interval`; None: the rule has none
-    loss: dict[str, float | None]  # the source's mean training loss in this batch; None if it had no example there
-    inner_loss: dict[str, float | None]  # the same at the inner parameters
-    pull: dict[str, float]  # nats, never None
-    gap: dict[str, float]  # nats
-    gap_mean: dict[str, float]  # over the last third to two thirds of the updates
-    gap_se: dict[str, float] | None  # standard error of gap_mean, autocorrelation counted; None: too few updates
-    evidence: dict[str, float]  # largest z / z0 of all gaps: beyond ±1 they are not noise; below 0 the source gains
-    verdict: str  # no signal, still moving, converged
-    units: dict[str, int]  # target tokens of the source in this batch; its sequences with `loss_unit: sequence`
-    train_loss: float
-    val_loss: float
-    val_losses: dict[str, float | None]  # of each validation set; None if the batch held none of it
-    val_weights: dict[str, float]  # of each in val_loss; they move with `objective: worst`
+    step: Positive  # optimiser step, from 1
+    weights: Annotated[dict[Name, NotNegative], Field(min_length=1), Many]
+    # 95%, see `algorithm.certainty.weight_interval`; None: the rule has none
+    interval: NotRequired[Annotated[dict[Name, Ends], Many] | None]
+    loss: Annotated[dict[Name, Number | None], Many]  # mean over the batch's; None if it had no example of the source
+    inner_loss: Annotated[dict[Name, Number | None], Many]  # the same at the inner parameters
+    pull: NotRequired[Annotated[dict[Name, Number], Many]]  # nats, never None
+    gap: Annotated[dict[Name, Number], Many]  # nats
+    gap_mean: NotRequired[Annotated[dict[Name, Number], Many]]  # over the last third to two thirds of the updates
+    # standard error of gap_mean, autocorrelation counted; None: too few updates
+    gap_se: NotRequired[Annotated[dict[Name, NotNegative], Many] | None]
+    # largest z / z0 of all gaps: beyond ±1 they are not noise; below 0 the source gains
+    evidence: NotRequired[Annotated[dict[Name, Number], Many]]
+    verdict: NotRequired[Text]  # no signal, still moving, converged
+    units: dict[Name, Count]  # target tokens of the source in this batch; its sequences with `loss_unit: sequence`
+    train_loss: Number
+    val_loss: Number
+    # of each validation set; None if the batch held none of it
+    val_losses: NotRequired[Annotated[dict[Name, Number | None], Many]]
+    val_weights: NotRequired[Annotated[dict[Name, NotNegative], Many]]  # of each; they move with `objective: worst`
     # {source: {set: cosine of their gradients at w}}, see `algorithm.alignment`; None without a probe in this step; a
     # cosine is None where the batches held none of the source or of the set
-    goals: dict[str, dict[str, float | None]] | None
-    learning_rate: float
+    goals: NotRequired[Annotated[dict[Name, Annotated[dict[Name, Number | None], Many]], Many] | None]
+    learning_rate: Number
+
+
+_LINE = TypeAdapter(HistoryRecord)
+_BY_SOURCE = ("weights", "interval", "loss", "inner_loss", "pull", "gap", "gap_mean", "gap_se", "evidence", "goals")
 
 
 def append_history(path: StrPath, record: HistoryRecord) -> None:
@@ -55,7 +67,20 @@ def append_history(path: StrPath, record: HistoryRecord) -> None:
 
 
 def read_history(path: StrPath) -> list[HistoryRecord]:
-    return [_parse(path, number, line) for number, line in enumerate(Path(path).read_bytes().splitlines(), start=1)]
+    """All lines of the file, which are of the same sources.
+
+    Raises:
+        ValueError: One is not; it is named, with the key.
+    """
+    history: list[HistoryRecord] = []
+    for number, line in enumerate(content_of(path, MOST_BYTES).splitlines(), start=1):
+        where = f"{path}, line {number}"
+        remedy = "delete the line, or resume the run, which takes the history of its checkpoint"
+        record = parsed(_LINE, line, where, remedy)
+        for key in _of_others(record, history[0] if history else record):
+            raise ValueError(f"{where}: {key} must be of the same sources and sets as the first line; {remedy}")
+        history.append(record)
+    return history
 
 
 def readable_lines(content: bytes) -> bytes:
@@ -71,16 +96,17 @@ def _is_record(line: bytes) -> bool:
         return False
 
 
-def _parse(path: StrPath, number: int, line: bytes) -> HistoryRecord:
-    try:
-        record: HistoryRecord = json.loads(line)
-        int(record["step"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(
-            f"{path}, line {number}: a line must be one JSON object with an integer 'step', got {line[:80]!r}; "
-            "delete the line, or resume the run, which takes the history of its checkpoint"
-        ) from error
-    return record
+def _of_others(record: HistoryRecord, first: HistoryRecord) -> Iterator[str]:
+    """Keys whose names of sources, or of validation sets, are not those of the first line."""
+    of_sources: dict[str, Any] = {key: record.get(key) for key in _BY_SOURCE}
+    yield from (key for key, of in of_sources.items() if of is not None and of.keys() != first["weights"].keys())
+    sets, of_first = record.get("val_losses", {}), first.get("val_losses", {})
+    if sets.keys() != of_first.keys():
+        yield "val_losses"
+    if record.get("val_weights", {}).keys() != sets.keys():
+        yield "val_weights"
+    if any(row.keys() != sets.keys() for row in (record.get("goals") or {}).values()):
+        yield "goals"
 
 
 def series(history: Sequence[HistoryRecord], key: str, names: Sequence[str]) -> Floats:  # (N, S), None as NaN

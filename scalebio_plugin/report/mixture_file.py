@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+from pydantic_core import from_json
 
 from .files import StrPath, replace_file
+from .parsed import Count, Many, Name, NotNegative, Positive, Text, content_of, parsed
 from .summary import Cosine, Goals, SourceSummary, largest_first
 
 SCHEMA = 1
+MOST_BYTES = 256 * 2**20
+_STRICT = ConfigDict(strict=True, extra="ignore")
 
 
 @dataclass(frozen=True)
@@ -60,10 +66,7 @@ def mixture_document(
 
 def summaries_of(document: Mapping[str, Any]) -> dict[str, SourceSummary]:
     """What `mixture_document` was given, back from its document; largest weight first."""
-    fields = SourceSummary.__dataclass_fields__.keys()
-    known = {name: {key: source[key] for key in fields & source.keys()} for name, source in document["sources"].items()}
-    summaries = {name: SourceSummary(**source) for name, source in known.items()}
-    return {name: replace(one, interval=_pair(one.interval)) for name, one in summaries.items()}
+    return _SUMMARIES.validate_python(document["sources"])
 
 
 def _as_values(row: Mapping[str, Cosine]) -> dict[str, Any]:
@@ -72,41 +75,93 @@ def _as_values(row: Mapping[str, Cosine]) -> dict[str, Any]:
 
 def goals_of(document: Mapping[str, Any]) -> Goals | None:
     """The cosines that `mixture_document` was given; None where there was no probe, or what wrote it had none."""
-    goals = document.get("goals")
-    return goals and {name: {goal: Cosine(**of) for goal, of in row.items()} for name, row in goals.items()}
-
-
-def _pair(read: Sequence[float] | None) -> tuple[float, float] | None:
-    return None if read is None else (read[0], read[1])  # JSON gives a list
+    return _GOALS.validate_python(document.get("goals"))
 
 
 def write_mixture(path: StrPath, document: Mapping[str, Any]) -> None:
     """Replace the file in one move; a document that `read_mixture` would refuse is never written."""
-    _check_mixture(path, document)
-    replace_file(path, json.dumps(document, indent=2, ensure_ascii=False).encode() + b"\n")
+    content = json.dumps(document, indent=2, ensure_ascii=False).encode() + b"\n"
+    parsed(_MIXTURE, content, str(path), _REMEDY)
+    replace_file(path, content)
 
 
-def read_mixture(path: StrPath) -> dict[str, Any]:
-    """The document, once its schema is ours and its weights are finite, >= 0 and sum to 1; else a ValueError."""
-    try:
-        document: dict[str, Any] = json.loads(Path(path).read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} must be JSON, got: {error}; give the mixture.json that a run wrote") from error
-    _check_mixture(path, document)
+def read_mixture(path: StrPath, needs: Collection[str] = ("weights",)) -> dict[str, Any]:
+    """The document, once its schema is ours and its weights are finite, >= 0 and sum to 1.
+
+    Args:
+        needs: Keys without which its reader has nothing to go on.
+
+    Raises:
+        ValueError: It is none, or lacks one of them.
+    """
+    content = content_of(path, MOST_BYTES)
+    parsed(_MIXTURE, content, str(path), _REMEDY)
+    document: dict[str, Any] = from_json(content)
+    missing = [key for key in needs if document.get(key) is None]
+    if missing:
+        raise ValueError(f"{path}: {', '.join(missing)} must be there for this; {_REMEDY}")
     return document
 
 
-def _check_mixture(path: StrPath, document: Any) -> None:
-    schema = document.get("schema") if isinstance(document, Mapping) else None
-    if schema != SCHEMA:
-        raise ValueError(f"{path}: schema must be {SCHEMA}, got {schema!r}; give a mixture.json of this version")
-    weights = document.get("weights")
-    if not isinstance(weights, Mapping) or not weights:
-        raise ValueError(f"{path}: weights must map source names to numbers, got {weights!r}; give one to each source")
-    for name, weight in weights.items():
-        is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
-        if not is_number or not math.isfinite(weight) or weight < 0:
-            raise ValueError(f"{path}: weights[{name!r}] must be a finite number >= 0, got {weight!r}; correct it")
+_REMEDY = "give a mixture.json as a run wrote it"
+
+
+def _ours(schema: int) -> int:
+    if schema > SCHEMA:
+        raise ValueError(f"{schema} is newer than what this version of scalebio reads ({SCHEMA}); update scalebio")
+    return schema
+
+
+def _whole(weights: dict[str, float]) -> dict[str, float]:
     total = math.fsum(weights.values())
     if abs(total - 1) > 1e-6:
-        raise ValueError(f"{path}: weights must sum to 1 within 1e-6, got {total:.8g}; divide each by that sum")
+        raise ValueError(f"must sum to 1 within 1e-6, got {total:.8g}; divide each by that sum")
+    return weights
+
+
+@pydantic_dataclass(frozen=True, kw_only=True, config=_STRICT)
+class _Source(SourceSummary):
+    tokens: Positive
+    examples: Positive
+
+
+class Mixture(BaseModel, frozen=True):
+    """What `mixture.json` may hold. Of the weights alone is it always; `show` and `report` need more (`needs`)."""
+
+    model_config = _STRICT
+
+    schema_: Annotated[int, Field(ge=1), AfterValidator(_ours)] = Field(alias="schema")
+    weights: Annotated[dict[Name, NotNegative], Field(min_length=1), Many, AfterValidator(_whole)]
+    verdict: Text | None = None
+    sources: dict[Name, _Source] | None = None
+    goals: dict[Name, Annotated[dict[Name, Cosine], Field(min_length=1), Many]] | None = None
+    penalty: Annotated[float, Field(gt=0.0)] | None = None
+    estimator: Text | None = None
+    loss_unit: Text | None = None
+    mixture_update: Text | None = None
+    steps: Count | None = None
+    updates: Count | None = None
+    seed: int | None = None
+    versions: dict[Text, Text] | None = None
+    fingerprint: dict[Text, Text] | None = None
+    layer_steps: Annotated[list[Count], Many] | None = None
+    drawn: dict[Name, Count] | None = None
+    keep: Text = "model"
+
+    @model_validator(mode="after")
+    def _of_the_same_sources(self) -> Mixture:
+        for key in ("sources", "goals", "drawn"):
+            of = getattr(self, key)
+            if of is not None and of.keys() != self.weights.keys():
+                raise ValueError(f"{key} must be of the sources that weights has; correct the names")
+        for name, source in (self.sources or {}).items():
+            if abs(source.weight - self.weights[name]) > 1e-6:
+                raise ValueError(f"sources must have the weights of weights, got {source.weight} of {name[:40]!r}")
+        if len({tuple(row) for row in (self.goals or {}).values()}) > 1:
+            raise ValueError("goals must have the same validation sets for every source; correct the names")
+        return self
+
+
+_MIXTURE = TypeAdapter(Mixture)
+_SUMMARIES = TypeAdapter(dict[str, SourceSummary])
+_GOALS: TypeAdapter[Goals | None] = TypeAdapter(Goals | None)

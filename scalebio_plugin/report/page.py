@@ -16,7 +16,7 @@ from .history import Floats, HistoryRecord, series
 from .mixture_file import goals_of, summaries_of
 from .picture import draw_mixture
 from .summary import Cosine, Goals, SourceSummary
-from .tables import VERDICTS, cosine_in_words, interval_in_words, layers_line
+from .tables import cosine_in_words, interval_in_words, layers_line, verdict_in_words
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 62rem; margin: 2rem auto;
@@ -50,6 +50,9 @@ batches draws it towards 0, that of a source with few rows in them most: compare
 column.</p>
 """
 
+_FACTS = ("estimator", "loss_unit", "mixture_update", "penalty", "steps", "updates", "seed")
+NEEDED = ("sources", "versions", "fingerprint", *_FACTS)  # of the document
+
 
 def write_report(folder: StrPath, document: Mapping[str, Any], history: Sequence[HistoryRecord]) -> Path:
     """Draw `mixture.png`, write `report.html`, which takes the picture in, and return the path of the page.
@@ -58,7 +61,12 @@ def write_report(folder: StrPath, document: Mapping[str, Any], history: Sequence
         folder: Where both go.
         document: The content of `mixture.json`.
         history: Of the run; what is younger than the document is left out.
+
+    Raises:
+        ValueError: They are of other sources.
     """
+    if history and history[0]["weights"].keys() != document["weights"].keys():
+        raise ValueError("mixture.json and history.jsonl have other sources; put the files of one run together")
     picture, page = Path(folder) / "mixture.png", Path(folder) / "report.html"
     until_then = [record for record in history if record["step"] <= document["steps"]]
     draw_mixture(until_then, picture, list(document["weights"]))
@@ -91,7 +99,7 @@ def _in_a_sentence(document: Mapping[str, Any]) -> str:
     of = f"{document['updates']} updates of the weights in {document['steps']} optimiser steps, penalty"
     sure = f"{len(told)} of {len(summaries)} sources are told from the average of the sources"
     verdict = document.get("verdict")
-    said = f" Verdict: {verdict}, {VERDICTS[verdict]}." if verdict else ""
+    said = f" Verdict: {verdict_in_words(verdict, ', ', '')}." if verdict else ""
     return escape(f"{of} {document['penalty']:g}. {sure}.{said}")
 
 
@@ -187,11 +195,10 @@ def _mean(losses: Floats) -> str:
 
 
 def _facts(document: Mapping[str, Any]) -> str:
-    shown = ("estimator", "loss_unit", "mixture_update", "penalty", "steps", "updates", "seed")
-    facts = {name: document[name] for name in shown} | {"keep": document.get("keep", "model")}
+    facts = {name: document[name] for name in _FACTS} | {"keep": document.get("keep", "model")}
     facts |= {f"version of {name}": version for name, version in document["versions"].items()}
     facts |= {f"fingerprint of the {name}": digest for name, digest in document["fingerprint"].items()}
-    layers = document["layer_steps"]
+    layers = document.get("layer_steps")
     moved = "" if layers is None else f"<p>{escape(layers_line(layers))}.</p>\n"
     return moved + _table([[_cell(escape(name)), _cell(escape(str(fact)), "text")] for name, fact in facts.items()])
 

@@ -9,20 +9,21 @@ from dataclasses import dataclass
 import numpy as np
 
 from .history import Floats, HistoryRecord, series
+from .parsed import Count, NotNegative, Number
 
 
 @dataclass(frozen=True)
 class SourceSummary:
     """One source at the end of a history; `summarise` defines each estimate."""
 
-    weight: float
-    weight_average: float
-    loss: float | None
-    inner_loss: float | None
-    gap: float
-    gap_se: float | None
-    interval: tuple[float, float] | None = None
-    evidence: float | None = None
+    weight: NotNegative
+    weight_average: NotNegative
+    loss: Number | None
+    inner_loss: Number | None
+    gap: Number
+    gap_se: NotNegative | None
+    interval: tuple[Number, Number] | None = None
+    evidence: Number | None = None
 
     @property
     def is_told_from_average(self) -> bool:
@@ -48,9 +49,9 @@ class Cosine:
         probes: How many they are.
     """
 
-    mean: float | None
-    se: float | None
-    probes: int
+    mean: Number | None
+    se: NotNegative | None
+    probes: Count
 
 
 Goals = dict[str, dict[str, Cosine]]  # by source, then by validation set

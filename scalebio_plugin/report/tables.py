@@ -8,6 +8,7 @@ from typing import Any
 
 from .history import HistoryRecord
 from .summary import Cosine, Goals, SourceSummary, largest_first
+from .words import printable
 
 MOST_ROWS = 20  # sources that the log shows of an update
 
@@ -24,7 +25,7 @@ def weights_table(summaries: Mapping[str, SourceSummary], verdict: str | None = 
         weight, loss = _number(summary.weight), _number(summary.loss)
         rows.append((shorten(name) + " *" * star, weight, interval_in_words(summary.interval), gap, error, loss))
     hint = "\n* not told from the average of the sources: its gaps are no more than noise" if any_star else ""
-    return _align(rows) + hint + (f"\nverdict: {verdict} ({VERDICTS[verdict]})" if verdict else "")
+    return _align(rows) + hint + (f"\nverdict: {verdict_in_words(verdict)}" if verdict else "")
 
 
 VERDICTS = {
@@ -32,6 +33,11 @@ VERDICTS = {
     "still moving": "the weights have not settled; learn longer",
     "converged": "the weights have settled",
 }
+
+
+def verdict_in_words(verdict: str, before: str = " (", after: str = ")") -> str:
+    """With what it means, where this version knows it."""
+    return printable(verdict) + (f"{before}{VERDICTS[verdict]}{after}" if verdict in VERDICTS else "")
 
 
 def goals_table(goals: Goals | None) -> str | None:
@@ -116,10 +122,12 @@ def _number(value: float | None, decimals: int = 4) -> str:
 def _decimals(values: Iterable[float]) -> int:
     """Decimals that leave the largest of the values at least three significant digits."""
     largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
-    return max(2, 2 - math.floor(math.log10(largest))) if largest else 2
+    return min(12, max(2, 2 - math.floor(math.log10(largest)))) if largest else 2
 
 
 def shorten(name: str, most: int = 40) -> str:
+    """A name as it is printed: without control characters, in one line, cut in the middle."""
+    name = printable(name)
     if len(name) <= most:
         return name
     head = (most - 3) // 2

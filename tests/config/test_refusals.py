@@ -402,6 +402,7 @@ NAMES: dict[str, tuple[dict[str, Any], str]] = {
     "too many names": ({"names": ["x", "y", "z", "q"]}, "(3), got 4"),
     "a repeated name": ({"names": ["x", "y", "x"]}, "rename"),
     "an empty name": ({"names": ["x", "y", ""]}, "rename"),
+    "a name without end": ({"names": ["x", "y", "z" * 10_001]}, "at most 10000 characters each, ['zzz"),
     "a bound for nobody": ({"bounds": {"typo": [0, 1]}}, "the sources are ['a', 'b', 'org/c']"),
     "a bound for a path": (
         {"bounds": {A: [0, 1]}, "names": [*"xyz"]},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -97,3 +98,13 @@ def test_the_log_names_the_sources_that_their_size_holds(max_repeats: int, held:
         assert said is None
     else:
         assert said == f"scalebio: by their size, at max_repeats {max_repeats}, these weights stay below: {held}"
+
+
+def test_names_in_the_log_do_nothing_to_a_terminal(caplog: Any) -> None:
+    table = replace(table_of(60, 30, 10), names=["a\x1b[2J", "b\n", "c\u202e"])
+    prepared = Prepared(rows=None, evaluation=None, table=table, drawable=np.zeros(0))
+    with caplog.at_level("INFO", logger="axolotl.scalebio"):
+        announce(prepared, ScaleBiOSettings(max_repeats=1))
+    said = "\n".join(record.getMessage() for record in caplog.records)
+    assert r"  a\x1b[2J: " in said
+    assert r"b\n 0.3000, c\u202e 0.1000" in said

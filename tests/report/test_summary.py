@@ -30,11 +30,38 @@ class TestHistory:
         assert read_history(path) == history
         assert len(path.read_bytes().split(b"\n")) == 3
 
-    @pytest.mark.parametrize("broken", ['{"step": 2, "wei', "[1, 2]", '"step"', '{"weights": {}}', ""])
-    def test_a_broken_line_is_named(self, tmp_path, broken):
+    @pytest.mark.parametrize(
+        ("broken", "message"),
+        [
+            ('{"step": 2, "wei', "must be JSON, got: EOF"),
+            ("[1, 2]", r"must be an object, got \[1, 2\]"),
+            ('"step"', "must be an object, got 'step'"),
+            ('{"weights": {}}', r"step is missing \(and \d+ more\)"),
+            ("", "must be JSON, got: EOF"),
+        ],
+    )
+    def test_a_broken_line_is_named(self, tmp_path, broken, message):
         path = tmp_path / "history.jsonl"
-        path.write_text(f'{{"step": 1}}\n{broken}\n{{"step": 3}}\n')
-        with pytest.raises(ValueError, match=r"history\.jsonl, line 2: .*JSON object.*delete the line"):
+        first, last = (json.dumps(record(step, {"a": 1.0})) for step in (1, 3))
+        path.write_text(f"{first}\n{broken}\n{last}\n")
+        with pytest.raises(ValueError, match=rf"history\.jsonl, line 2:? {message}.*; delete the line"):
+            read_history(path)
+
+    @pytest.mark.parametrize(
+        ("change", "key"),
+        [
+            ({"weights": {"b": 1.0}}, "weights"),
+            ({"gap": {"a": 0.0, "b": 0.0}}, "gap"),
+            ({"val_losses": {"other": 1.0}, "val_weights": {"other": 1.0}}, "val_losses"),
+            ({"val_weights": {}}, "val_weights"),
+            ({"goals": {"a": {"other": 0.5}}}, "goals"),
+        ],
+    )
+    def test_lines_are_of_the_same_sources_and_sets(self, tmp_path, change, key):
+        path = tmp_path / "history.jsonl"
+        lines = [record(step, {"a": 1.0}) for step in (1, 2)]
+        path.write_text("".join(json.dumps(line) + "\n" for line in (lines[0], lines[1] | change)))
+        with pytest.raises(ValueError, match=rf"line 2: {key} must be of the same sources and sets as the first line"):
             read_history(path)
 
 
@@ -208,16 +235,16 @@ class TestMixture:
                 for weights, message in [
                     ({"a": 0.5, "b": 0.6}, r"weights must sum to 1 within 1e-6, got 1\.1; divide"),
                     ({"a": 0.5, "b": 0.499998}, r"weights must sum to 1 within 1e-6, got 0\.999998"),
-                    ({"a": 1.5, "b": -0.5}, r"weights\['b'\] must be a finite number >= 0, got -0\.5"),
-                    ({"a": float("nan")}, r"weights\['a'\] must be a finite number >= 0, got nan"),
-                    ({"a": "1"}, r"weights\['a'\] must be a finite number >= 0, got '1'"),
-                    ({"a": True}, r"weights\['a'\] must be a finite number >= 0, got True"),
-                    ({}, r"weights must map source names to numbers, got \{\}"),
+                    ({"a": 1.5, "b": -0.5}, r"weights\['b'\] must be greater than or equal to 0, got -0\.5"),
+                    ({"a": float("nan")}, r"weights\['a'\] must be a finite number, got nan"),
+                    ({"a": "1"}, r"weights\['a'\] must be a valid number, got '1'"),
+                    ({"a": True}, r"weights\['a'\] must be a valid number, got True"),
+                    ({}, r"weights Dictionary should have at least 1 item .*, got \{\}"),
                 ]
             ),
-            ({"schema": 1}, r"weights must map source names to numbers, got None"),
-            ({"schema": 2, "weights": {"a": 1.0}}, r"schema must be 1, got 2"),
-            ([0.5, 0.5], r"schema must be 1, got None"),
+            ({"schema": 1}, r"weights is missing"),
+            ({"schema": 2, "weights": {"a": 1.0}}, r"schema 2 is newer than what this version of scalebio reads"),
+            ([0.5, 0.5], r"must be an object, got \[0\.5, 0\.5\]; give a mixture.json"),
         ],
     )
     def test_a_bad_mixture_is_refused_with_file_rule_and_value(self, tmp_path, content, message):
