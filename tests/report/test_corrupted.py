@@ -17,6 +17,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from scalebio_plugin import cli
+from scalebio_plugin.report.history import read_history
 from scalebio_plugin.report.mixture_file import mixture_document, read_mixture
 from scalebio_plugin.report.summary import summarise, summarise_goals
 from tests.report.histories import drifting_history, facts
@@ -142,6 +143,49 @@ def test_histories(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         path.write_bytes(b"\n".join(lines) + b"\n")
         drawn.append(answer(["report", str(folder / "mixture.json")], capsys, path))
     assert 10 < sum(code == 0 for code in drawn) < HISTORIES - 100
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "key"),
+    [
+        (["sources", "source-01", "examples"], 0, "sources['source-01']['examples']"),
+        (["sources", "source-01", "tokens"], 0, "sources['source-01']['tokens']"),
+        (["sources", "source-01", "gap"], math.inf, "sources['source-01']['gap']"),
+        (["sources", "source-01", "loss"], 1e308, "sources['source-01']['loss']"),
+        (["sources", "source-01", "gap_se"], -0.1, "sources['source-01']['gap_se']"),
+        (["sources", "source-01", "interval"], [0.5], "sources['source-01']['interval'][1]"),
+        (["sources", "source-01", "weight"], 0.9, "sources"),
+        (["sources", "source-01"], None, "sources['source-01']"),
+        (["goals", "source-01"], {"x": {"mean": 0.1, "se": None, "probes": 1}}, "goals"),
+        (["drawn"], {"source-00": 3}, "drawn"),
+        (["penalty"], math.nan, "penalty"),
+        (["penalty"], None, "penalty"),
+        (["layer_steps"], [1, "2"], "layer_steps[1]"),
+        (["versions"], {"axolotl": 0.19}, "versions['axolotl']"),
+    ],
+)
+def test_the_key_is_named(
+    folder: Path, capsys: pytest.CaptureFixture[str], place: list[str], value: Any, key: str
+) -> None:
+    document, history = run_of()
+    within = document
+    for part in place[:-1]:
+        within = within[part]
+    within[place[-1]] = value
+    (folder / "mixture.json").write_text(json.dumps(document))
+    (folder / "history.jsonl").write_text(json.dumps(history[0]))
+    assert cli.main(["report", str(folder / "mixture.json")]) == 2
+    assert f"mixture.json: {key} " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", ["loss", "gap", "val_losses", "gap_se", "evidence"])
+@pytest.mark.parametrize("value", [math.nan, -math.inf, 1e308, "1", [1]])
+def test_numbers_of_a_history_are_finite(folder: Path, key: str, value: Any) -> None:
+    _, history = run_of()
+    history[1][key][next(iter(history[1][key]))] = value
+    (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in history))
+    with pytest.raises(ValueError, match=rf"history\.jsonl, line 2: {key}\['.*'\] must be .*, got "):
+        read_history(folder / "history.jsonl")
 
 
 @pytest.mark.parametrize("name", ["mixture.json", "history.jsonl"])
