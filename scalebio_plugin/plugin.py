@@ -37,6 +37,7 @@ class ScaleBiOPlugin(BasePlugin):
     def register(self, cfg: dict[str, Any]) -> None:
         errors.install()  # where no path file is read
         self.written = copy.deepcopy(cfg.to_dict() if isinstance(cfg, DictDefault) else dict(cfg))
+        raw.refuse_shapes(cfg)
         raw.refuse_two_names(cfg)
         raw.refuse_lost_arguments(cfg, sys.argv[1:])
         for changed in (raw.take_over_lisa_keys(cfg), raw.give_seed(cfg)):

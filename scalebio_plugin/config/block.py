@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .keys import problems_of_keys
-from .refusals import problems_of
+from .refusals import problems_of, refusal_of, refuse
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
@@ -237,11 +237,7 @@ def settings_of(config: Mapping[str, Any]) -> ScaleBiOSettings:
     try:
         return ScaleBiOSettings.model_validate(given)
     except ValidationError as error:
-        raise _refusal(problems_of_keys(given, error, ScaleBiOSettings)) from error
-
-
-def _refusal(problems: list[str]) -> ValueError:
-    return ValueError("scalebio cannot run this config:\n" + "\n".join(f"  - {problem}" for problem in problems))
+        raise refusal_of(problems_of_keys(given, error, ScaleBiOSettings)) from error
 
 
 def _plain(value: Any) -> Any:
@@ -268,7 +264,5 @@ class ScaleBiOArgs(BaseModel):
             config["scalebio"] = {}
         plain = {key: _plain(value) for key, value in config.items()}
         block = settings_of(plain)
-        problems = problems_of({**plain, "scalebio": block.model_dump(exclude_defaults=True)})
-        if problems:
-            raise _refusal(problems)
+        refuse(problems_of({**plain, "scalebio": block.model_dump(exclude_defaults=True)}))
         return config

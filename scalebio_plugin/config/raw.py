@@ -5,14 +5,53 @@ What changes a config returns the line that says so, for the log.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from reprlib import repr
 from typing import Any
 
 from .block import LisaArgs
 from .names import listed
+from .refusals import refuse
 
+_LISTS = ("datasets", "test_datasets")  # of entries, which the host takes for such before it validates them
 DEFAULT_SEED = 42  # of transformers' TrainingArguments
 _HOST_LISA = ("lisa_n_layers", "lisa_step_interval", "lisa_layers_attribute")
+
+
+def refuse_shapes(cfg: Mapping[str, Any]) -> None:
+    """What is no block and no list of entries, before anybody looks into it.
+
+    Raises:
+        ValueError: There is such a thing; all of them in one message.
+    """
+    block, problems = cfg.get("scalebio"), list[str]()
+    lists = {key: cfg.get(key) for key in _LISTS}
+    if block is not None and not _is_block(block):
+        problems.append(f"scalebio: must be a block of keys, got {repr(block)}; see the reference table in the README")
+    elif block is not None:
+        lists["scalebio.validation_datasets"] = block.get("validation_datasets")
+    for key, entries in lists.items():
+        if entries is not None:
+            problems += _wrong_entries(key, entries)
+    plugins = cfg.get("plugins") or []
+    if not isinstance(plugins, list | Mapping) or not all(isinstance(name, str) for name in plugins):
+        problems.append(f"plugins: must be a list of names, got {repr(plugins)}; write `plugins: [scalebio]`")
+    refuse(problems)
+
+
+def _wrong_entries(key: str, entries: Any) -> Iterator[str]:
+    if not isinstance(entries, list):
+        yield f"{key}: must be a list of entries, got {repr(entries)}; write each as `- path: ...` below it"
+        return
+    for index, entry in enumerate(entries):
+        if not _is_block(entry):
+            yield f"{key}[{index}]: must be an entry of keys, got {repr(entry)}; write it as `- path: ...`"
+        elif not _is_block(entry.get("message_property_mappings", {})):
+            yield f"{key}[{index}].message_property_mappings: must be a block of keys; write it as `role: ...`"
+
+
+def _is_block(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
 
 
 def refuse_two_names(cfg: dict[str, Any]) -> None:

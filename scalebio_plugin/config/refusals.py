@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from typing import Any
 
@@ -46,6 +46,16 @@ _KEYS = {
 }
 _ONE_IS_FINE = {"context_parallel_size", "sequence_parallel_degree", "tensor_parallel_size", "expert_parallel_size"}
 _PLUGINS = ("kd.", "diffusion", "mixlora", "hatchery", "grokfast", "spectrum_offload")
+
+
+def refusal_of(problems: Iterable[str]) -> ValueError:
+    return ValueError("scalebio cannot run this config:\n" + "\n".join(f"  - {problem}" for problem in problems))
+
+
+def refuse(problems: list[str]) -> None:
+    """Raise a ValueError that says all of them, if there are any."""
+    if problems:
+        raise refusal_of(problems)
 
 
 def problems_of(config: Mapping[str, Any]) -> list[str]:
@@ -108,7 +118,7 @@ def _engine(config: Mapping[str, Any]) -> Iterator[str]:
         yield "float16: has no loss scaler, and was not tried with sharded parameters; use bf16: true"
     if not config.get("fsdp_config") and not config.get("fsdp"):
         return
-    block = config.get("fsdp_config") or {}
+    block = inside(config, "fsdp_config")
     version = config.get("fsdp_version") or block.get("fsdp_version") or block.get("version") or 1
     if _host_has_fsdp1() and (str(version) != "2" or config.get("fsdp")):
         yield "fsdp: version 1 flattens parameters, which the two sets cannot exchange; use fsdp_version: 2"
@@ -152,6 +162,12 @@ def _fused_loss(config: Mapping[str, Any], block: Mapping[str, Any]) -> Iterator
             "which after learning only other losses can do; remove scalebio.learn, or use "
             "liger_fused_linear_cross_entropy, an adapter or fsdp_config"
         )
+
+
+def inside(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """A block of the host's, which says itself what is none."""
+    block = config.get(key)
+    return block if isinstance(block, Mapping) else {}
 
 
 def _host_has_fsdp1() -> bool:
@@ -213,7 +229,7 @@ def _inner_kept(config: Mapping[str, Any], block: Mapping[str, Any]) -> Iterator
             "scalebio.keep: inner with estimator symmetric would keep parameters that were pushed away from the "
             "validation data; use estimator forward, or keep: model"
         )
-    fsdp = config.get("fsdp_config") or {}
+    fsdp = inside(config, "fsdp_config")
     saved_as = fsdp.get("final_state_dict_type") or fsdp.get("state_dict_type")
     if fsdp and not config.get("adapter") and saved_as != "FULL_STATE_DICT":
         yield (

@@ -13,6 +13,7 @@ from datasets import Dataset
 
 from ..config.block import ScaleBiOSettings
 from ..config.names import numbered
+from ..config.refusals import refuse
 from ..config.sources import problems_of_sources
 from ..config.split import OTHER, columns_of, refuse_split, refuse_too_many, sources_of
 from ..report.words import printable
@@ -115,5 +116,4 @@ def _refuse(names: list[str], settings: ScaleBiOSettings) -> None:
     problems = list(problems_of_sources(names, settings.model_dump(exclude_defaults=True)))
     if len(names) < 2:
         problems.append(f"split_by makes a single source, {names}, with nothing to weigh it against")
-    if problems:
-        raise ValueError("scalebio cannot run this config:\n" + "\n".join(f"  - {problem}" for problem in problems))
+    refuse(problems)

@@ -9,6 +9,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from ..config.refusals import inside
+
 
 class Kind(Enum):
     ONE = "one process"
@@ -67,8 +69,8 @@ def layout_of(cfg: Mapping[str, Any], folder: Path, gpus: int, compute: float) -
     """The layout that the host would use on `gpus` GPUs; `compute`: as `Layout`'s."""
     if cfg.get("deepspeed"):
         return _deepspeed(_deepspeed_json(cfg["deepspeed"], folder), gpus, compute)
-    fsdp = cfg.get("fsdp_config") or {}
-    if fsdp or cfg.get("fsdp"):
+    fsdp = inside(cfg, "fsdp_config")
+    if cfg.get("fsdp_config") or cfg.get("fsdp"):
         offload = bool(fsdp.get("offload_params") or fsdp.get("fsdp_offload_params"))
         replicas = int(cfg.get("dp_replicate_size") or 1)
         if gpus % replicas:
@@ -91,14 +93,14 @@ def _deepspeed_json(given: Any, folder: Path) -> Mapping[str, Any]:
 
 def _deepspeed(config: Mapping[str, Any], gpus: int, compute: float) -> Layout:
     """Sizes that are `auto` are DeepSpeed's defaults, which are larger than what transformers puts in."""
-    zero = config.get("zero_optimization") or {}
+    zero = inside(config, "zero_optimization")
 
     def number(key: str, default: float) -> float:
         value = zero.get(key, default)
         return float(value) if isinstance(value, (int, float)) else default
 
     def on_cpu(key: str) -> bool:
-        return (zero.get(key) or {}).get("device", "none") not in ("none", None)
+        return inside(zero, key).get("device", "none") not in ("none", None)
 
     return Layout(
         Kind.DEEPSPEED,

@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from ..config.block import ScaleBiOSettings
-from ..config.raw import with_lisa_keys
+from ..config.block import ScaleBiOSettings, settings_of
+from ..config.raw import refuse_shapes, with_lisa_keys
 from .cost import Cost
 from .layout import Layout, layout_of
 
@@ -91,10 +91,11 @@ def setting_of(cfg: Mapping[str, Any], folder: Path, gpus: int) -> Setting:
         FileNotFoundError: A DeepSpeed JSON that it names is not there.
         ValueError: It lacks what an estimate needs, or the `scalebio:` block is wrong.
     """
+    refuse_shapes(cfg)
     if not cfg.get("base_model"):
         raise ValueError("an estimate needs base_model; add it to the config")
     precision = precision_of(cfg)
-    block = ScaleBiOSettings.model_validate(with_lisa_keys(cfg))
+    block = settings_of({"scalebio": with_lisa_keys(cfg)})
     return Setting(cfg, folder, block, layout_of(cfg, folder, gpus, 4.0 if precision == "fp32" else 2.0), precision)
 
 
