@@ -17,7 +17,7 @@ from transformers import Trainer, set_seed
 from . import __version__, errors
 from .config import raw
 from .config.block import ScaleBiOSettings, settings_of
-from .data.draw import applied_rows
+from .data.draw import applied_rows, refuse_other_data
 from .data.entries import validate_validation_datasets
 from .data.sources import Prepared, announce, meta_of, prepare
 from .hooks.manager import manager_of
@@ -55,7 +55,8 @@ class ScaleBiOPlugin(BasePlugin):
         if settings.apply is not None:  # an ordinary run, on rows drawn by the weights
             learned = _learned(settings.apply)
             prepared = prepare(cfg, settings)
-            rows = applied_rows(prepared, learned, settings, int(cfg.seed or 0))
+            refuse_other_data(prepared, learned, settings, str(cfg.base_model))
+            rows = applied_rows(prepared, learned["weights"], settings, int(cfg.seed or 0))
         else:
             manager_of(settings.mixture_update, settings.extensions)  # what is missing is an error before any loading
             if not preprocess:
@@ -97,12 +98,11 @@ class ScaleBiOPlugin(BasePlugin):
             connect(cfg, _settings(cfg), self.prepared, trainer, self.written, __version__)
 
 
-def _learned(path: str) -> dict[str, float]:
+def _learned(path: str) -> dict[str, Any]:
     try:
-        weights: dict[str, float] = read_mixture(path)["weights"]
-    except ValueError as error:
+        return read_mixture(path)
+    except (OSError, ValueError) as error:
         raise ValueError(f"scalebio.apply: {error}") from error
-    return weights
 
 
 def _settings(cfg: DictDefault) -> ScaleBiOSettings:

@@ -29,7 +29,10 @@ MAY_IMPORT_THE_HOST = {
     *("plugin", "estimate/model", "data/validation", "compare/judge"),
     *(f"data/{name}" for name in ("carried", "draw", "drawn_stream", "entries", "resampled")),
     *(f"data/{name}" for name in ("loading", "sources", "splits", "table", "tags")),
-    *(f"training/{name}" for name in ("callbacks", "connect", "early", "prepare_model", "random_state", "trainer")),
+    *(
+        f"training/{name}"
+        for name in ("callbacks", "connect", "early", "prepare_model", "random_state", "same_run", "trainer")
+    ),
 }
 HEAVY = HOST | {"torch", "numpy", "pandas", "matplotlib", "pydantic", "yaml"}
 

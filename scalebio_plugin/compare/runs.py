@@ -134,7 +134,7 @@ class Comparison:
         return self.plan.folder / f"{RUN}-{seed}" / "scalebio" / "mixture.json"
 
     def _document(self, seed: int) -> dict[str, Any]:
-        return read_mixture(self._learned(seed))
+        return read_mixture(self._learned(seed), needs=("weights", "sources", "validation"))
 
     def _train(self, config: Config, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)

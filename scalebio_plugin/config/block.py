@@ -199,6 +199,12 @@ class ScaleBiOSettings(_Block):
         description="When sampling follows the weights: how often one example may be drawn, at most, in "
         "one pass over the training set (an epoch).",
     )
+    on_mismatch: Literal["error", "warn"] = Field(
+        default="error",
+        description="A checkpoint of a run that differs from this one, or an applied mixture that was learned on other "
+        "data: `error`, or `warn`, by which the run goes on with what it has itself where that can be right "
+        "(docs/resume.md).",
+    )
     extensions: list[str] = Field(
         default_factory=list, description="Hook implementations to register: `module` or `module:attribute`."
     )

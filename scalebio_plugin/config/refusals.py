@@ -248,7 +248,7 @@ def _probes(config: Mapping[str, Any], block: Mapping[str, Any]) -> Iterator[str
 
 
 def _apply(block: Mapping[str, Any]) -> Iterator[str]:
-    idle = sorted(set(block) - {"apply", "max_repeats", "names", "split_by", "min_rows", "extensions"})
+    idle = sorted(set(block) - {"apply", "max_repeats", "names", "split_by", "min_rows", "on_mismatch", "extensions"})
     if idle:
         yield f"scalebio.apply runs without learning, {idle} would do nothing; remove them"
     if not os.path.isfile(str(block["apply"])):

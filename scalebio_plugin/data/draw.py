@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from axolotl.utils.logging import get_logger
@@ -11,6 +12,8 @@ from datasets import Dataset
 from ..algorithm.bilevel import NO_SOURCE
 from ..config.block import ScaleBiOSettings
 from ..config.names import refuse_other_sources
+from ..report.identity import differences_of_data
+from ..report.mixture_file import parts_of
 from ..report.words import printable
 from .drawn import shared_out
 from .sources import Prepared
@@ -56,14 +59,36 @@ def _allot(fractions: np.ndarray, rows: int, most: np.ndarray) -> np.ndarray:
     return np.minimum(whole, most)
 
 
-def applied_rows(prepared: Prepared, learned: Mapping[str, float], settings: ScaleBiOSettings, seed: int) -> Dataset:
-    """The rows of the training set, drawn by the weights that were `learned`.
+def refuse_other_data(
+    prepared: Prepared, learned: Mapping[str, Any], settings: ScaleBiOSettings, base_model: str
+) -> None:
+    """Compare the rows that a mixture was learned on with those that it is applied to.
+
+    With another base model alone are they not: its tokenizer may make other tokens of the same rows.
+
+    Args:
+        learned: The content of `mixture.json`.
 
     Raises:
-        ValueError: They are of other sources.
+        ValueError: There are other sources, or, unless `on_mismatch` says to go on, other rows in them.
     """
+    names, there = prepared.table.names, f"scalebio.apply: {settings.apply}"
+    refuse_other_sources(sorted(learned["weights"]), sorted(names), str(settings.apply))
+    parts, model = parts_of(learned), learned.get("base_model")
+    if not parts:
+        LOG.info(f"{there} does not say of which rows it was learned, so they are not compared with these")
+    elif model != base_model:
+        LOG.info(f"{there} was learned with base model {printable(model or '?')}, so rows are not compared with these")
+    elif found := differences_of_data(parts, prepared.table.parts):
+        lines = "\n".join(f"  - {one}" for one in found)
+        if settings.on_mismatch == "error":
+            raise ValueError(f"{there} was learned on other rows:\n{lines}\nor set scalebio.on_mismatch: warn")
+        LOG.warning(f"{there} was learned on other rows:\n{lines}")
+
+
+def applied_rows(prepared: Prepared, learned: Mapping[str, float], settings: ScaleBiOSettings, seed: int) -> Dataset:
+    """The rows of the training set, drawn by the weights that were `learned`."""
     names, source = prepared.table.names, prepared.drawable
-    refuse_other_sources(sorted(learned), sorted(names), str(settings.apply))
     weights = np.array([learned[name] for name in names])
     drawn = resample(source, prepared.table.sampling(weights), drawn_per_lap(source), settings.max_repeats, seed)
     _announce(names, weights, source, drawn, settings)

@@ -10,6 +10,7 @@ import numpy as np
 from datasets import Dataset
 
 from ..algorithm.bilevel import IGNORED, NO_SOURCE
+from ..report.identity import Part
 from .tags import COLUMN
 
 
@@ -22,12 +23,20 @@ class SourceTable:
         tokens: (S,), target tokens of each source.
         sequences: (S,), examples with at least one target.
         digest: Of all labels, in order.
+        digests: Of each source's tokens and labels, whatever their order.
     """
 
     names: list[str]
     tokens: np.ndarray
     sequences: np.ndarray
     digest: str
+    digests: Sequence[str] = ()
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        """Of the data, by name."""
+        each = zip(self.names, self.sequences.tolist(), self.digests, strict=True)
+        return {name: Part(rows, digest) for name, rows, digest in each}
 
     def units(self, loss_unit: str) -> np.ndarray:  # (S,)
         """Units of each source (see `algorithm.bilevel`): target tokens, or sequences."""
@@ -53,7 +62,11 @@ def count(dataset: Dataset, names: Sequence[str]) -> tuple[SourceTable, np.ndarr
     """Targets and sequences of each source of a tagged dataset, and `Prepared.drawable`; read once in batches."""
     tokens, sequences = np.zeros(len(names), dtype=np.int64), np.zeros(len(names), dtype=np.int64)
     digest, drawable = hashlib.blake2b(digest_size=16), [np.zeros(0, dtype=np.int64)]
-    for labels, starts, source in _label_batches(dataset):
+    ids = "input_ids" if "input_ids" in dataset.column_names else "labels"
+    sums = [0] * len(names)
+    for (labels, starts, source), (tokens_of, _, _) in zip(
+        _batches(dataset, "labels"), _batches(dataset, ids), strict=True
+    ):
         targets = labels != IGNORED
         targets[starts[:-1][starts[:-1] < starts[1:]]] = False  # the first token of a sequence is not predicted
         running = np.concatenate([[0], np.cumsum(targets)])
@@ -63,18 +76,25 @@ def count(dataset: Dataset, names: Sequence[str]) -> tuple[SourceTable, np.ndarr
         drawable.append(np.where(per_row > 0, source, NO_SOURCE))
         digest.update(labels.tobytes())
         digest.update(source.tobytes())
-    return SourceTable(list(names), tokens, sequences, digest.hexdigest()), np.concatenate(drawable)
+        for start, end, of in zip(starts[:-1].tolist(), starts[1:].tolist(), source.tolist(), strict=True):
+            sums[of] += _digest(tokens_of[start:end].tobytes() + labels[start:end].tobytes())
+    digests = [f"{total % 2**128:032x}" for total in sums]
+    return SourceTable(list(names), tokens, sequences, digest.hexdigest(), digests), np.concatenate(drawable)
+
+
+def _digest(row: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(row, digest_size=16).digest())
 
 
 def sequence_lengths(dataset: Dataset) -> np.ndarray:  # (rows,)
     """Tokens of each row of a tagged dataset."""
-    return np.concatenate([np.diff(starts) for _, starts, _ in _label_batches(dataset)])
+    return np.concatenate([np.diff(starts) for _, starts, _ in _batches(dataset, "labels")])
 
 
-def _label_batches(dataset: Dataset) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(labels of the rows on end, starts of the rows and the end of the last, source of each row)."""
-    for batch in dataset.select_columns(["labels", COLUMN]).with_format("arrow").iter(batch_size=1000):
-        column = batch.column("labels").combine_chunks()
+def _batches(dataset: Dataset, name: str) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """(a column of the rows on end, starts of the rows and the end of the last, source of each row)."""
+    for batch in dataset.select_columns([name, COLUMN]).with_format("arrow").iter(batch_size=1000):
+        column = batch.column(name).combine_chunks()
         lengths = np.asarray(column.value_lengths().fill_null(0))
         labels = np.asarray(column.flatten()).astype(np.int64)
         yield labels, np.concatenate([[0], np.cumsum(lengths)]), np.asarray(batch.column(COLUMN))

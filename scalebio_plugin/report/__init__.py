@@ -11,5 +11,6 @@ bug           what a bug report needs; of a config and a log, `without_secrets`
 folder        the folder of a run, in which all of these lie
 files         files that are never half there
 parsed        documents that people send each other, parsed once
+identity      what a run is, for those that go on from it
 words         text from elsewhere, before it reaches a terminal
 """

@@ -11,8 +11,10 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic_core import from_json
+from typing_extensions import TypedDict  # pydantic takes the one of `typing` from Python 3.12 on
 
 from .files import StrPath, replace_file
+from .identity import Part
 from .parsed import Count, Many, Name, NotNegative, Positive, Text, content_of, parsed
 from .summary import Cosine, Goals, SourceSummary, largest_first
 
@@ -21,13 +23,22 @@ MOST_BYTES = 256 * 2**20
 _STRICT = ConfigDict(strict=True, extra="ignore")
 
 
+class ValidationSet(TypedDict):
+    """Its part of the validation loss, and what it holds."""
+
+    weight: NotNegative
+    tokens: Positive
+    examples: Positive
+
+
 @dataclass(frozen=True)
 class Provenance:
     """What `mixture.json` says of the run as a whole.
 
     `tokens` and `examples` count each source's whole dataset; `layer_steps`: for how many optimiser steps each
     transformer block trained, under LISA; `drawn`: rows drawn of each source, where rows are drawn by source; `keep`:
-    which set the run saves, w (`model`) or u (`inner`); `validation`: weight, tokens and examples of each set.
+    which set the run saves, w (`model`) or u (`inner`); `validation`: weight, tokens and examples of each set;
+    `digests`: of each source's rows (`identity.Part`).
     """
 
     penalty: float
@@ -44,7 +55,9 @@ class Provenance:
     layer_steps: list[int] | None = None
     drawn: dict[str, int] | None = None
     keep: str = "model"
-    validation: dict[str, dict[str, float]] | None = None
+    validation: dict[str, ValidationSet] | None = None
+    base_model: str | None = None
+    digests: dict[str, str] | None = None
 
 
 def mixture_document(
@@ -54,9 +67,9 @@ def mixture_document(
     total = math.fsum(summary.weight for summary in summaries.values())
     ordered = {name: replace(summary, weight=summary.weight / total) for name, summary in largest_first(summaries)}
     run = asdict(facts)
-    tokens, examples = run.pop("tokens"), run.pop("examples")
+    columns = {"tokens": run.pop("tokens"), "examples": run.pop("examples"), "digest": run.pop("digests")}
     sources = {
-        name: asdict(summary) | {"tokens": tokens[name], "examples": examples[name]}
+        name: asdict(summary) | {key: column[name] for key, column in columns.items() if column is not None}
         for name, summary in ordered.items()
     }
     weights = {name: summary.weight for name, summary in ordered.items()}
@@ -67,6 +80,13 @@ def mixture_document(
 def summaries_of(document: Mapping[str, Any]) -> dict[str, SourceSummary]:
     """What `mixture_document` was given, back from its document; largest weight first."""
     return _SUMMARIES.validate_python(document["sources"])
+
+
+def parts_of(document: Mapping[str, Any]) -> dict[str, Part]:
+    """What is known of the rows of its sources; empty where what wrote it did not say, or no run did."""
+    sources = document.get("sources") or {}
+    parts = {name: Part(of["examples"], of["digest"]) for name, of in sources.items() if of.get("digest")}
+    return parts if parts.keys() == sources.keys() else {}
 
 
 def _as_values(row: Mapping[str, Cosine]) -> dict[str, Any]:
@@ -123,6 +143,7 @@ def _whole(weights: dict[str, float]) -> dict[str, float]:
 class _Source(SourceSummary):
     tokens: Positive
     examples: Positive
+    digest: Text | None = None
 
 
 class Mixture(BaseModel, frozen=True):
@@ -147,6 +168,8 @@ class Mixture(BaseModel, frozen=True):
     layer_steps: Annotated[list[Count], Many] | None = None
     drawn: dict[Name, Count] | None = None
     keep: Text = "model"
+    validation: Annotated[dict[Name, ValidationSet], Many] | None = None
+    base_model: Name | None = None
 
     @model_validator(mode="after")
     def _of_the_same_sources(self) -> Mixture:

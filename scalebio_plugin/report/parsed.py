@@ -51,7 +51,7 @@ def parsed(shape: TypeAdapter[T], content: bytes, where: str, remedy: str) -> T:
 
 
 def _first_of(error: ValidationError) -> str:
-    first, *more = error.errors(include_url=False)
+    first, *more = sorted(error.errors(include_url=False), key=lambda one: one["loc"][:1] != ("schema",))
     key = "".join(f"[{reprlib.repr(part)}]" if depth else f": {part}" for depth, part in enumerate(first["loc"]))
     also = f" (and {len(more)} more)" if more else ""
     if first["type"] == "json_invalid":

@@ -5,6 +5,7 @@ checkpoint-N/scalebio/
     inner.safetensors     u, its optimizer state, the position in the data; needed to resume. Where every rank holds
                           its own part of u: inner_<rank>_of_<ranks>.safetensors
     history.jsonl
+    run.json              what the run was (`report.identity`): another one is refused
     manifest.json         written last, once every rank has written all it writes: see `manifest`
 
 In a folder, as there are programs that take all *.safetensors beside a model for parts of it. Earlier versions wrote

@@ -34,7 +34,7 @@ from ..estimate.lines import summary_line
 from ..hooks.manager import manager_of
 from ..hooks.spec import RunFacts
 from ..report.folder import RunFolder, fingerprint
-from ..report.mixture_file import Provenance
+from ..report.mixture_file import Provenance, ValidationSet
 from ..report.next_config import next_config
 from .callbacks import KeptCallback, ScaleBiOCallback
 from .head_losses import FromLogits, InHead, output_head
@@ -43,6 +43,7 @@ from .learning import Learning
 from .mixture_run import MixtureRun
 from .objective import Objective
 from .probe_plan import ProbePlan
+from .same_run import identity_of
 from .trainer import ScaleBiOTrainer
 
 LOG = get_logger("axolotl.scalebio")
@@ -104,6 +105,7 @@ def connect(
         probes=_probes(
             settings, trainer, run, seed, shared_rows=like.capacity is not None or bool(cfg.batch_flattening)
         ),
+        identity=identity_of(cfg, settings, prepared, prepared.validation, trainer, run.last_step),
     )
     trainer.add_callback(ScaleBiOCallback(trainer, learning))
     trainer.callback_handler.callbacks.insert(0, KeptCallback(trainer, learning))  # others may save the model
@@ -206,13 +208,15 @@ def _provenance(
         tokens=dict(zip(facts.sources, facts.tokens, strict=True)),
         examples=dict(zip(facts.sources, facts.sequences, strict=True)),
         validation=None if prepared.validation is None else _sets_of(prepared.validation),
+        base_model=str(cfg.base_model),
+        digests=dict(zip(facts.sources, prepared.table.digests, strict=True)),
     )
 
 
-def _sets_of(validation: Validation) -> dict[str, dict[str, float]]:
+def _sets_of(validation: Validation) -> dict[str, ValidationSet]:
     table = validation.table
     held = zip(table.names, validation.weights.tolist(), table.tokens.tolist(), table.sequences.tolist(), strict=True)
-    return {name: {"weight": weight, "tokens": tokens, "examples": rows} for name, weight, tokens, rows in held}
+    return {name: ValidationSet(weight=weight, tokens=t, examples=rows) for name, weight, t, rows in held}
 
 
 def _next_config(written: Mapping[str, Any], output_dir: str) -> str | None:

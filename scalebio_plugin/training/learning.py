@@ -17,6 +17,7 @@ from ..engines.base import Engine, InnerSet
 from ..hooks.spec import RunFacts
 from ..report.folder import RunFolder
 from ..report.history import HistoryRecord
+from ..report.identity import RunIdentity
 from .checkpoint import Place
 from .head_losses import FromLogits, InHead
 from .layer_sampling import LayerSampling
@@ -44,6 +45,7 @@ class Learning:
         facts: Of the run, as hooks are told before its first step.
         folder: What the run leaves.
         probes: When it is measured which source helps which validation set.
+        identity: What the run is, for its checkpoints.
         order: What the order of the host's data came from.
         inner: u, from the first learning step to the last.
         record: Last line of the history.
@@ -64,6 +66,7 @@ class Learning:
     facts: RunFacts
     folder: RunFolder
     probes: ProbePlan
+    identity: RunIdentity
     order: DataOrder = field(default_factory=DataOrder)
     inner: InnerSet | None = None
     record: HistoryRecord | None = None

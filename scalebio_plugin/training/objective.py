@@ -60,4 +60,5 @@ class Objective:
                 f"scalebio: the checkpoint was learned for the validation sets {saved['names']}, this run has "
                 f"{self.names}; set scalebio.validation_datasets back, or start a new output_dir"
             )
-        self.weights_V = saved["weights"]
+        if self.worst:
+            self.weights_V = saved["weights"]

@@ -23,6 +23,7 @@ from ..data.drawn_stream import DrawnStream
 from ..data.tags import COLUMN, SEQUENCE
 from ..engines.base import plain_name
 from ..report.history import metrics
+from ..report.identity import write_identity
 from ..report.tables import progress_table, weights_line
 from . import checkpoint as checkpoints
 from .checkpoint import HISTORY, InnerPart, MixturePart
@@ -31,6 +32,7 @@ from .learning import Learning
 from .mixture_run import Phase
 from .probe import Probe
 from .random_state import RandomState
+from .same_run import refuse_another_run
 from .step import Batch, LossOf, Step, StepBatches
 
 LOG = get_logger("axolotl.scalebio")
@@ -322,6 +324,7 @@ class ScaleBiOTrainer(AxolotlTrainer):
             resume_from_checkpoint = taken
             if taken is not None:
                 saved = checkpoints.read_mixture(taken, learning.place)
+                refuse_another_run(taken, learning.identity, learning.run.settings.on_mismatch)
                 learning.run.load_state_dict(saved.run)
                 learning.order.resume(*saved.order_of(learning.place))
         with nullcontext() if learning is None else learning.signals:
@@ -375,6 +378,7 @@ class ScaleBiOTrainer(AxolotlTrainer):
         if self.is_world_process_zero():
             checkpoints.write_mixture(folder, MixturePart(learning.run.state_dict(), orders))
             learning.folder.save_history(os.path.join(folder, HISTORY))
+            write_identity(folder, learning.identity)
         limit, self.args.save_total_limit = self.args.save_total_limit, None  # none goes before this one is whole
         try:
             super()._save_checkpoint(model, trial, **kwargs)

@@ -33,9 +33,14 @@ CONFIG: dict[str, Any] = {
         "max_repeats": 3,
     },
 }
-DOCUMENT = {
+KNOWN = {"weight_average": 0.5, "loss": 1.0, "inner_loss": 1.0, "gap": 0.0, "gap_se": None}
+DOCUMENT: dict[str, Any] = {
+    "schema": 1,
     "weights": {"org/chat": 0.9, "math": 0.1},
-    "sources": {"org/chat": {"tokens": 6000, "examples": 200}, "math": {"tokens": 2000, "examples": 200}},
+    "sources": {
+        "org/chat": {"weight": 0.9, "tokens": 6000, "examples": 200, **KNOWN},
+        "math": {"weight": 0.1, "tokens": 2000, "examples": 200, **KNOWN},
+    },
     "validation": {"wanted": {"weight": 1.0, "tokens": 500, "examples": 50}},
 }
 

@@ -29,8 +29,7 @@ if out.name in Path("fails").read_text().split():
     sys.exit(9)
 if not config.get("scalebio", {{}}).get("apply") and "scalebio" in config["plugins"]:
     (out / "scalebio").mkdir()
-    document = {{"schema": 1, **{DOCUMENT!r}}}
-    (out / "scalebio" / "mixture.json").write_text(json.dumps(document))
+    (out / "scalebio" / "mixture.json").write_text(json.dumps({DOCUMENT!r}))
 (out / "checkpoint-3").mkdir()
 (out / "model.safetensors").write_bytes(b"x")
 loss = len(out.name) + config["seed"] / 100

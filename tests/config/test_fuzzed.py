@@ -108,7 +108,7 @@ def read_or_refused(config: dict[str, Any]) -> None:
         refuse_shapes(config)
         setting_of(config, Path(), 1)
         problems = problems_of(config)
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         assert str(error)  # noqa: PT017
     else:
         assert all(isinstance(problem, str) for problem in problems)

@@ -384,7 +384,7 @@ def test_other_values_are_another_mixture(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         host.train(folder, scalebio={"split_by": "source"}, stop_after=3, **one(), **saving)
     other = {"split_by": "year"}
-    with pytest.raises(ValueError, match=r"sources of the checkpoint are not those of this run.*blue.*2000"):
+    with pytest.raises(ValueError, match=r"of another run:\n  - sources: it has .*blue.*2000.*is missing"):
         host.train(folder, scalebio=other, auto_resume_from_checkpoints=True, **one(), **saving)
     run = host.train(folder, scalebio={"split_by": "source"}, auto_resume_from_checkpoints=True, **one(), **saving)
     assert run.trainer.state.global_step == 4

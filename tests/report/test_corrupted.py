@@ -98,11 +98,11 @@ def answer(arguments: list[str], capsys: pytest.CaptureFixture[str], file: Path)
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """One picture of ten is laid out, in a few pixels: that is nearly all of their time."""
+    """One picture of 25 is laid out, in a few pixels: that is nearly all of their time."""
     save, pictures = Figure.savefig, itertools.count()
 
     def savefig(figure: Figure, file: Any, **others: Any) -> None:
-        if next(pictures) % 10 == 0:
+        if next(pictures) % 25 == 0:
             save(figure, file, **{**others, "dpi": 8})
 
     monkeypatch.setattr(Figure, "savefig", savefig)

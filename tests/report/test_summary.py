@@ -209,6 +209,7 @@ class TestMixture:
             **{"steps": 100, "updates": 50, "seed": 42, "versions": {"axolotl": "0.1"}},
             **{"fingerprint": {"base_model": "gpt2"}, "layer_steps": None, "drawn": None, "keep": "model"},
             "validation": None,
+            "base_model": None,
         }
 
     def test_float32_weights_sum_to_one(self):

@@ -333,11 +333,55 @@ class TestDamaged:
             host.train(inputs, output_dir=str(out), **ALL, **keys)
 
 
+def edited(inputs: Path, folder: Path) -> list[dict[str, str]]:
+    """`datasets:` of which one row of `wrong` says something else."""
+    copy = folder / "wrong.jsonl"
+    first, *rest = (inputs / "data/wrong.jsonl").read_text().splitlines(keepends=True)
+    row = json.loads(first)
+    copy.write_text(json.dumps(row | {"instruction": row["instruction"][::-1]}) + "\n" + "".join(rest))
+    return [entry | ({"path": str(copy)} if "wrong" in entry["path"] else {}) for entry in host.BASE["datasets"]]
+
+
+def test_edited_rows_are_refused_by_their_source_and_taken_if_asked_to(
+    inputs: Path, tmp_path: Path, whole: host.Run
+) -> None:
+    """The prompt alone is another one: its labels, and the order of all rows, are as before."""
+    changes = {"datasets": edited(inputs, tmp_path)}
+    with pytest.raises(ValueError, match=r"\n  - texts: source 'wrong' has 96 rows as before, but edited ones") as told:
+        resume(inputs, whole, 9, tmp_path / "refused", **changes)
+    assert len(str(told.value).splitlines()) == 3
+    out = resume(inputs, whole, 9, tmp_path / "taken", **changes, scalebio={"on_mismatch": "warn"})
+    now = json.loads((out / "checkpoint-10/scalebio/run.json").read_text())
+    before = json.loads((out / "checkpoint-9/scalebio/run.json").read_text())
+    assert [name for name in now["sources"] if now["sources"][name] != before["sources"][name]] == ["wrong"]
+
+
 class TestRefused:
+    @pytest.mark.parametrize(
+        ("changes", "said"),
+        [
+            ({"scalebio": {"penalty": 20.0}}, ["scalebio.penalty: this run has 20.0 and it had 10.0"]),
+            ({"micro_batch_size": 2}, ["rows of a step: this run has 2 and it had 3"]),
+            (
+                {"scalebio": {"validation_datasets": [{"path": "data/clean.jsonl", "type": "alpaca"}]}},
+                ["validation sets: it has ['validation'], this run ['clean']: 'validation' is missing, 'clean' is new"],
+            ),
+            (host.LORA, ["model: this run has another one", "trainable: this run has another one", "lora_alpha: this"]),
+        ],
+        ids=["penalty", "batch", "validation", "adapter"],
+    )
+    def test_another_run(
+        self, inputs: Path, tmp_path: Path, whole: host.Run, changes: dict[str, Any], said: list[str]
+    ) -> None:
+        with pytest.raises(ValueError, match="is of another run") as told:
+            resume(inputs, whole, 9, tmp_path, **changes)
+        lines = str(told.value).splitlines()[1:-1]
+        assert [line.startswith(f"  - {start}") for line, start in zip(lines, said, strict=True)] == [True] * len(said)
+
     @pytest.mark.parametrize(
         ("datasets", "message"),
         [
-            (host.BASE["datasets"][:2], r"sources of the checkpoint.*'offtopic'"),
+            (host.BASE["datasets"][:2], r"(?s)of another run:\n  - sources: .*'offtopic' is missing; put them back"),
             (host.BASE["datasets"][::-1], "back in that order"),
         ],
         ids=["others", "another order"],
@@ -347,7 +391,8 @@ class TestRefused:
             resume(inputs, whole, 9, tmp_path, datasets=datasets)
 
     def test_another_sampling(self, inputs: Path, tmp_path: Path, whole: host.Run) -> None:
-        with pytest.raises(ValueError, match=r"sampling 'host', this run has 'mixture'.*set scalebio.sampling back"):
+        said = r"scalebio.sampling: this run has 'mixture' and it had 'host'.*; set it back"
+        with pytest.raises(ValueError, match=said):
             resume(inputs, whole, 9, tmp_path, scalebio={"sampling": "mixture"})
 
     def test_checkpoint_without_our_state(self, inputs: Path, tmp_path: Path) -> None:

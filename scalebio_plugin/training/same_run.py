@@ -1,0 +1,90 @@
+"""Whether a checkpoint is one of this run; what a run is stands in `report.identity`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from axolotl.utils.dict import DictDefault
+from axolotl.utils.logging import get_logger
+from transformers import Trainer
+
+from ..config.block import ScaleBiOSettings
+from ..data.sources import Prepared, Validation
+from ..engines.base import plain_name
+from ..report.folder import fingerprint
+from ..report.identity import KEYS, RunIdentity, differences, read_identity
+
+LOG = get_logger("axolotl.scalebio")
+
+
+def identity_of(
+    cfg: DictDefault,
+    settings: ScaleBiOSettings,
+    prepared: Prepared,
+    validation: Validation,
+    trainer: Trainer,
+    last_step: int,
+) -> RunIdentity:
+    """Of a run whose trainer is there, before an engine takes its model.
+
+    Args:
+        last_step: With which learning ends, at most.
+    """
+    keys = _of_model(trainer) | _of_config(cfg, trainer) | _of_block(settings, last_step)
+    keys["validation weights"] = validation.weights.tolist()
+    keys = {key: keys[key] for key in KEYS}
+    plain = json.loads(json.dumps(keys))  # as a checkpoint gives it back
+    return RunIdentity(prepared.table.parts, validation.table.parts, prepared.table.digest, plain)
+
+
+def _of_model(trainer: Trainer) -> dict[str, Any]:
+    named = {plain_name(name): parameter for name, parameter in trainer.model.named_parameters()}
+    shapes = {name: list(getattr(parameter, "ds_shape", parameter.shape)) for name, parameter in named.items()}
+    tokenizer = trainer.processing_class
+    return {
+        "model": fingerprint({name: of for name, of in shapes.items() if not named[name].requires_grad}),
+        "trainable": fingerprint({name: of for name, of in shapes.items() if named[name].requires_grad}),
+        "tokenizer": fingerprint([tokenizer.get_vocab(), tokenizer.all_special_tokens]),
+    }
+
+
+def _of_config(cfg: DictDefault, trainer: Trainer) -> dict[str, Any]:
+    rows = int(cfg.micro_batch_size) * int(cfg.gradient_accumulation_steps) * int(trainer.accelerator.num_processes)
+    keys = ("base_model", "lora_alpha", "lora_dropout", "seed", "sequence_len")
+    return {
+        **{key: cfg[key] for key in keys},
+        "optimizer": str(cfg.optimizer),
+        "rows of a step": rows,
+        "sample_packing": bool(cfg.sample_packing),
+    }
+
+
+def _of_block(settings: ScaleBiOSettings, last_step: int) -> dict[str, Any]:
+    given = {f"scalebio.{key}": value for key, value in settings.model_dump(mode="json").items()}
+    return {**given, "scalebio.mixture_learning_rate": settings.rate, "scalebio.learn": last_step}
+
+
+def refuse_another_run(checkpoint: str, here: RunIdentity, on_mismatch: str) -> None:
+    """Compare a checkpoint with the run that would go on from it.
+
+    Raises:
+        ValueError: They differ; all of it in one message. With `on_mismatch: warn`, where that cannot be right.
+    """
+    saved = read_identity(checkpoint)
+    if saved is None:
+        LOG.info(
+            f"scalebio: {checkpoint} does not say what its run was (an older version wrote it): its sources, sampling, "
+            "rule and keep alone are compared with this run's"
+        )
+        return
+    found = differences(saved, here)
+    fatal = [one for one in found if on_mismatch == "error" or not one.may_go_on]
+    if not fatal:
+        for one in found:
+            LOG.warning(f"scalebio: goes on from another run: {one.key}: {one.text.rpartition('; ')[0]}")
+        return
+    lines = "".join(f"\n  - {one.key}: {one.text}" for one in fatal)
+    can = [one.key for one in fatal if one.may_go_on]
+    hint = f"; to go on all the same with other {', '.join(can)}, set scalebio.on_mismatch: warn" if can else ""
+    raise ValueError(f"scalebio: {checkpoint} is of another run:{lines}\nor start a new output_dir{hint}")
