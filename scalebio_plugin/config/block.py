@@ -199,6 +199,12 @@ class ScaleBiOSettings(_Block):
         description="When sampling follows the weights: how often one example may be drawn, at most, in "
         "one pass over the training set (an epoch).",
     )
+    on_divergence: Literal["error", "warn"] = Field(
+        default="warn",
+        description="While the mixture is learned, a training loss that leaps, or losses of the two sets that part by "
+        "half of it: `warn`, or `error`, which stops before that step. Losses and gradients that are not finite stop "
+        "the run in every phase; a weight that stays at a bound is told.",
+    )
     on_mismatch: Literal["error", "warn"] = Field(
         default="error",
         description="A checkpoint of a run that differs from this one, or an applied mixture that was learned on other "

@@ -52,6 +52,7 @@ class Engine:
     """
 
     sharded = False  # whether a rank holds a part of u only
+    inner_norm: Tensor | None = None  # of u's gradient in the last step, where it is clipped here
 
     def __init__(self, trainer: Trainer, *, switches_layers: bool):
         self.trainer = trainer
@@ -162,5 +163,5 @@ class Engine:
         """With u in place and all its gradients there: clip as the host does, and step."""
         limit = self.trainer.args.max_grad_norm
         if limit and limit > 0:
-            nn.utils.clip_grad_norm_(model.parameters(), limit)
+            self.inner_norm = nn.utils.clip_grad_norm_(model.parameters(), limit)
         inner.step()

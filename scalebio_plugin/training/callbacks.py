@@ -51,6 +51,10 @@ class ScaleBiOCallback(TrainerCallback):
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         run, record = self.learning.run, self.learning.record
+        for sign in self.learning.signs:
+            with own_line():
+                LOG.warning(f"scalebio: in optimiser step {state.global_step}, {sign}")
+        self.learning.signs = []
         if run.ends_early and not self.ended_early and record is not None:
             self.ended_early = True
             with own_line():

@@ -45,6 +45,7 @@ from .objective import Objective
 from .probe_plan import ProbePlan
 from .same_run import identity_of
 from .trainer import ScaleBiOTrainer
+from .watch import Watch
 
 LOG = get_logger("axolotl.scalebio")
 _HOSTS = ("axolotl", "transformers", "accelerate", "torch", "peft")
@@ -105,6 +106,7 @@ def connect(
         probes=_probes(
             settings, trainer, run, seed, shared_rows=like.capacity is not None or bool(cfg.batch_flattening)
         ),
+        watch=Watch(run.names, run.ends),
         identity=identity_of(cfg, settings, prepared, prepared.validation, trainer, run.last_step),
     )
     trainer.add_callback(ScaleBiOCallback(trainer, learning))

@@ -25,6 +25,7 @@ from .mixture_run import MixtureRun
 from .probe_plan import ProbePlan
 from .random_state import DataOrder
 from .signals import HeldSignals
+from .watch import Watch
 
 
 @dataclass
@@ -51,6 +52,7 @@ class Learning:
         record: Last line of the history.
         measures_inner: Whether u is in place for a measurement.
         signals: That wait for the end of a step.
+        watch: What is wrong in the numbers of a step; `signs`: what is still to be told.
     """
 
     run: MixtureRun
@@ -67,11 +69,13 @@ class Learning:
     folder: RunFolder
     probes: ProbePlan
     identity: RunIdentity
+    watch: Watch
     order: DataOrder = field(default_factory=DataOrder)
     inner: InnerSet | None = None
     record: HistoryRecord | None = None
     measures_inner: bool = False
     signals: HeldSignals = field(default_factory=HeldSignals)
+    signs: list[str] = field(default_factory=list)
 
     @property
     def keeps_inner(self) -> bool:
@@ -135,6 +139,24 @@ class Learning:
     def told_to_end(self, device: torch.device) -> bool:
         """Whether a signal has come to any rank; the same answer on all, which ask at once."""
         return bool(self.engine.total(torch.tensor(float(bool(self.signals.noted)), device=device)) > 0)
+
+    def look_at(self, step: int, loss: float, inner_loss: float) -> None:
+        """Before λ moves and the model steps: what is wrong in this step, from 1, goes to `signs`, for the log.
+
+        Args:
+            loss, inner_loss: Training losses of w and of u.
+
+        Raises:
+            FloatingPointError: Something is, and `on_divergence` is error.
+        """
+        wrong = self.watch.signs(step, loss, inner_loss)
+        if wrong and self.run.settings.on_divergence == "error":
+            raise FloatingPointError(
+                f"scalebio: stopped before optimiser step {step}, by on_divergence: error: {'; '.join(wrong)}. The "
+                "checkpoints written so far are untouched"
+            )
+        weights = dict(zip(self.run.names, self.run.weights_S.tolist(), strict=True))
+        self.signs += [*wrong, *self.watch.pinned(step, weights)]
 
     def note(self, record: HistoryRecord) -> None:
         """An update of λ: into the history, and to the extensions, by the main process."""

@@ -137,6 +137,13 @@ class MixtureRun:
             return torch.ones_like(share_S)
         return torch.where(share_S > 0, self.weights_S / share_S, 0.0)
 
+    @property
+    def ends(self) -> list[tuple[float, float]]:
+        """The bounds of each weight by itself."""
+        if self.bounds is None:
+            return [(0.0, 1.0)] * len(self.names)
+        return list(zip(self.bounds.low_S.tolist(), self.bounds.high_S.tolist(), strict=True))
+
     def phase(self, step: int) -> Phase:
         """Phase of the optimiser step that starts after `step` finished ones."""
         if step < self.settings.warmup_steps:

@@ -31,6 +31,7 @@ from .learning import Learning
 from .mixture_run import StepLosses
 from .model_loss import router_loss
 from .random_state import RandomState
+from .watch import stopped
 
 Batch = dict[str, Any]
 LossOf = Callable[..., Tensor]  # (outputs, labels, num_items_in_batch) -> loss
@@ -145,9 +146,10 @@ class Step:
             with self.learning.begun_inner().in_place():
                 self._step_inner()
 
-        record = self.learning.run.observe(
-            self._losses(val_losses), self._number, float(self.host._get_learning_rate())
-        )
+        losses = self._losses(val_losses)
+        parted = (self.coefficient_S * losses.inner_S).sum() / (self.coefficient_S * losses.model_S).sum()
+        self.learning.look_at(self._number, losses.train_loss, losses.train_loss * float(parted))
+        record = self.learning.run.observe(losses, self._number, float(self.host._get_learning_rate()))
         if record is not None:
             self.learning.note(record)
         engine.step_model()
@@ -260,21 +262,14 @@ class Step:
         self._refuse_not_finite("the model", model_S)
         self._refuse_not_finite("the inner parameters", inner_S)
         if not math.isfinite(float(val)):
-            raise FloatingPointError(self._stopped("the validation loss"))
+            raise FloatingPointError(stopped("the validation loss", self._number))
         return StepLosses(model_S, inner_S, units_S, self.share_S, of[0], float(train), float(val), val_V, of_V)
 
     def _refuse_not_finite(self, where: str, sums_S: Tensor) -> None:
         names = self.learning.run.names
         bad = [name for name, total in zip(names, sums_S.tolist(), strict=True) if not math.isfinite(total)]
         if bad:
-            raise FloatingPointError(self._stopped(f"the training loss of {bad} at {where}"))
-
-    def _stopped(self, what: str) -> str:
-        return (
-            f"scalebio: {what} is NaN or infinite in optimiser step {self._number}, so the run stops before that step "
-            "is taken; the checkpoints written so far are untouched. Lower learning_rate, look at that data, or resume "
-            "from the last checkpoint"
-        )
+            raise FloatingPointError(stopped(f"the training loss of {bad} at {where}", self._number))
 
     @property
     def _number(self) -> int:

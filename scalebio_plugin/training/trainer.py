@@ -34,6 +34,7 @@ from .probe import Probe
 from .random_state import RandomState
 from .same_run import refuse_another_run
 from .step import Batch, LossOf, Step, StepBatches
+from .watch import stopped, what_is_not_finite
 
 LOG = get_logger("axolotl.scalebio")
 
@@ -266,6 +267,15 @@ class ScaleBiOTrainer(AxolotlTrainer):
         super().log(logs, start_time)
 
     # ---- parameters
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """The host's, of all ranks, before each optimizer step; fp16 skips a step by itself."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if self.learning is not None and self.accelerator.scaler is None:
+            bad = what_is_not_finite(norm, self.learning.engine.inner_norm)
+            if bad is not None:
+                raise FloatingPointError(stopped(bad, self.state.global_step + 1))
+        return norm
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)

@@ -147,8 +147,9 @@ OFFTOPIC = [{"path": "data/offtopic.jsonl", "type": "alpaca"}]
         ({}, r"training loss of \['offtopic'\] at the model"),
         ({"scalebio": {"warmup_steps": 8}, "max_steps": 9}, r"training loss of \['offtopic'\] at the model"),
         ({"datasets": host.BASE["datasets"][:2], "scalebio": {"validation_datasets": OFFTOPIC}}, "validation loss"),
+        ({"scalebio": {"learn": {"steps": 4}}}, "gradient of the model"),
     ],
-    ids=["train", "warmup", "validation"],
+    ids=["train", "warmup", "validation", "after learning"],
 )
 def test_nan_stops_the_run_before_the_step_and_names_the_source(
     inputs: Path, tmp_path: Path, changes: dict[str, Any], named: str
