@@ -167,27 +167,61 @@ def test_a_resume_says_where_it_goes_on(inputs: Path, tmp_path: Path, whole: hos
     )
 
 
-def test_a_checkpoint_of_an_earlier_version_resumes(
-    inputs: Path, tmp_path: Path, whole: host.Run, log: list[str]
-) -> None:
-    folder = tmp_path / "out/checkpoint-6"
-    shutil.copytree(Path(whole.cfg.output_dir) / "checkpoint-6", folder)
+def as_an_earlier_version_wrote_it(folder: Path) -> None:
     for name in ("mixture", "inner"):
         torch.save(host.saved(folder, name), folder / f"scalebio_{name}.pt")
     (folder / "scalebio/history.jsonl").rename(folder / "scalebio_history.jsonl")
     (folder / "scalebio_complete").write_text("step 6, 1 ranks\n")
     shutil.rmtree(folder / "scalebio")
+
+
+@pytest.mark.parametrize("earlier", [False, True], ids=["this version's", "an earlier version's"])
+def test_one_that_is_written_over_another_is_not_whole_before_its_end(
+    inputs: Path, tmp_path: Path, whole: host.Run, earlier: bool
+) -> None:
+    out = tmp_path / "out"
+    for step in (6, 9):
+        shutil.copytree(Path(whole.cfg.output_dir) / f"checkpoint-{step}", out / f"checkpoint-{step}")
+    if earlier:
+        as_an_earlier_version_wrote_it(out / "checkpoint-9")
+    with (
+        patch("scalebio_plugin.training.checkpoint.write_complete", side_effect=KeyboardInterrupt),
+        pytest.raises(KeyboardInterrupt),
+    ):
+        host.train(inputs, output_dir=str(out), resume_from_checkpoint=f"{out}/checkpoint-6", **ALL)
+    assert "not written to its end" in str(checkpoint.problem_of(f"{out}/checkpoint-9"))
+
+
+def test_a_checkpoint_of_an_earlier_version_resumes(
+    inputs: Path, tmp_path: Path, whole: host.Run, log: list[str]
+) -> None:
+    folder = tmp_path / "out/checkpoint-6"
+    shutil.copytree(Path(whole.cfg.output_dir) / "checkpoint-6", folder)
+    as_an_earlier_version_wrote_it(folder)
     host.train(inputs, output_dir=str(folder.parent), auto_resume_from_checkpoints=True, **ALL)
     assert_same_end(Path(whole.cfg.output_dir), folder.parent, 10)
     assert any(f"{folder} was written by an earlier version" in line for line in log)
 
 
-@pytest.mark.parametrize("case", ["full", "drawn by source, packed", "drawn by source, epochs", "keep: inner"])
+AT_THE_END = {
+    **{name: CASES[name] for name in ("full", "drawn by source, packed", "drawn by source, epochs")},
+    "keep: inner": {**host.LORA, "scalebio": {"keep": "inner"}},
+    "saved by epoch": {"save_strategy": "epoch", "save_steps": None},  # which ends once more
+}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=[] if case in ("full", "drawn by source, packed") else [pytest.mark.slow])
+        for case in AT_THE_END
+    ],
+)
 def test_a_run_that_was_killed_before_its_final_save_takes_no_step_more(
     inputs: Path, tmp_path: Path, case: str
 ) -> None:
     """The host alone, resumed within an epoch, would take step 11 of 10, and save the model of that."""
-    keys = {**ALL, **{**CASES, "keep: inner": {**host.LORA, "scalebio": {"keep": "inner"}}}[case]}
+    keys = {**ALL, **AT_THE_END[case]}
     run = host.train(inputs, output_dir=str(tmp_path / "whole"), **keys)
     last = run.trainer.state.global_step
     host.as_if_killed(tmp_path / "whole", tmp_path / "killed", last)
@@ -250,7 +284,10 @@ class TestEnded:
         assert same(tensors(tmp_path / "inner/checkpoint-5"), saved["model"])
 
 
-@pytest.mark.parametrize(("limit", "file"), [(500_000, "optimizer.pt"), (800_000, "scalebio/inner.safetensors")])
+@pytest.mark.parametrize(
+    ("limit", "file"),
+    [pytest.param(500_000, "optimizer.pt", marks=pytest.mark.slow), (800_000, "scalebio/inner.safetensors")],
+)
 def test_a_file_that_cannot_be_written_leaves_the_checkpoint_before(
     inputs: Path, tmp_path: Path, whole: host.Run, limit: int, file: str
 ) -> None:
