@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +72,12 @@ def problems_of_deepspeed(config: Mapping[str, Any]) -> Iterator[str]:
 def _combinations(config: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[str]:
     stage = _value(settings, "zero_optimization.stage", 0)
     offload = _value(settings, "zero_optimization.offload_optimizer.device", "none") == "cpu"
-    if stage == 2 and (offload or _value(settings, "zero_optimization.cpu_offload", False)):
+    offload = offload or bool(_value(settings, "zero_optimization.cpu_offload", False))
+    if stage == 2 and offload and loses_offloaded_gradients():
         yield (
-            "deepspeed: stage 2 with offload_optimizer loses gradients of a step of three or more backward passes "
-            "(DeepSpeed 0.18.9 and before; its pull requests 7967 and 7981); use stage 1 or 3"
+            "deepspeed: stage 2 with offload_optimizer loses gradients of a step of several backward passes before "
+            f"DeepSpeed 0.19 (its pull requests 7967 and 7981), and {metadata.version('deepspeed')} is installed; use "
+            "stage 1 or 3, or a newer DeepSpeed where the host allows it"
         )
     bf16 = _value(settings, "bf16.enabled", _value(settings, "bfloat16.enabled", False))
     half = bool(config.get("bf16") or config.get("bfloat16")) if bf16 == "auto" else bool(bf16)
@@ -90,6 +93,15 @@ def _combinations(config: Mapping[str, Any], settings: Mapping[str, Any]) -> Ite
             "scalebio.lisa: ZeRO keeps gradients and state of all layers in flat tensors, so that freezing layers "
             "would save nothing; use fsdp_version: 2 or DDP"
         )
+
+
+def loses_offloaded_gradients() -> bool:
+    """Whether the DeepSpeed that is installed, if one is, does so in stage 2."""
+    try:
+        version = metadata.version("deepspeed")
+    except metadata.PackageNotFoundError:
+        return False
+    return tuple(map(int, version.split(".")[:2])) < (0, 19)
 
 
 def _read(path: Any) -> dict[str, Any] | None:

@@ -315,7 +315,6 @@ def test_a_zero_stage_is_fine(tmp_path, stage):
         AUTO,
         {"zero_optimization": {"stage": 0}},
         {"zero_optimization": {"stage": 2}, "fp16": {"enabled": True}},
-        {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}},
         {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme"}}},
         {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}},
         {"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 8}},
@@ -329,6 +328,19 @@ def test_a_zero_stage_is_fine(tmp_path, stage):
 )
 def test_what_deepspeed_must_not_do_is_refused(settings):
     refused(config({"deepspeed": settings}), "deepspeed: ")
+
+
+@pytest.mark.parametrize("offloads", [{"offload_optimizer": {"device": "cpu"}}, {"cpu_offload": True}], ids=str)
+@pytest.mark.parametrize(("installed", "fine"), [("0.18.9", False), ("0.19.0", True), ("0.19.8+cu130", True)])
+def test_zero_2_with_an_offloaded_optimizer_needs_a_deepspeed_that_adds_up(monkeypatch, offloads, installed, fine):
+    version = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: installed if name == "deepspeed" else version(name))
+    offloaded = config({"deepspeed": {"zero_optimization": {"stage": 2, **offloads}}})
+    if fine:
+        assert problems_of(offloaded) == []
+    else:
+        refused(offloaded, "deepspeed: stage 2 with offload_optimizer", installed, "use stage 1 or 3")
+    assert problems_of(config({"deepspeed": {"zero_optimization": {"stage": 1, **offloads}}})) == []
 
 
 def test_lisa_is_refused_with_deepspeed():

@@ -9,18 +9,21 @@ from typing import Any
 
 import pytest
 
+from scalebio_plugin.config.deepspeed import loses_offloaded_gradients
 from tests.engines.launch import launch
 
 # Looked for and not imported: that takes seconds, and the ranks alone need it.
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs deepspeed")
 
 STAGES = (1, 2, 3)
+# Whether stage 2 with offload_optimizer is refused.
+LOSES = loses_offloaded_gradients()
 QUICK = ("adamw_3", "uneven", "bf16", "error", "kept")
 SETTINGS = ("overlap", "no_overlap", "scattered", "all_reduce", "small_buckets")
 OFFLOAD = ("optimizer_offload", "optimizer_offload_1")
 SLOW = {
     1: ("adamw_1", "sgd_1", "sgd_3", "cpu", "beside", "groups", *SETTINGS, "round_robin", *OFFLOAD),
-    2: ("adamw_1", "sgd_1", "sgd_3", "cpu", "beside", "groups", *SETTINGS, "round_robin"),
+    2: ("adamw_1", "sgd_1", "sgd_3", "cpu", "beside", "groups", *SETTINGS, "round_robin", *(() if LOSES else OFFLOAD)),
     3: (
         *("adamw_1", "sgd_1", "sgd_3", "cpu", "beside", "groups", *SETTINGS),
         *("sub_groups", "hpz", *OFFLOAD, "param_offload", "both_offload"),
@@ -65,6 +68,16 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Results:
         stage: launched(folder, [f"{stage}:{case}" for case in (*SLOW[stage], *MASTERS[stage], *KEPT[stage])])[stage]
         for stage in STAGES
     }
+
+
+@pytest.mark.slow
+def test_stage_2_with_an_offloaded_optimizer_is_refused_as_long_as_it_loses_gradients(tmp_path: Path) -> None:
+    for case, results in launched(tmp_path, [f"2:{case}" for case in OFFLOAD])[2].items():
+        for rank in results:
+            if LOSES:
+                assert max(rank["w"]) > 1e-2, f"DeepSpeed adds up in {case}: accept it"
+            else:
+                assert max(*rank["w"], *rank["u"]) < 1e-5
 
 
 @pytest.fixture(scope="module")

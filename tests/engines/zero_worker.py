@@ -66,6 +66,7 @@ CASES: dict[str, Case] = {
     "small_buckets": Case(zero={"reduce_bucket_size": 40, "allgather_bucket_size": 40}),
     "optimizer_offload": Case(zero={"offload_optimizer": {"device": "cpu"}}),
     "optimizer_offload_1": Case(accumulation=1, zero={"offload_optimizer": {"device": "cpu"}}),
+    "uneven_offload": Case(uneven=True, zero={"offload_optimizer": {"device": "cpu"}}),
     "param_offload": Case(zero={"offload_param": {"device": "cpu"}}),
     "both_offload": Case(zero={"offload_param": {"device": "cpu"}, "offload_optimizer": {"device": "cpu"}}),
     "bf16_offload": Case(check="masters", dtype=torch.bfloat16, zero={"offload_optimizer": {"device": "cpu"}}),
