@@ -54,6 +54,8 @@ FULL: dict[str, Any] = {
     "min_rows": 50,
     "sampling": "mixture",
     "max_repeats": 2.0,
+    "on_mismatch": "warn",
+    "on_divergence": "error",
     "extensions": ["my.module:Hooks"],
 }
 
