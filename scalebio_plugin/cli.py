@@ -52,6 +52,14 @@ def _parser() -> argparse.ArgumentParser:
         of_a_run.add_argument("path", type=Path, metavar="PATH", help="a mixture.json, or the output_dir of a run")
         of_a_run.set_defaults(run=run)
 
+    check = commands.add_parser(
+        "check",
+        help="all that is wrong with a config, without a run",
+        description="Says what the plugin and the host refuse in a config, and which keys the host would ignore. Exit "
+        "status: 0 nothing is wrong, 1 keys are ignored, 2 the run would be refused.",
+    )
+    check.add_argument("config", type=Path, metavar="CONFIG", help="an Axolotl config")
+    check.set_defaults(run=_check)
     _add_compare(commands)
 
     bug = commands.add_parser(
@@ -148,6 +156,19 @@ def _estimate(arguments: argparse.Namespace) -> int:
     for problem in refused:
         print(f"scalebio: the run would be refused: {problem}", file=sys.stderr)
     return 2 if refused else 0 if fits(found, arguments.gpu_memory) else 1
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from .errors import texts_of
+    from .estimate.checked import ignored_keys, refusal_of
+    from .estimate.setting import read_config
+
+    config = read_config(arguments.config)
+    refusal = refusal_of(config)
+    problems = [] if refusal is None else list(texts_of(refusal))
+    ignored = ignored_keys(config)
+    print("\n".join([*problems, *ignored]) or f"{arguments.config}: nothing is wrong with it")
+    return 2 if problems else 1 if ignored else 0
 
 
 def _compare(arguments: argparse.Namespace) -> int:

@@ -42,13 +42,13 @@ def said_by(error: BaseException) -> str | None:
     """What an error says to a person; None if it is not one of those."""
     if not isinstance(error, ValueError):
         return None
-    texts = list(_texts(error))
+    texts = list(texts_of(error))
     if not any(text.startswith(("scalebio", "--scalebio")) for text in texts):
         return None
     return printable_lines("\n".join([*texts, *getattr(error, "__notes__", [])]))
 
 
-def _texts(error: ValueError) -> Iterator[str]:
+def texts_of(error: ValueError) -> Iterator[str]:
     """Of pydantic's error for a config each problem, with its place if it has one."""
     if not callable(getattr(error, "errors", None)):
         yield str(error)

@@ -26,7 +26,7 @@ FLOORS = (
     {"plugin", "cli", "boot", "errors", "__init__"},
 )
 MAY_IMPORT_THE_HOST = {
-    *("plugin", "estimate/model", "data/validation", "compare/judge"),
+    *("plugin", "estimate/model", "estimate/checked", "data/validation", "compare/judge"),
     *(f"data/{name}" for name in ("carried", "draw", "drawn_stream", "entries", "resampled")),
     *(f"data/{name}" for name in ("loading", "sources", "splits", "table", "tags")),
     *(
