@@ -28,7 +28,7 @@ FLOORS = (
 MAY_IMPORT_THE_HOST = {
     *("plugin", "estimate/model", "estimate/checked", "data/validation", "compare/judge"),
     *(f"data/{name}" for name in ("carried", "draw", "drawn_stream", "entries", "resampled")),
-    *(f"data/{name}" for name in ("loading", "sources", "splits", "table", "tags")),
+    *(f"data/{name}" for name in ("loading", "small_sets", "sources", "splits", "table", "tags")),
     *(
         f"training/{name}"
         for name in ("callbacks", "connect", "early", "prepare_model", "random_state", "same_run", "trainer")

@@ -14,6 +14,7 @@ from axolotl.utils.trainer import calculate_total_num_steps
 from datasets import Dataset
 
 from .entries import files_of, load_all, noted, refuse_empty_parts
+from .small_sets import small_sets_here
 
 LOG = get_logger("axolotl.scalebio")
 # What the host writes into a config when it counts a training set (axolotl.utils.trainer.calculate_total_num_steps).
@@ -38,7 +39,8 @@ def _load_entry(cfg: DictDefault, entry: DictDefault) -> Dataset:
     sub.shuffle_merged_datasets = False
     sub.dataset_exact_deduplication = False  # once, over all sources
     sub.dataset_shard_num = sub.dataset_shard_idx = None
-    return load_datasets(cfg=sub).train_dataset
+    with small_sets_here():
+        return load_datasets(cfg=sub).train_dataset
 
 
 def load_evaluation(cfg: DictDefault, loaded: DictDefault, entries: Sequence[DictDefault]) -> Dataset:
@@ -46,7 +48,7 @@ def load_evaluation(cfg: DictDefault, loaded: DictDefault, entries: Sequence[Dic
     sub = _config_of(cfg, loaded)
     sub.test_datasets = [DictDefault(entry) for entry in entries]
     place = "test_datasets" if len(entries) == len(cfg.test_datasets) else f"test_datasets ({entries[0].path})"
-    with noted(place, [file for entry in entries for file in files_of(entry)]):
+    with noted(place, [file for entry in entries for file in files_of(entry)]), small_sets_here():
         return load_datasets(cfg=sub).eval_dataset
 
 
