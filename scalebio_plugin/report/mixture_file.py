@@ -17,6 +17,7 @@ from .files import StrPath, replace_file
 from .identity import Part
 from .parsed import Count, Many, Name, NotNegative, Positive, Text, content_of, parsed
 from .summary import Cosine, Goals, SourceSummary, largest_first
+from .words import printable
 
 SCHEMA = 1
 MOST_BYTES = 256 * 2**20
@@ -120,7 +121,19 @@ def read_mixture(path: StrPath, needs: Collection[str] = ("weights",)) -> dict[s
     missing = [key for key in needs if document.get(key) is None]
     if missing:
         raise ValueError(f"{path}: {', '.join(missing)} must be there for this; {_REMEDY}")
+    if "sources" in needs:
+        _refuse_edited(path, document)
     return document
+
+
+def _refuse_edited(path: StrPath, document: Mapping[str, Any]) -> None:
+    """Weights may be set by hand, and are then what `apply` takes; but nothing that was learned."""
+    edited = [name for name, of in document["sources"].items() if abs(of["weight"] - document["weights"][name]) > 1e-6]
+    if edited:
+        raise ValueError(
+            f"{path}: sources has other weights than weights has of {', '.join(map(printable, edited[:5]))}: those were "
+            "set by hand, which scalebio.apply takes; to show what was learned, set them back"
+        )
 
 
 _REMEDY = "give a mixture.json as a run wrote it"
@@ -177,9 +190,6 @@ class Mixture(BaseModel, frozen=True):
             of = getattr(self, key)
             if of is not None and of.keys() != self.weights.keys():
                 raise ValueError(f"{key} must be of the sources that weights has; correct the names")
-        for name, source in (self.sources or {}).items():
-            if abs(source.weight - self.weights[name]) > 1e-6:
-                raise ValueError(f"sources must have the weights of weights, got {source.weight} of {name[:40]!r}")
         if len({tuple(row) for row in (self.goals or {}).values()}) > 1:
             raise ValueError("goals must have the same validation sets for every source; correct the names")
         return self

@@ -212,6 +212,16 @@ class TestMixture:
             "base_model": None,
         }
 
+    def test_weights_set_by_hand_are_taken_and_shown_as_nothing_that_was_learned(self, tmp_path):
+        document = mixture_document({"a": summary(0.25), "b": summary(0.75)}, facts({"a": 1000, "b": 1000}), None)
+        document["weights"] = {"a": 0.5, "b": 0.5}
+        write_mixture(tmp_path / "mixture.json", document)
+        assert read_mixture(tmp_path / "mixture.json")["weights"] == {"a": 0.5, "b": 0.5}
+        with pytest.raises(
+            ValueError, match="sources has other weights than weights has of [ab], [ab]: those were set by hand"
+        ):
+            read_mixture(tmp_path / "mixture.json", needs=("sources",))
+
     def test_float32_weights_sum_to_one(self):
         weights = np.random.default_rng(0).dirichlet(np.ones(999)).astype(np.float32) * np.float32(1.00001)
         summaries = {f"s{i}": summary(float(weight)) for i, weight in enumerate(weights)}
