@@ -24,7 +24,7 @@ from datasets import Dataset
 from ..algorithm.bilevel import NO_SOURCE
 from ..config.block import ScaleBiOSettings
 from ..config.names import source_names
-from ..report.words import printable
+from ..report.tables import shorten
 from .loading import load_evaluation, measurable, training_parts
 from .splits import sources_of_parts, splits_of
 from .table import SourceTable, count
@@ -129,12 +129,12 @@ def announce(prepared: Prepared, settings: ScaleBiOSettings) -> None:
     table = prepared.table
     shares = table.shares("token")
     rows = [
-        f"  {printable(name)}: {sequences} sequences, {tokens} target tokens ({share:.1%})"
+        f"  {shorten(name)}: {sequences} sequences, {tokens} target tokens ({share:.1%})"
         for name, sequences, tokens, share in zip(table.names, table.sequences, table.tokens, shares, strict=True)
     ]
     LOG.info("scalebio: learning the weights of\n" + "\n".join(rows))
     held = [
-        f"{printable(name)} {most:.4f}"
+        f"{shorten(name)} {most:.4f}"
         for name, most in zip(table.names, table.most(settings.max_repeats), strict=True)
         if most < 1
     ]
