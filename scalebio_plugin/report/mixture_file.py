@@ -130,9 +130,10 @@ def _refuse_edited(path: StrPath, document: Mapping[str, Any]) -> None:
     """Weights may be set by hand, and are then what `apply` takes; but nothing that was learned."""
     edited = [name for name, of in document["sources"].items() if abs(of["weight"] - document["weights"][name]) > 1e-6]
     if edited:
+        names = ", ".join(map(printable, edited[:5]))
         raise ValueError(
-            f"{path}: sources has other weights than weights has of {', '.join(map(printable, edited[:5]))}: those were "
-            "set by hand, which scalebio.apply takes; to show what was learned, set them back"
+            f"{path}: sources has other weights than weights has of {names}: those were set by hand, "
+            "which scalebio.apply takes; to show what was learned, set them back"
         )
 
 
