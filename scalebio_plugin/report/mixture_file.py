@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, model_validator
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic_core import from_json
 from typing_extensions import TypedDict  # pydantic takes the one of `typing` from Python 3.12 on
@@ -39,7 +39,8 @@ class Provenance:
     `tokens` and `examples` count each source's whole dataset; `layer_steps`: for how many optimiser steps each
     transformer block trained, under LISA; `drawn`: rows drawn of each source, where rows are drawn by source; `keep`:
     which set the run saves, w (`model`) or u (`inner`); `validation`: weight, tokens and examples of each set;
-    `digests`: of each source's rows (`identity.Part`).
+    `digests`: of each source's rows (`identity.Part`); `config`: name of its file; `output_dir`: as the config has it;
+    `settings`: what else was set, plain values by key.
     """
 
     penalty: float
@@ -59,6 +60,9 @@ class Provenance:
     validation: dict[str, ValidationSet] | None = None
     base_model: str | None = None
     digests: dict[str, str] | None = None
+    config: str | None = None
+    output_dir: str | None = None
+    settings: dict[str, Any] | None = None
 
 
 def mixture_document(
@@ -184,6 +188,9 @@ class Mixture(BaseModel, frozen=True):
     keep: Text = "model"
     validation: Annotated[dict[Name, ValidationSet], Many] | None = None
     base_model: Name | None = None
+    config: Name | None = None
+    output_dir: Name | None = None
+    settings: Annotated[dict[Text, JsonValue], Many] | None = None
 
     @model_validator(mode="after")
     def _of_the_same_sources(self) -> Mixture:

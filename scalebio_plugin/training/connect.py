@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib import metadata
@@ -34,6 +35,7 @@ from ..estimate.lines import summary_line
 from ..hooks.manager import manager_of
 from ..hooks.spec import RunFacts
 from ..report.folder import RunFolder, fingerprint
+from ..report.identity import RunIdentity
 from ..report.mixture_file import Provenance, ValidationSet
 from ..report.next_config import next_config
 from .callbacks import KeptCallback, ScaleBiOCallback
@@ -48,6 +50,15 @@ from .trainer import ScaleBiOTrainer
 from .watch import Watch
 
 LOG = get_logger("axolotl.scalebio")
+_TEMPORARY = "axolotl_config_"  # the host's name for what is no file of a user's
+_TOLD_ELSEWHERE = {  # or digests
+    *("base_model", "model", "trainable", "tokenizer", "seed", "validation weights"),
+    *(f"scalebio.{key}" for key in ("penalty", "estimator", "loss_unit", "mixture_update", "keep")),
+}
+_HOST_SETTINGS = (
+    *("adapter", "lora_r", "learning_rate", "lr_scheduler", "num_epochs", "max_steps"),
+    *("micro_batch_size", "gradient_accumulation_steps"),
+)
 _HOSTS = ("axolotl", "transformers", "accelerate", "torch", "peft")
 
 
@@ -84,6 +95,7 @@ def connect(
     counts = tuple(table.tokens.tolist()), tuple(table.sequences.tolist())
     facts = RunFacts(tuple(table.names), *counts, settings.model_dump(), steps, seed)
     trainer.test_sets = prepared.test_sets
+    identity = identity_of(cfg, settings, prepared, prepared.validation, trainer, run.last_step)
     engine = engine_of(trainer, switches_layers=layers is not None)
     learning = trainer.learning = Learning(
         run=run,
@@ -100,14 +112,19 @@ def connect(
         folder=RunFolder(
             path=Path(cfg.output_dir) / "scalebio",
             names=table.names,
-            provenance=_provenance(cfg, settings, prepared, facts, version),
+            provenance=replace(
+                _provenance(cfg, settings, prepared, facts, version),
+                config=config_name(written),
+                output_dir=str(cfg.output_dir),
+                settings=_settings_told(cfg, settings, identity),
+            ),
             next_config=_next_config(written, cfg.output_dir),
         ),
         probes=_probes(
             settings, trainer, run, seed, shared_rows=like.capacity is not None or bool(cfg.batch_flattening)
         ),
         watch=Watch(run.names, run.ends),
-        identity=identity_of(cfg, settings, prepared, prepared.validation, trainer, run.last_step),
+        identity=identity,
     )
     trainer.add_callback(ScaleBiOCallback(trainer, learning))
     trainer.callback_handler.callbacks.insert(0, KeptCallback(trainer, learning))  # others may save the model
@@ -213,6 +230,23 @@ def _provenance(
         base_model=str(cfg.base_model),
         digests=dict(zip(facts.sources, prepared.table.digests, strict=True)),
     )
+
+
+def config_name(written: Mapping[str, Any]) -> str | None:
+    """As it was typed, without the folders of an absolute path; None where a program made the config."""
+    path = written.get("axolotl_config_path")
+    if not path or Path(path).name.startswith(_TEMPORARY):
+        return None
+    return Path(path).name if Path(path).is_absolute() else str(path)
+
+
+def _settings_told(cfg: DictDefault, settings: ScaleBiOSettings, identity: RunIdentity) -> dict[str, Any]:
+    """Plain values of what a run is told by, the same after a resume; without what `mixture.json` says elsewhere."""
+    told = {key: value for key, value in identity.keys.items() if key not in _TOLD_ELSEWHERE}
+    host = {key: cfg.get(key) for key in _HOST_SETTINGS}
+    learn = settings.learn.model_dump(exclude_none=True) or None  # throughout
+    plain: dict[str, Any] = json.loads(json.dumps({**told, **host, "scalebio.learn": learn}, default=str))
+    return plain
 
 
 def _sets_of(validation: Validation) -> dict[str, ValidationSet]:
