@@ -200,13 +200,9 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from .report.history import read_history
-    from .report.mixture_file import read_mixture
-    from .report.page import NEEDED, write_report
+    from .report.page import draw_again
 
-    mixture = _mixture_at(arguments.path)
-    history = read_history(mixture.with_name("history.jsonl"))
-    print(write_report(mixture.parent, read_mixture(mixture, NEEDED), history))
+    print(draw_again(_mixture_at(arguments.path)))
     return 0
 
 

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..estimate.setting import read_config
+from ..report.comparison import sentences
 from ..report.mixture_file import read_mixture
+from ..report.page import draw_again
 from .arms import DEFAULT, OWN, RANDOM
 from .picture import draw
-from .result import sentences, table
+from .result import table
 from .runs import Comparison, Plan, launch_of
 
 
@@ -62,6 +64,8 @@ def compare(
         print(json.dumps(document, indent=2))
     else:
         print("\n".join([table(document), "", *sentences(document), "", f"{plan.folder}/compare.json, compare.png"]))
+    for history in plan.folder.glob("run-*/scalebio/history.jsonl"):
+        draw_again(history.with_name("mixture.json"))  # with the comparison that its run could not know
     return 0
 
 

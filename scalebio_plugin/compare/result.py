@@ -11,15 +11,15 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..report.comparison import MOST_SEEDS, SCHEMA, compared
+
 JUDGED = "judged.json"
-SCHEMA = 1
-MOST_SEEDS = 100  # that are looked at for how many would do
 NORMAL = 1.96
 
 Seeds = Mapping[int, "Judged"]
@@ -176,58 +176,12 @@ def _arm(name: str, arms: Mapping[str, Seeds], reference: str, learning: str | N
     }
 
 
-def sentences(document: Mapping[str, Any]) -> list[str]:
-    """One for each arm that the reference was compared with."""
-    reference, lines = document["reference"], []
-    for name, arm in document["arms"].items():
-        if "verdict" not in arm:
-            continue
-        low, high = arm["interval"]
-        numbers = f"{arm['difference']:+.4f} nats a token, {low:+.4f} to {high:+.4f}"
-        if arm["verdict"] != "cannot be told apart":
-            lines.append(f"{reference} is {arm['verdict']} than {name}: {numbers}")
-        else:
-            lines.append(f"{reference} and {name} cannot be told apart: {numbers}; {_what_would(arm)}")
-    return lines
-
-
-def _what_would(arm: Mapping[str, Any]) -> str:
-    more = arm["more_seeds"]
-    if arm["difference_seed_error"] is None:
-        return "one seed says nothing of another, and is not in the interval; more seeds are needed"
-    if more is None:
-        return f"not even {MOST_SEEDS} seeds would, more test rows might"
-    return f"{more} more seed{'s' if more != 1 else ''} would, if the difference stayed"
-
-
 def table(document: Mapping[str, Any]) -> str:
     """In the terminal; best first."""
     reference = document["reference"]
     head = ["arm", "test loss", "± seeds", f"{reference} less it", "95%", "verdict", "time"]
-    rows = [head]
-    for name, arm in sorted(document["arms"].items(), key=lambda item: item[1]["loss"]):
-        error = arm["seed_error"]
-        interval = [f"{end:+.4f}" for end in arm.get("interval", [])]
-        rows.append(
-            [
-                name,
-                f"{arm['loss']:.4f}",
-                "" if error is None else f"{error:.4f}",
-                f"{arm['difference']:+.4f}" if "difference" in arm else "",
-                " to ".join(interval),
-                arm.get("verdict", ""),
-                _times(arm),
-            ]
-        )
+    rows = [head, *(list(astuple(arm)) for arm in compared(document))]
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
-
-
-def _times(arm: Mapping[str, Any]) -> str:
-    if arm["time"] is None:
-        return ""
-    own = f"{arm['time']:.2f}"
-    whole = arm["time_with_learning"]
-    return own if whole == arm["time"] else f"{own}, {whole:.2f} with learning"

@@ -5,7 +5,8 @@ summary       what a history says of each source, with the standard error of its
 mixture_file  `mixture.json`
 tables        a mixture as text
 picture       weights and losses over the run
-page          all of it on one page
+page          all of it on one page: `about_run`, its head; `markup`, what it is made of
+comparison    what `scalebio compare` left beside a run
 next_config   the config of the next, ordinary run
 bug           what a bug report needs; of a config and a log, `without_secrets`
 folder        the folder of a run, in which all of these lie

@@ -4,36 +4,28 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .about_run import about
+from .comparison import compared, comparison_beside, sentences
 from .files import StrPath, replace_file
-from .history import Floats, HistoryRecord, series
-from .mixture_file import goals_of, summaries_of
+from .history import Floats, HistoryRecord, read_history, series
+from .markup import STYLE, cell, many, pairs, shown, table
+from .mixture_file import goals_of, read_mixture, summaries_of
 from .picture import draw_mixture
 from .summary import Cosine, Goals, SourceSummary
 from .tables import cosine_in_words, interval_in_words, layers_line, verdict_in_words
 
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 62rem; margin: 2rem auto;
-       padding: 0 1rem }
-h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2rem }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-th, td { padding: .3rem .8rem .3rem 0; text-align: right; vertical-align: top; border-bottom: 1px solid #e5e5e5 }
-th:first-child, td:first-child, td.text, th.text { text-align: left; overflow-wrap: anywhere }
-td.bar { width: 9rem; padding-right: 1rem } td.bar div { height: .8rem; margin-top: .35rem; background: #3f90da }
-.wide { overflow-x: auto } td.text { min-width: 5.5rem }
-.goals td { white-space: nowrap; padding-left: .8rem } .goals td.text { white-space: normal; padding-left: 0 }
-.grey { color: #777 } img { max-width: 100%; width: 44rem }
-"""
 _HOW_TO_READ = """
 <p>The <b>weights</b> p are those of the training loss &Sigma; p<sub>i</sub> L<sub>i</sub>, where L<sub>i</sub> is a
 source's mean loss: they are not fractions of rows. <b>Rows</b> says which fraction of the sequences of an ordinary run
-that mixture comes to.</p>
+that mixture comes to, and <b>epochs asked</b> how often that has each row of a source drawn, of as many rows as {rows}.
+What a source is asked for beyond max_repeats in an epoch goes to the others.</p>
 <p>The <b>gap</b> is what pulling the model towards the validation data costs a source beyond the average of the
 sources (mean of the last third to two thirds of the updates, with its standard error, s.e.). Above 0 a source loses
 weight, below 0 it gains. <b>Gains</b> and <b>loses</b> stand where all gaps of the run together are more than noise:
@@ -68,28 +60,40 @@ def write_report(folder: StrPath, document: Mapping[str, Any], history: Sequence
     if history and history[0]["weights"].keys() != document["weights"].keys():
         raise ValueError("mixture.json and history.jsonl have other sources; put the files of one run together")
     picture, page = Path(folder) / "mixture.png", Path(folder) / "report.html"
+    comparison = comparison_beside(folder)
     until_then = [record for record in history if record["step"] <= document["steps"]]
     draw_mixture(until_then, picture, list(document["weights"]))
-    replace_file(page, _page(document, picture.read_bytes(), until_then).encode())
+    run = about(folder, document, until_then)
+    replace_file(page, _page(document, picture.read_bytes(), until_then, run, _comparison(comparison)).encode())
     return page
 
 
-def _page(document: Mapping[str, Any], picture: bytes, history: Sequence[HistoryRecord]) -> str:
+def draw_again(mixture: Path) -> Path:
+    """The page of a mixture.json and the history beside it, and its path."""
+    history = read_history(mixture.with_name("history.jsonl"))
+    return write_report(mixture.parent, read_mixture(mixture, NEEDED), history)
+
+
+def _page(
+    document: Mapping[str, Any], picture: bytes, history: Sequence[HistoryRecord], run: str, comparison: str
+) -> str:
     image = base64.b64encode(picture).decode()
     title = f"Learned mixture of {len(document['weights'])} sources"
     parts = [
         f"<h1>{title}</h1>",
         f"<p>{_in_a_sentence(document)} {_kept(document)}</p>",
-        _weights(document),
+        run,
+        "<h2>Weights</h2>" + _weights(document) + _held(document),
         f'<img alt="Weights, training losses and validation loss over the run" src="data:image/png;base64,{image}">',
-        _validation_sets(history),
+        comparison,
+        _validation_sets(document, history),
         _goals(goals_of(document)),
-        "<h2>How to read this</h2>" + _HOW_TO_READ,
+        "<h2>How to read this</h2>" + _HOW_TO_READ.format(rows=_rows_in_words(document)),
         "<h2>How it was learned</h2>" + _facts(document),
     ]
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
     body = "\n".join(parts)
-    head = f"<head>{head}\n<style>{_STYLE}</style></head>"
+    head = f"<head>{head}\n<style>{STYLE}</style></head>"
     return f'<!doctype html>\n<html lang="en">\n{head}\n<body>\n{body}\n</body>\n</html>\n'
 
 
@@ -118,30 +122,64 @@ def _kept(document: Mapping[str, Any]) -> str:
 def _weights(document: Mapping[str, Any]) -> str:
     sources = document["sources"]
     summaries = summaries_of(document)
-    # What `apply` samples by: p over the mean target tokens of a sequence.
-    rows_of = {name: summaries[name].weight * source["examples"] / source["tokens"] for name, source in sources.items()}
-    most, all_rows = max(document["weights"].values()), sum(rows_of.values())
+    fractions, most = _fractions(document), max(document["weights"].values())
+    rows = _rows(document)
     drawn = document.get("drawn")  # a run in the host's order has none, nor has an older document
     head = ["source", "", "weight", "95% interval", "rows", "gap", "s.e.", "", "loss", "target tokens", "sequences"]
-    head += [] if drawn is None else ["each drawn"]
+    head += ["epochs asked"] if drawn is None else ["epochs asked", "each drawn"]
     lines = [
         [
-            _cell(escape(name), "text"),
-            _cell(f'<div style="width: {summary.weight / most:.1%}"></div>', "bar"),
-            _cell(f"{summary.weight:.4f}"),
-            _cell(interval_in_words(summary.interval).replace("-", "–")),
-            _cell(f"{rows_of[name] / all_rows:.1%}"),
-            _cell(f"{summary.gap:+.2g}"),
-            _cell("–" if summary.gap_se is None else f"{summary.gap_se:.1g}"),
-            _cell(_verdict(summary), "text grey"),
-            _cell("–" if summary.loss is None else f"{summary.loss:.3f}"),
-            _cell(f"{sources[name]['tokens']:,}"),
-            _cell(f"{sources[name]['examples']:,}"),
-            *([] if drawn is None else [_cell(f"{drawn[name] / sources[name]['examples']:.2f} times")]),
+            cell(shown(name), "text"),
+            cell(f'<div style="width: {summary.weight / most:.1%}"></div>', "bar"),
+            cell(f"{summary.weight:.4f}"),
+            cell(interval_in_words(summary.interval).replace("-", "–")),
+            cell(f"{fractions[name]:.1%}"),
+            cell(f"{summary.gap:+.2g}"),
+            cell("–" if summary.gap_se is None else f"{summary.gap_se:.1g}"),
+            cell(_verdict(summary), "text grey"),
+            cell("–" if summary.loss is None else f"{summary.loss:.3f}"),
+            cell(f"{sources[name]['tokens']:,}"),
+            cell(f"{sources[name]['examples']:,}"),
+            cell(f"{rows * fractions[name] / sources[name]['examples']:.2f}"),
+            *([] if drawn is None else [cell(f"{drawn[name] / sources[name]['examples']:.2f} times")]),
         ]
         for name, summary in summaries.items()
     ]
-    return _table(lines, head)
+    return many(lines, head)
+
+
+def _fractions(document: Mapping[str, Any]) -> dict[str, float]:
+    """Of rows, by source: what `apply` samples by, p over the mean target tokens of a sequence."""
+    sources = document["sources"]
+    rows = {name: of["weight"] * of["examples"] / of["tokens"] for name, of in sources.items()}
+    total = sum(rows.values())
+    return {name: of / total for name, of in rows.items()}
+
+
+def _rows(document: Mapping[str, Any]) -> int:
+    """That the run drew, where it drew them by source; else those of an epoch."""
+    drawn = document.get("drawn")
+    return sum(drawn.values()) if drawn is not None else _rows_of_an_epoch(document)
+
+
+def _rows_of_an_epoch(document: Mapping[str, Any]) -> int:
+    return sum(of["examples"] for of in document["sources"].values())
+
+
+def _rows_in_words(document: Mapping[str, Any]) -> str:
+    return f"{'an epoch has' if document.get('drawn') is None else 'this run drew'} ({_rows(document):,})"
+
+
+def _held(document: Mapping[str, Any]) -> str:
+    """The sources of which the mixture asks more in an epoch than it may have."""
+    most = (document.get("settings") or {}).get("scalebio.max_repeats")
+    if not isinstance(most, int):
+        return ""
+    rows, sources = _rows_of_an_epoch(document), document["sources"]
+    asked = {name: rows * of / sources[name]["examples"] for name, of in _fractions(document).items()}
+    held = [f"{shown(name)} ({often:.1f})" for name, often in asked.items() if often > most]
+    most_often = f"In an epoch each row is drawn {most} times at most (max_repeats)"
+    return f"<p>{most_often}; the mixture asks for more of {', '.join(held)}.</p>" if held else ""
 
 
 def _verdict(summary: SourceSummary) -> str:
@@ -151,21 +189,48 @@ def _verdict(summary: SourceSummary) -> str:
     return "loses" if pushed > 0 else "gains"
 
 
-def _validation_sets(history: Sequence[HistoryRecord]) -> str:
-    """The loss of each of several validation sets, first and last quarter of the updates, and its weight."""
+def _validation_sets(document: Mapping[str, Any], history: Sequence[HistoryRecord]) -> str:
+    """What each validation set holds, its loss in the first and last quarter of the updates, and its weight.
+
+    Of a single one only where it is known what it holds: its loss is said above.
+    """
+    sets = document.get("validation") or {}
     names = list(history[-1].get("val_losses", {})) if history else []
-    if len(names) < 2:
+    if not names or (len(names) < 2 and not sets):
         return ""
     losses = series([record for record in history if "val_losses" in record], "val_losses", names)
     quarter = -(-len(losses) // 4)
     weights = history[-1]["val_weights"]
     lines = [
-        [_cell(escape(name), "text"), _cell(_mean(losses[:quarter, i])), _cell(_mean(losses[-quarter:, i]))]
-        + [_cell(f"{weights[name]:.3f}")]
+        [cell(shown(name), "text"), cell(_mean(losses[:quarter, i])), cell(_mean(losses[-quarter:, i]))]
+        + [cell(f"{weights[name]:.3f}")]
+        + ([cell(f"{sets[name][key]:,}" if name in sets else "–") for key in ("examples", "tokens")] if sets else [])
         for i, name in enumerate(names)
     ]
-    head = ("validation set", "loss, first quarter", "last quarter", "weight in the validation loss")
-    return "<h2>Validation sets</h2>" + _table(lines, head)
+    head = ["validation set", "loss, first quarter", "last quarter", "weight in the validation loss"]
+    head += ["sequences", "target tokens"] if sets else []
+    return f"<h2>Validation {'sets' if len(names) > 1 else 'data'}</h2>" + many(lines, head)
+
+
+def _comparison(document: Mapping[str, Any] | None) -> str:
+    """Of the run that this is with others on the same test rows; nothing where it was compared with none."""
+    if document is None:
+        return ""
+    reference = shown(document["reference"])
+    head = ["arm", "test loss", "± seeds", f"{reference} less it", "95%", "verdict", "time"]
+    lines = [
+        [cell(shown(arm.name), "text"), *(cell(of) for of in (arm.loss, arm.seed_error, arm.less, arm.interval))]
+        + [cell(shown(arm.verdict), "text grey"), cell(arm.time)]
+        for arm in compared(document)
+    ]
+    said = "".join(f"<li>{shown(line)}.</li>" for line in sentences(document))
+    seeds = max((len(arm["losses"]) for arm in document["arms"].values()), default=0)
+    return (
+        f"<h2>Beside other mixtures</h2><ul>{said}</ul>{many(lines, head)}<p>By scalebio compare, {seeds} "
+        f"seed{'s' if seeds != 1 else ''}: losses of the test rows, nats a token. Of a difference below 0 {reference} "
+        "is the better one; its 95% interval has what seeds and test rows may have made of it. Time: that of an "
+        "ordinary arm is 1.</p>"
+    )
 
 
 def _goals(goals: Goals | None) -> str:
@@ -173,15 +238,15 @@ def _goals(goals: Goals | None) -> str:
     if goals is None:
         return ""
     sets = list(next(iter(goals.values())))
-    lines = [[_cell(escape(name), "text"), *(_shaded(row[goal]) for goal in sets)] for name, row in goals.items()]
-    table = _table(lines, ["source", *(f"{escape(goal)}" for goal in sets)])
-    return f'<h2>Which source helps which validation set</h2><div class="goals">{table}</div>' + _HOW_GOALS_READ
+    lines = [[cell(shown(name), "text"), *(_shaded(row[goal]) for goal in sets)] for name, row in goals.items()]
+    shaded = table(lines, ["source", *(f"{shown(goal)}" for goal in sets)])
+    return f'<h2>Which source helps which validation set</h2><div class="goals">{shaded}</div>' + _HOW_GOALS_READ
 
 
 def _shaded(cosine: Cosine) -> str:
     """Blue above 0, orange below, the stronger the farther; a cosine within two standard errors of 0 is grey."""
     if cosine.mean is None:
-        return _cell("–", "grey")
+        return cell("–", "grey")
     clear = cosine.se is not None and abs(cosine.mean) > 2 * cosine.se
     colour = "63, 144, 218" if cosine.mean > 0 else "255, 143, 0"
     shade = f' style="background: rgba({colour}, {0.6 * min(1.0, abs(cosine.mean)):.2f})"' if clear else ' class="grey"'
@@ -196,17 +261,21 @@ def _mean(losses: Floats) -> str:
 
 def _facts(document: Mapping[str, Any]) -> str:
     facts = {name: document[name] for name in _FACTS} | {"keep": document.get("keep", "model")}
+    settings = document.get("settings") or {}
+    facts |= {name: _in_words(value) for name, value in settings.items() if value is not None}
     facts |= {f"version of {name}": version for name, version in document["versions"].items()}
     facts |= {f"fingerprint of the {name}": digest for name, digest in document["fingerprint"].items()}
     layers = document.get("layer_steps")
-    moved = "" if layers is None else f"<p>{escape(layers_line(layers))}.</p>\n"
-    return moved + _table([[_cell(escape(name)), _cell(escape(str(fact)), "text")] for name, fact in facts.items()])
+    moved = "" if layers is None else f"<p>{shown(layers_line(layers))}.</p>\n"
+    return moved + pairs((name, shown(str(fact))) for name, fact in facts.items())
 
 
-def _table(lines: Iterable[Iterable[str]], head: Iterable[str] = ()) -> str:
-    rows = ["".join(f"<th>{name}</th>" for name in head), *("".join(cells) for cells in lines)]
-    return '<div class="wide"><table>\n' + "\n".join(f"<tr>{row}</tr>" for row in rows if row) + "\n</table></div>"
-
-
-def _cell(content: str, kind: str = "") -> str:
-    return f'<td class="{kind}">{content}</td>' if kind else f"<td>{content}</td>"
+def _in_words(value: Any) -> str:
+    """A setting, without the quotes and brackets of its JSON."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}: {_in_words(of)}" for name, of in value.items()) or "none"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_in_words, value))}]"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "default" if value is None else str(value)

@@ -85,10 +85,10 @@ class ScaleBiOCallback(TrainerCallback):
         document, folder = self._write_mixture(steps), self.learning.folder
         if document is None:
             return
-        with _not_at_the_price_of_the_model("mixture.png and report.html; `scalebio report` draws them again"):
-            folder.draw(document)
         with _not_at_the_price_of_the_model("next.yml"):
             folder.write_next_config()
+        with _not_at_the_price_of_the_model("mixture.png and report.html; `scalebio report` draws them again"):
+            folder.draw(document)
         helped = goals_table(goals_of(document))
         with own_line():
             LOG.info(

@@ -16,9 +16,9 @@ from scalebio_plugin.compare.result import (
     difference,
     document_of,
     read_judged,
-    sentences,
     table,
 )
+from scalebio_plugin.report.comparison import sentences
 
 
 def arm(*losses: list[float], tokens: float = 10.0, seconds: float = 1.0) -> dict[int, Judged]:

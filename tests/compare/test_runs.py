@@ -14,7 +14,11 @@ import yaml
 
 from scalebio_plugin.cli import main
 from scalebio_plugin.compare.runs import Comparison, Plan
+from scalebio_plugin.report.history import append_history
+from scalebio_plugin.report.mixture_file import mixture_document
+from scalebio_plugin.report.summary import summarise
 from tests.compare.test_arms import CONFIG, DOCUMENT
+from tests.report.histories import drifting_history, facts
 
 # Trains nothing: notes the config it was given, and leaves what an arm does.
 STAND_IN = f"""
@@ -125,6 +129,22 @@ def test_command_prints_table_and_sentences_and_draws(plan: Plan, capsys) -> Non
     assert "learned and uniform" in printed
     assert Path("config-compare/compare.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads(Path("config-compare/own-7.json").read_text())["weights"]["math"] == 0.75
+
+
+def test_the_pages_of_its_runs_have_the_comparison(plan: Plan) -> None:
+    arguments = command("--arms", "uniform")
+    assert main(arguments) == 0
+    history, names = drifting_history(3, 8)
+    learned = mixture_document(summarise(history, names), facts(dict.fromkeys(names, 900), steps=8), None)
+    for seed in (7, 8):
+        folder = Path(f"config-compare/run-{seed}/scalebio")
+        (folder / "mixture.json").write_text(json.dumps({**learned, "validation": DOCUMENT["validation"]}))
+        for line in history:
+            append_history(folder / "history.jsonl", line)
+    assert main(arguments) == 0
+    for seed in (7, 8):
+        page = Path(f"config-compare/run-{seed}/scalebio/report.html").read_text()
+        assert "run is better than uniform" in page or "run and uniform cannot be told apart" in page
 
 
 def test_command_prints_json_alone(plan: Plan, capsys) -> None:

@@ -37,7 +37,12 @@ def run_of(sources: int = 3) -> tuple[dict[str, Any], list[Any]]:
     for at, line in enumerate(history):
         line |= {"val_losses": {"x": 1.0, "y": 2.0}, "val_weights": {"x": 0.25, "y": 0.75}}
         line["goals"] = {name: {"x": 0.1 * at, "y": None} for name in names} if at % 2 else None
-    known = facts(dict.fromkeys(names, 900), steps=9, layer_steps=[3, 0], drawn=dict.fromkeys(names, 7))
+    known = facts(
+        dict.fromkeys(names, 900),
+        **{"steps": 9, "layer_steps": [3, 0], "drawn": dict.fromkeys(names, 7), "config": "a.yml", "output_dir": "out"},
+        validation={name: {"weight": 0.5, "tokens": 70, "examples": 7} for name in ("x", "y")},
+        settings={"scalebio.bounds": {names[0]: [0.1, 0.5]}, "scalebio.max_repeats": 1, "sample_packing": True},
+    )
     goals = summarise_goals(history, names)
     document = mixture_document(summarise(history, names), known, "converged", goals)
     return json.loads(json.dumps(document)), json.loads(json.dumps(history))
@@ -162,6 +167,10 @@ def test_histories(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["penalty"], None, "penalty"),
         (["layer_steps"], [1, "2"], "layer_steps[1]"),
         (["versions"], {"axolotl": 0.19}, "versions['axolotl']"),
+        (["config"], 3, "config"),
+        (["output_dir"], "x" * 10_001, "output_dir"),
+        (["settings"], [1], "settings"),
+        (["validation", "x", "examples"], 0, "validation['x']['examples']"),
     ],
 )
 def test_the_key_is_named(

@@ -11,8 +11,8 @@ import pytest
 
 from scalebio_plugin.report.mixture_file import mixture_document
 from scalebio_plugin.report.page import write_report
-from scalebio_plugin.report.summary import Cosine, SourceSummary
-from tests.report.histories import facts, old_document, record
+from scalebio_plugin.report.summary import Cosine, SourceSummary, summarise
+from tests.report.histories import drifting_history, facts, old_document, record
 
 ODD = "<script>alert('a & b')</script>"
 VOID = {"meta", "img"}
@@ -87,9 +87,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
 
 
 def test_every_source_is_a_line_with_its_numbers(page: Page) -> None:
-    lines = {row[0]: row[1:] for row in page.rows if len(row) == 11 and row[0]}
+    lines = {row[0]: row[1:] for row in page.rows if len(row) == 12 and row[0]}
     assert list(lines) == ["long answers", ODD, "as good as any", "rare"]  # largest first
-    numbers = ["0.6000", "0.550 to 0.650", "27.3%", "+0.001", "0.001", "gains", "1.250", "4,000", "100"]
+    numbers = ["0.6000", "0.550 to 0.650", "27.3%", "+0.001", "0.001", "gains", "1.250", "4,000", "100", "1.09"]
     assert lines["long answers"] == ["", *numbers]
     assert lines[ODD][1:7] == ["0.2000", "0.150 to 0.250", "36.4%", "+0.02", "0.004", "loses"]
     assert lines["as good as any"][6] == "as the average"
@@ -100,7 +100,7 @@ def test_every_source_is_a_line_with_its_numbers(page: Page) -> None:
 def test_what_an_older_version_learned_has_a_page_too(tmp_path: Path) -> None:
     old = old_document(document(**SOURCES))
     page = Page(write_report(tmp_path, old, HISTORY).read_text(encoding="utf-8"))
-    lines = {row[0]: row[1:] for row in page.rows if len(row) == 11 and row[0]}
+    lines = {row[0]: row[1:] for row in page.rows if len(row) == 12 and row[0]}
     assert lines[ODD][1:7] == ["0.2000", "–", "36.4%", "+0.02", "0.004", "loses"]  # beyond two standard errors
     assert lines["long answers"][6] == "as the average"
     assert "Verdict" not in page.text
@@ -108,7 +108,7 @@ def test_what_an_older_version_learned_has_a_page_too(tmp_path: Path) -> None:
 
 def test_the_rows_of_an_ordinary_run_are_those_that_apply_draws(page: Page) -> None:
     """Weights over mean target tokens: 0.6 / 40 and 0.2 / 10, 0.15 / 10, 0.05 / 10."""
-    shown = [float(row[4].rstrip("%")) / 100 for row in page.rows if len(row) == 11 and row[0]]
+    shown = [float(row[4].rstrip("%")) / 100 for row in page.rows if len(row) == 12 and row[0]]
     per_row = [0.6 / 40, 0.2 / 10, 0.15 / 10, 0.05 / 10]
     assert shown == pytest.approx([value / sum(per_row) for value in per_row], abs=1e-3)
 
@@ -127,8 +127,54 @@ def test_it_says_how_often_the_rows_were_drawn(tmp_path: Path) -> None:
     sources = {"a": (0.6, 0.02, 0.004, 1000, 100, 1.5), "b": (0.4, 0.01, 0.004, 1000, 100, 1.2)}
     history = [record(step, {"a": 0.6, "b": 0.4}) for step in range(1, 21)]
     page = Page(write_report(tmp_path, {**document(**sources), "drawn": drawn}, history).read_text(encoding="utf-8"))
-    assert [row[-1] for row in page.rows if len(row) == 12 and row[0]] == ["1.50 times", "0.25 times"]
+    assert [row[-1] for row in page.rows if len(row) == 13 and row[0]] == ["1.50 times", "0.25 times"]
+    assert [row[-2] for row in page.rows if len(row) == 13 and row[0]] == ["1.05", "0.70"]  # 175 rows at 0.6, 0.4
     assert "each drawn" in page.text
+    assert "of as many rows as this run drew (175)" in page.text
+
+
+def test_it_says_of_which_sources_the_mixture_asks_more_than_max_repeats(page: Page, tmp_path: Path) -> None:
+    assert "max_repeats)" not in page.text
+    assert "as an epoch has (400)" in page.text
+    sources = {ODD: (0.9, 0.02, 0.004, 1000, 10, 1.5), "b": (0.1, 0.01, 0.004, 9000, 90, 1.2)}
+    history = [record(step, {ODD: 0.9, "b": 0.1}) for step in range(1, 5)]
+    for most, said in [(8, True), (9, False), ("8", False)]:
+        written = document({"settings": {"scalebio.max_repeats": most}}, **sources)
+        shown = Page(write_report(tmp_path, written, history).read_text(encoding="utf-8"))
+        sentence = f"each row is drawn {most} times at most (max_repeats); the mixture asks for more of {ODD} (9.0)."
+        assert (sentence in shown.text) is said
+
+
+def test_it_says_what_was_set(tmp_path: Path) -> None:
+    settings = {
+        **{"scalebio.bounds": {ODD: [0.1, 0.5], "b": [0, 1]}, "scalebio.groups": {}, "scalebio.prior": None},
+        **{"sample_packing": True, "bf16": False, "learning_rate": 2e-5, "optimizer": "adamw_torch", "<b>": "<i>"},
+    }
+    sources = {"a": (0.6, 0.02, 0.004, 1000, 100, 1.5), "b": (0.4, 0.01, 0.004, 1000, 100, 1.2)}
+    written = document({"settings": settings}, **sources)
+    shown = Page(write_report(tmp_path, written, []).read_text(encoding="utf-8"))
+    assert ["scalebio.bounds", f"{ODD}: [0.1, 0.5], b: [0, 1]"] in shown.rows
+    assert ["scalebio.groups", "none"] in shown.rows
+    assert "scalebio.prior" not in shown.text
+    told = [row for row in shown.rows if row[0] in ("sample_packing", "bf16", "learning_rate", "optimizer", "<b>")]
+    names = ["sample_packing", "bf16", "learning_rate", "optimizer", "<b>"]
+    assert told == [list(pair) for pair in zip(names, ["yes", "no", "2e-05", "adamw_torch", "<i>"], strict=True)]
+
+
+def test_on_a_narrow_screen_every_number_has_the_name_of_its_column(page: Page, tmp_path: Path) -> None:
+    sources = {"a": (0.6, 0.02, 0.004, 1000, 100, 1.5), "b": (0.4, 0.01, 0.004, 1000, 100, 1.2)}
+    text = write_report(tmp_path, document(**sources), []).read_text(encoding="utf-8")
+    for name, value in [("weight", "0.6000"), ("95% interval", "0.550 to 0.650"), ("epochs asked", "1.20")]:
+        assert f'<td data-label="{name}">{value}</td>' in text
+    assert "content: attr(data-label)" in text
+
+
+@pytest.mark.parametrize("sources", [2, 60])
+def test_of_few_and_of_many_sources_each_has_its_line(sources: int, tmp_path: Path) -> None:
+    history, names = drifting_history(sources, 8)
+    written = mixture_document(summarise(history, names), facts(dict.fromkeys(names, 900), steps=8), None)
+    shown = Page(write_report(tmp_path, written, history).read_text(encoding="utf-8"))
+    assert {row[0] for row in shown.rows if len(row) == 12 and row[0] != "source"} - {""} == set(names)
 
 
 @pytest.mark.parametrize(
@@ -178,6 +224,19 @@ def test_each_of_several_validation_sets_has_its_losses(tmp_path: Path) -> None:
     assert ["y", "–", "2.000", "0.100"] in shown.rows
     one = [record(step, {"a": 0.6, "b": 0.4}) for step in range(1, 9)]
     assert "Validation sets" not in write_report(tmp_path, document(**sources), one).read_text(encoding="utf-8")
+    held = {"validation": {"x<": {"weight": 0.9, "tokens": 3400, "examples": 120}}}
+    shown = Page(write_report(tmp_path, document(held, **sources), history).read_text(encoding="utf-8"))
+    assert ["x<", "1.500", "7.500", "0.900", "120", "3,400"] in shown.rows
+    assert ["y", "–", "2.000", "0.100", "–", "–"] in shown.rows
+
+
+def test_of_a_single_validation_set_it_says_what_it_holds(tmp_path: Path) -> None:
+    sources = {"a": (0.6, 0.02, 0.004, 1000, 100, 1.5), "b": (0.4, -0.02, 0.004, 1000, 100, -1.5)}
+    history = [record(step, {"a": 0.6, "b": 0.4}) for step in range(1, 9)]
+    held = {"validation": {"goal": {"weight": 1.0, "tokens": 3400, "examples": 120}}}
+    shown = Page(write_report(tmp_path, document(held, **sources), history).read_text(encoding="utf-8"))
+    assert ["goal", "1.750", "1.134", "1.000", "120", "3,400"] in shown.rows
+    assert "Validation data" in shown.text
 
 
 def test_which_source_helps_which_set_is_shaded_where_it_is_clear(tmp_path: Path) -> None:

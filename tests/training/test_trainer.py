@@ -14,6 +14,7 @@ from scalebio_plugin.hooks.spec import hookimpl
 from scalebio_plugin.report.history import read_history
 from scalebio_plugin.report.mixture_file import read_mixture
 from scalebio_plugin.training import checkpoint
+from scalebio_plugin.training.connect import config_name
 from tests import host
 
 
@@ -56,9 +57,31 @@ def test_what_a_run_leaves(finished: host.Run) -> None:
     assert {"axolotl", "torch", "scalebio"} <= set(document["versions"])
     assert set(document["fingerprint"]) == {"config", "data", "validation"}
     assert (finished.folder / "mixture.png").read_bytes()[:4] == b"\x89PNG"
-    assert all(
-        f"{weight:.4f}" in (finished.folder / "report.html").read_text() for weight in document["weights"].values()
-    )
+    page = (finished.folder / "report.html").read_text()
+    assert all(f"{weight:.4f}" in page for weight in document["weights"].values())
+    assert (document["config"], document["output_dir"]) == ("config.yml", finished.cfg.output_dir)
+    settings = document["settings"]
+    assert settings["learning_rate"] == finished.cfg.learning_rate
+    assert settings["optimizer"] == "adamw_torch"
+    assert settings["lr_scheduler"] == "cosine"
+    assert settings["scalebio.bounds"] == {}
+    assert settings["scalebio.mixture_learning_rate"] > 0
+    assert not {"scalebio.penalty", "tokenizer", "scalebio.validation_datasets"} & set(settings)
+    assert f"axolotl train {finished.cfg.output_dir}/scalebio/next.yml" in page
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        (None, None),
+        ("configs/first.yml", "configs/first.yml"),
+        (Path("first.yml"), "first.yml"),
+        ("/home/somebody/first.yml", "first.yml"),
+        ("/tmp/axolotl_config_x1y2.yml", None),  # what the host makes of a config that is no file
+    ],
+)
+def test_the_config_is_named_as_it_was_typed(path: str | Path | None, name: str | None) -> None:
+    assert config_name({} if path is None else {"axolotl_config_path": path}) == name
 
 
 class FailsAtTheEnd:

@@ -1,0 +1,141 @@
+"""`compare.json` as `scalebio compare` leaves it beside its runs: what its numbers say, in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, NotRequired
+
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+from pydantic_core import from_json
+from typing_extensions import TypedDict  # pydantic takes the one of `typing` from Python 3.12 on
+
+from .files import StrPath
+from .parsed import Count, Many, Name, NotNegative, Text, content_of, parsed
+from .words import printable
+
+SCHEMA = 1
+MOST_BYTES = 64 * 2**20
+MOST_SEEDS = 100  # that are looked at for how many would do
+_OF_A_VERDICT = ("difference", "interval", "difference_seed_error", "more_seeds")
+
+
+Measured = Annotated[float, Field(strict=True)]  # not finite where an arm diverged
+
+
+class _Arm(TypedDict):
+    losses: Annotated[dict[Text, Measured], Many]  # by seed
+    loss: Measured
+    seed_error: Measured | None
+    time: NotNegative | None
+    time_with_learning: NotNegative | None
+    difference: NotRequired[Measured]
+    interval: NotRequired[Annotated[list[Measured], Field(min_length=2, max_length=2)]]
+    difference_seed_error: NotRequired[Measured | None]
+    verdict: NotRequired[Text]
+    more_seeds: NotRequired[Count | None]
+
+
+def _whole(arms: dict[str, Any]) -> dict[str, Any]:
+    for arm in arms.values():
+        missing = [key for key in _OF_A_VERDICT if key not in arm]
+        if "verdict" in arm and missing:
+            raise ValueError(f"an arm with a verdict must have {', '.join(missing)}")
+        if (arm["time"] is None) != (arm["time_with_learning"] is None):
+            raise ValueError("an arm must have both times or none")
+    return arms
+
+
+def _ours(schema: int) -> int:
+    if schema > SCHEMA:
+        raise ValueError(f"{schema} is newer than what this version of scalebio reads ({SCHEMA}); update scalebio")
+    return schema
+
+
+@pydantic_dataclass(frozen=True, config=ConfigDict(extra="ignore"))
+class _Comparison:
+    schema: Annotated[int, Field(ge=1, strict=True), AfterValidator(_ours)]
+    reference: Name
+    arms: Annotated[dict[Name, _Arm], Many, AfterValidator(_whole)]
+
+
+_SHAPE = TypeAdapter(_Comparison)
+
+
+def comparison_beside(folder: StrPath) -> dict[str, Any] | None:
+    """Of the comparison that made the run of this `scalebio` folder, `DIR/run-SEED/scalebio`; None where none did.
+
+    Raises:
+        ValueError: There is a compare.json that is none.
+    """
+    run = Path(folder).resolve().parent
+    path = run.parent / "compare.json"
+    if not run.name.startswith("run-") or not path.is_file():
+        return None
+    content = content_of(path, MOST_BYTES)
+    parsed(_SHAPE, content, str(path), "run `scalebio compare` again, which writes it anew, or move it away")
+    document: dict[str, Any] = from_json(content)
+    return document
+
+
+@dataclass(frozen=True)
+class ComparedArm:
+    """An arm in words, as tables have it; `less` and `interval`: of the reference's loss less this arm's, nats."""
+
+    name: str
+    loss: str
+    seed_error: str
+    less: str
+    interval: str
+    verdict: str
+    time: str
+
+
+def compared(document: Mapping[str, Any]) -> list[ComparedArm]:
+    """Best first."""
+    return [
+        ComparedArm(
+            name=name,
+            loss=f"{arm['loss']:.4f}",
+            seed_error="" if arm["seed_error"] is None else f"{arm['seed_error']:.4f}",
+            less=f"{arm['difference']:+.4f}" if "difference" in arm else "",
+            interval=" to ".join(f"{end:+.4f}" for end in arm.get("interval", [])),
+            verdict=arm.get("verdict", ""),
+            time=_times(arm),
+        )
+        for name, arm in sorted(document["arms"].items(), key=lambda item: item[1]["loss"])
+    ]
+
+
+def _times(arm: Mapping[str, Any]) -> str:
+    if arm["time"] is None:
+        return ""
+    own = f"{arm['time']:.2f}"
+    whole = arm["time_with_learning"]
+    return own if whole == arm["time"] else f"{own}, {whole:.2f} with learning"
+
+
+def sentences(document: Mapping[str, Any]) -> list[str]:
+    """One for each arm that the reference was compared with."""
+    reference, lines = document["reference"], []
+    for name, arm in document["arms"].items():
+        if "verdict" not in arm:
+            continue
+        low, high = arm["interval"]
+        numbers = f"{arm['difference']:+.4f} nats a token, {low:+.4f} to {high:+.4f}"
+        if arm["verdict"] != "cannot be told apart":
+            lines.append(f"{reference} is {arm['verdict']} than {name}: {numbers}")
+        else:
+            lines.append(f"{reference} and {name} cannot be told apart: {numbers}; {_what_would(arm)}")
+    return [printable(line) for line in lines]
+
+
+def _what_would(arm: Mapping[str, Any]) -> str:
+    more = arm["more_seeds"]
+    if arm["difference_seed_error"] is None:
+        return "one seed says nothing of another, and is not in the interval; more seeds are needed"
+    if more is None:
+        return f"not even {MOST_SEEDS} seeds would, more test rows might"
+    return f"{more} more seed{'s' if more != 1 else ''} would, if the difference stayed"
