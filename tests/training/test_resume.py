@@ -101,6 +101,8 @@ def test_resumed_run_ends_with_the_same_bytes(inputs: Path, tmp_path: Path, case
     again = host.train(inputs, output_dir=str(tmp_path / "killed"), **settings)
     assert len(again.weights) == last - 6, "it did not go on from checkpoint-6"
     assert_same_end(tmp_path / "whole", tmp_path / "killed", last)
+    documents = [(tmp_path / name / "scalebio/mixture.json").read_text() for name in ("whole", "killed")]
+    assert documents[0].replace(str(tmp_path / "whole"), str(tmp_path / "killed")) == documents[1]
     newest = {f"checkpoint-{3 * ((last - 1) // 3)}", f"checkpoint-{last}"}  # old ones go with their state
     assert {path.name for path in (tmp_path / "killed").glob("checkpoint-*")} == newest
 
