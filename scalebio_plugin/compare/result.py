@@ -68,7 +68,7 @@ class Difference:
     @property
     def verdict(self) -> str:
         """Of the first arm: `better`, `worse`, `cannot be told apart`."""
-        if self.seed_error is None or abs(self.mean) <= self.half_width:
+        if self.seed_error is None or not abs(self.mean) > self.half_width:  # also of a loss that is NaN
             return "cannot be told apart"
         return "better" if self.mean < 0 else "worse"
 

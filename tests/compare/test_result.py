@@ -49,7 +49,10 @@ def test_one_seed_tells_nothing_apart() -> None:
     assert found.mean == pytest.approx(-4.0)
 
 
-@pytest.mark.parametrize(("mean", "verdict"), [(-0.3, "better"), (0.3, "worse"), (0.1, "cannot be told apart")])
+@pytest.mark.parametrize(
+    ("mean", "verdict"),
+    [(-0.3, "better"), (0.3, "worse"), (0.1, "cannot be told apart"), (float("nan"), "cannot be told apart")],
+)
 def test_verdict(mean: float, verdict: str) -> None:
     assert Difference(mean, 0.05, 0.05, 0.2, 0).verdict == verdict
 
