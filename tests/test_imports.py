@@ -31,7 +31,16 @@ MAY_IMPORT_THE_HOST = {
     *(f"data/{name}" for name in ("loading", "small_sets", "sources", "splits", "table", "tags")),
     *(
         f"training/{name}"
-        for name in ("callbacks", "connect", "early", "prepare_model", "random_state", "same_run", "trainer")
+        for name in (
+            "callbacks",
+            "connect",
+            "early",
+            "prepare_model",
+            "random_state",
+            "resumable",
+            "same_run",
+            "trainer",
+        )
     ),
 }
 HEAVY = HOST | {"torch", "numpy", "pandas", "matplotlib", "pydantic", "yaml"}

@@ -8,6 +8,7 @@ sources    what the block says of its sources by their names
 raw        the config before the host validates it
 refusals   what cannot be done right, found before a model is loaded
 optimizers optimizers that cannot step two parameter sets
+fused_loss which fused loss a config has
 deepspeed  the same for the JSON of DeepSpeed
 schema     the block in `axolotl config-schema`
 """

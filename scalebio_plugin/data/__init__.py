@@ -2,12 +2,15 @@
 
 entries     entries of a list in the config, validated and loaded one after the other
 carried     a column of the raw rows, carried through the host's tokenising
+small_sets  no process pools where a set is small
 loading     entries by the host, one at a time
 splits      the sources that they are
 tags        the mark of its source that every row and token carries
 table       what a set of sources holds
 sources     the training set and the validation data, tagged and counted
 draw        rows drawn by the weights, after learning or by `apply`
+drawn       rows of a step, planned by source as the weights have it; drawn_stream: fetched by the host's loader
+packing     what a micro-batch looks like, and the bins of a packed one
 validation  the validation batches, a function of (seed, step)
 resampled   the batches after learning, drawn by the weights
 """

@@ -8,5 +8,6 @@ memory      bytes per GPU of weights, gradients, states and the inner set, from 
 passes      activations and logits: the model's own forward and backward on tensors without memory
 cost        passes per step against the ordinary run
 estimator   all of it together, from a config file; or the state of a real model that is about to train
+checked     what the plugin and the host refuse in a config, and what would be ignored
 lines       the estimate as text
 """
