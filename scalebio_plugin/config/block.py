@@ -185,6 +185,11 @@ class ScaleBiOSettings(_Block):
         default=100,
         description="With `split_by`: values of fewer rows are put together as the source `other`.",
     )
+    held_out_rows: PositiveInt | None = Field(
+        default=None,
+        description="So many rows of each source are kept out of the training data, for a loss of their own in every "
+        "evaluation, `eval_<source>_loss`: what the mixture costs there.",
+    )
     apply: str | None = Field(
         default=None,
         description="Path of a mixture.json: no learning, an ordinary run whose sampling follows its weights.",

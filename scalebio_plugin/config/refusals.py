@@ -184,6 +184,11 @@ def _validation_data(config: Mapping[str, Any], block: Mapping[str, Any]) -> Ite
             "no validation data to tune the mixture for: add scalebio.validation_datasets (entries as in datasets:), "
             "or test_datasets, or val_set_size"
         )
+    if block.get("held_out_rows") and not config.get("test_datasets") and not config.get("val_set_size"):
+        yield (
+            f"scalebio.held_out_rows: {block['held_out_rows']} are measured where the host evaluates, which it does "
+            "not without test_datasets or val_set_size; add one of them, or remove held_out_rows"
+        )
     if block.get("objective") == "worst" and len(own or []) < 2:
         yield "scalebio.objective: worst needs several scalebio.validation_datasets; list them, or remove objective"
     for entry in own or []:
@@ -248,7 +253,10 @@ def _probes(config: Mapping[str, Any], block: Mapping[str, Any]) -> Iterator[str
 
 
 def _apply(block: Mapping[str, Any]) -> Iterator[str]:
-    idle = sorted(set(block) - {"apply", "max_repeats", "names", "split_by", "min_rows", "on_mismatch", "extensions"})
+    idle = sorted(
+        set(block)
+        - {"apply", "max_repeats", "names", "split_by", "min_rows", "held_out_rows", "on_mismatch", "extensions"}
+    )
     if idle:
         yield f"scalebio.apply runs without learning, {idle} would do nothing; remove them"
     if not os.path.isfile(str(block["apply"])):

@@ -61,7 +61,7 @@ def measurable(cfg: DictDefault, sets: Mapping[str, Dataset]) -> dict[str, Datas
         if not len(rows) or (packed and calculate_total_num_steps(cfg, rows, update=False) == 0)
     ]
     if small:
-        LOG.warning(f"scalebio: too few rows of test_datasets {small} for a loss of their own; eval_loss has them")
+        LOG.warning(f"scalebio: too few rows of {small} for a loss of their own in packed evaluation")
     return {name: rows for name, rows in sets.items() if name not in small}
 
 

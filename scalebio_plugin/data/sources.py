@@ -23,7 +23,7 @@ from datasets import Dataset
 
 from ..algorithm.bilevel import NO_SOURCE
 from ..config.block import ScaleBiOSettings
-from ..config.names import source_names
+from ..config.names import numbered, source_names
 from ..report.tables import shorten
 from .loading import load_evaluation, measurable, training_parts
 from .splits import sources_of_parts, splits_of
@@ -60,7 +60,8 @@ class Prepared:
         table: What each source holds.
         drawable: (rows,), source of each row, NO_SOURCE where a row has no target: such a row is never drawn.
         validation: None with `apply`.
-        test_sets: Each of several `test_datasets`, whose losses are told apart; empty of one, and with `apply`.
+        test_sets: Whose losses are told apart: each of several `test_datasets`, what is held out of each source; empty
+            with `apply`.
     """
 
     rows: Dataset
@@ -98,6 +99,10 @@ def prepare(cfg: DictDefault, settings: ScaleBiOSettings) -> Prepared:
         merged = merged.flatten_indices()  # the host counts tokens on the plain column, rows left out included
     table, drawable = count(merged, names)
     _refuse_empty(table, "datasets", names)
+    held_out: dict[str, Dataset] = {}
+    if settings.held_out_rows is not None:
+        merged, held_out = _hold_out(merged, drawable, names, settings.held_out_rows, int(cfg.seed or 0))
+        table, drawable = count(merged, names)
     if settings.apply is None:
         _refuse_out_of_reach(table, settings)
     evaluation = untagged(evaluation)
@@ -106,7 +111,33 @@ def prepare(cfg: DictDefault, settings: ScaleBiOSettings) -> Prepared:
     test_sets = {
         name: load_evaluation(cfg, loaded[0], [one]) for name, one in zip(source_names(each), each, strict=True)
     }
+    if settings.apply is None:
+        of_all = numbered([*test_sets, *held_out])  # a test set may have a source's name
+        test_sets = dict(zip(of_all, [*test_sets.values(), *held_out.values()], strict=True))
     return Prepared(merged, evaluation, table, drawable, validation, measurable(cfg, test_sets))
+
+
+def _hold_out(
+    rows: Dataset, source: np.ndarray, names: Sequence[str], number: int, seed: int
+) -> tuple[Dataset, dict[str, Dataset]]:
+    """The rows of the training set that stay, and, by source, `number` of them that do not.
+
+    Args:
+        source: (rows,), `Prepared.drawable`: rows without a target stay.
+    """
+    rng = np.random.default_rng([seed, 0x5CA1EB20])
+    held = {}
+    for index, name in enumerate(names):
+        mine = np.flatnonzero(source == index)
+        if len(mine) <= number:
+            raise ValueError(
+                f"scalebio.held_out_rows: {number} would leave nothing to train on of source {shorten(name)!r}, which "
+                f"has {len(mine)} rows with a target; lower it"
+            )
+        held[name] = np.sort(rng.choice(mine, number, replace=False))
+    rest = np.setdiff1d(np.arange(len(rows)), np.concatenate(list(held.values())))
+    sets = {name: rows.select(of).remove_columns(COLUMN).flatten_indices() for name, of in held.items()}
+    return rows.select(rest).flatten_indices(), sets
 
 
 def meta_of(cfg: DictDefault, rows: Dataset, evaluation: Dataset | None, preprocess: bool) -> TrainDatasetMeta:

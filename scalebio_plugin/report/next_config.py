@@ -8,7 +8,14 @@ from typing import Any
 
 import yaml
 
-KEPT = ("names", "split_by", "min_rows", "max_repeats", "extensions")  # of the block: what `apply` goes with
+KEPT = (
+    "names",
+    "split_by",
+    "min_rows",
+    "held_out_rows",
+    "max_repeats",
+    "extensions",
+)  # of the block: what `apply` goes with
 OF_THE_RUN = ("axolotl_config_path", "resume_from_checkpoint", "wandb_run_id")  # would point back to it
 _LISA = """#
 # The first run trained with LISA, layer by layer. This one trains all parameters at a time, which takes more memory;

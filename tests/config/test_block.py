@@ -52,6 +52,7 @@ FULL: dict[str, Any] = {
     "names": ["a", "b"],
     "split_by": {"a": "source"},
     "min_rows": 50,
+    "held_out_rows": 8,
     "sampling": "mixture",
     "max_repeats": 2.0,
     "on_mismatch": "warn",
@@ -235,7 +236,8 @@ def test_entries_that_the_host_has_parsed_already_are_read_too():
 @pytest.mark.parametrize(
     "given",
     [
-        *(config(**block) for block in ({}, FULL, {"lisa": {}}, {"learn": {"fraction": 0.5}})),
+        *(config(**block) for block in ({}, {"lisa": {}}, {"learn": {"fraction": 0.5}})),
+        {**config(**FULL), "val_set_size": 0.1},
         *(config(**block) for block in ({"mixture_init": "proportional"}, {"penalty": float("inf")})),
         {**GOOD, "scalebio": {"apply": __file__, "max_repeats": 2.0}},
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,38 @@ def test_split_and_test_sets_are_the_hosts_and_untagged(mixed: Path) -> None:
     assert "scalebio_source" not in split.eval_dataset.column_names
     test = Loaded(mixed, test_datasets=[{"path": "alpaca.jsonl", "type": "alpaca", "split": "train"}], eval_steps=3)
     assert (len(test.meta.train_dataset), len(test.meta.eval_dataset)) == (96, 24)
+
+
+HELD_OUT = {"val_set_size": 0.1, "scalebio": {"held_out_rows": 5}}
+
+
+def test_so_many_rows_of_each_source_are_held_out_of_the_training_data(mixed: Path) -> None:
+    whole, loaded = Loaded(mixed, val_set_size=0.1), Loaded(mixed, **HELD_OUT)
+    sets = loaded.prepared.test_sets
+    assert list(sets) == loaded.prepared.table.names
+    assert [len(rows) for rows in sets.values()] == [5, 5, 5, 5]
+    for rows, word in zip(sets.values(), WORDS.values(), strict=True):
+        assert "scalebio_source" not in rows.column_names
+        assert all(word in loaded.tokenizer.decode(row["input_ids"]) for row in rows)
+    kept, held = ([str(row["input_ids"]) for row in of] for of in (loaded.meta.train_dataset, chain(*sets.values())))
+    assert sorted(kept + held) == sorted(str(row["input_ids"]) for row in whole.meta.train_dataset)
+    assert len(loaded.prepared.drawable) == len(kept) == whole.prepared.table.sequences.sum() - 20
+    assert loaded.prepared.table.sequences.tolist() == (whole.prepared.table.sequences - 5).tolist()
+    assert [str(row["input_ids"]) for of in Loaded(mixed, **HELD_OUT).prepared.test_sets.values() for row in of] == held
+
+
+def test_an_ordinary_run_on_the_mixture_does_not_train_on_them_either(mixed: Path, tmp_path: Path) -> None:
+    loaded = Loaded(mixed, **HELD_OUT)
+    held = {str(row["input_ids"]) for rows in loaded.prepared.test_sets.values() for row in rows}
+    mixture = tmp_path / "mixture.json"
+    mixture.write_text(json.dumps({"schema": 1, "weights": dict.fromkeys(loaded.prepared.table.names, 0.25)}))
+    applied = Loaded(mixed, val_set_size=0.1, scalebio={"apply": str(mixture), "held_out_rows": 5})
+    assert not held & {str(row["input_ids"]) for row in applied.meta.train_dataset}
+
+
+def test_a_source_of_which_nothing_would_be_left_is_named(mixed: Path) -> None:
+    with pytest.raises(ValueError, match="held_out_rows: 24 would leave nothing to train on of source 'chat'"):
+        Loaded(mixed, test_datasets=[{"path": "alpaca.jsonl", "type": "alpaca"}], scalebio={"held_out_rows": 24})
 
 
 def test_without_validation_datasets_the_hosts_evaluation_data_steer(mixed: Path) -> None:

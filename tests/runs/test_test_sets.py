@@ -65,3 +65,23 @@ def test_the_best_model_can_be_that_of_one_set(inputs: Path, tmp_path: Path) -> 
     best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_validation_loss", "save_strategy": "steps"}
     run = host.train(inputs, output_dir=str(tmp_path), test_datasets=TESTS, save_steps=3, **EVERY, **best)
     assert run.trainer.state.best_metric == min(logged(run, "eval_validation_loss")[-2:])
+
+
+def test_the_loss_of_what_is_held_out_of_each_source(inputs: Path, tmp_path: Path) -> None:
+    """A source may have the name of a test set."""
+    found: dict[str, float] = {}
+
+    def look(trainer: Any) -> None:
+        found.update({name: token_mean(trainer, rows) for name, rows in trainer.test_sets.items()})
+
+    names = ["clean", "wrong", "validation"]
+    block = {"held_out_rows": 20, "names": names}
+    longer = {"max_steps": 12, "eval_steps": 12, "learning_rate": 1e-2, "eval_batch_size": 4}
+    run = host.train(inputs, output_dir=str(tmp_path), test_datasets=TESTS, at_end=look, scalebio=block, **longer)
+    assert [(name, len(rows)) for name, rows in run.trainer.test_sets.items()] == [
+        *(("validation", 32), ("offtopic", 96)),
+        *((name, 20) for name in ("clean", "wrong", "validation#2")),
+    ]
+    for name, loss in found.items():
+        assert logged(run, f"eval_{name}_loss")[-1] == pytest.approx(loss, rel=0.05)
+    assert len(run.trainer.train_dataset) == 3 * 76

@@ -72,7 +72,7 @@ def test_the_table_is_in_the_docs() -> None:
 def test_of_each_key_of_the_block_it_is_decided() -> None:
     """What is not compared is compared as data, or may change."""
     free = {"probe_interval", "inner", "apply", "extensions", "on_mismatch", "on_divergence"}
-    data = {"validation_datasets", "names", "split_by", "min_rows"}
+    data = {"validation_datasets", "names", "split_by", "min_rows", "held_out_rows"}
     compared = {key.removeprefix("scalebio.") for key in KEYS}
     assert set(ScaleBiOSettings.model_fields) - compared == free | data
 
