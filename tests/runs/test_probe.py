@@ -218,4 +218,5 @@ def test_a_resumed_run_ends_with_the_same_bytes(inputs: Path, tmp_path: Path) ->
     files = [(tmp_path / run / "scalebio/history.jsonl").read_bytes() for run in ("whole", "killed")]
     assert files[0] == files[1]
     mixtures = [json.loads((tmp_path / run / "scalebio/mixture.json").read_text()) for run in ("whole", "killed")]
+    assert [mixture.pop("output_dir") for mixture in mixtures] == [str(tmp_path / run) for run in ("whole", "killed")]
     assert mixtures[0] == mixtures[1]
