@@ -12,6 +12,7 @@ import pytest
 
 from scalebio_plugin.config.fused_loss import fused_loss_of
 from scalebio_plugin.config.refusals import problems_of
+from tests import host
 
 GOOD: dict[str, Any] = {
     "base_model": "org/model",
@@ -275,6 +276,7 @@ def test_later_hosts_refuse_fsdp1_themselves(keys):
     from axolotl.utils.config import validate_config
     from axolotl.utils.dict import DictDefault
 
+    host.forget_plugins()  # it asks those of an earlier test too
     plain = {key: value for key, value in config(keys).items() if key not in ("plugins", "scalebio")}
     with pytest.raises(ValueError, match="FSDP1"):
         validate_config(DictDefault({**plain, "gradient_accumulation_steps": 1, "bf16": False}))
