@@ -28,7 +28,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="scalebio", description="Learned data mixtures for Axolotl.")
     parser.add_argument("--version", action="version", version=f"scalebio {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
+    for add in (_add_quickstart, _add_show_and_report, _add_check, _add_compare, _add_bug, _add_estimate):
+        add(commands)
+    return parser
 
+
+def _add_quickstart(commands: Any) -> None:
     quickstart = commands.add_parser(
         "quickstart",
         help="learn a planted mixture on this machine's CPU, in minutes",
@@ -41,6 +46,8 @@ def _parser() -> argparse.ArgumentParser:
     quickstart.add_argument("--steps", type=_positive, help="optimiser steps (default: those of quickstart.yml)")
     quickstart.set_defaults(run=_quickstart)
 
+
+def _add_show_and_report(commands: Any) -> None:
     show = commands.add_parser("show", help="print the mixture that a run learned")
     report = commands.add_parser(
         "report",
@@ -52,6 +59,8 @@ def _parser() -> argparse.ArgumentParser:
         of_a_run.add_argument("path", type=Path, metavar="PATH", help="a mixture.json, or the output_dir of a run")
         of_a_run.set_defaults(run=run)
 
+
+def _add_check(commands: Any) -> None:
     check = commands.add_parser(
         "check",
         help="all that is wrong with a config, without a run",
@@ -60,8 +69,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     check.add_argument("config", type=Path, metavar="CONFIG", help="an Axolotl config")
     check.set_defaults(run=_check)
-    _add_compare(commands)
 
+
+def _add_bug(commands: Any) -> None:
     bug = commands.add_parser(
         "report-bug",
         help="print what a bug report needs",
@@ -72,6 +82,8 @@ def _parser() -> argparse.ArgumentParser:
     bug.add_argument("--log", type=Path, metavar="FILE", help="what the run printed")
     bug.set_defaults(run=_report_bug)
 
+
+def _add_estimate(commands: Any) -> None:
     estimate = commands.add_parser(
         "estimate",
         help="memory and compute of a config, before anything is downloaded",
@@ -87,7 +99,6 @@ def _parser() -> argparse.ArgumentParser:
         "--model-config", type=Path, metavar="FILE", help="a config.json, if base_model's is not found"
     )
     estimate.set_defaults(run=_estimate)
-    return parser
 
 
 def _add_compare(commands: Any) -> None:
