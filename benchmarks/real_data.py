@@ -35,6 +35,7 @@ import torch
 import yaml
 from torch.nn.functional import cross_entropy
 
+from scalebio_plugin.compare.result import error_over_rows
 from scalebio_plugin.report.history import read_history
 from scalebio_plugin.report.mixture_file import SCHEMA, write_mixture
 from scalebio_plugin.report.summary import summarise as summarise_history
@@ -225,10 +226,7 @@ def token_mean(losses: RowLosses) -> float:
 
 def paired_difference(first: RowLosses, second: RowLosses) -> tuple[float, float]:
     """Token-mean loss of `first` less that of `second` on the same rows, and its standard error over the rows."""
-    tokens = first[1]
-    difference = token_mean(first) - token_mean(second)
-    residual = first[0] - second[0] - difference * tokens  # of a ratio estimate
-    return difference, float(np.sqrt(len(tokens) / (len(tokens) - 1) * (residual**2).sum()) / tokens.sum())
+    return token_mean(first) - token_mean(second), error_over_rows(first[0] - second[0], first[1])
 
 
 def table_of(result: Mapping[str, Any]) -> str:

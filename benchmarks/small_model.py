@@ -48,6 +48,8 @@ ROWS = {"all-rows": list(SOURCES), "math": ["math"], "all-rows-and-validation": 
 APPLIED = "-applied"  # an ordinary run on what the arm of that name has learned
 ARMS = ["uniform", "new", "new-applied", "math", "old", "old-applied", "all-rows"]
 ARMS += ["learn-0.4", "all-rows-and-validation", "until-converged", "keep-inner"]
+PAIRS = [("new-applied", arm) for arm in ("uniform", "math", "all-rows", "old-applied")]
+PAIRS += [("new", "old"), ("all-rows-and-validation", "new-applied"), ("new", "all-rows-and-validation")]
 FILES = {**SOURCES, "validation": VALIDATION, "test": TEST}
 
 
@@ -64,7 +66,7 @@ def main() -> None:
         for seed in arguments.seeds:
             for arm in arguments.arms:
                 run_arm(arguments.data, arguments.work, arm, seed)
-    for table in (results_table, mixtures_table, cost_table, evidence_table):
+    for table in (results_table, pairs_table, mixtures_table, cost_table, evidence_table):
         print("\n".join(table(arguments.work, arguments.seeds)), end="\n\n")
 
 
@@ -267,6 +269,18 @@ def results_table(work: Path, seeds: Sequence[int]) -> Iterator[str]:
         losses = losses_of(folder)
         difference, error = paired_difference(losses, losses_of(work / f"uniform-{seed}"))
         yield f"| {seed} | {arm} | {token_mean(losses):.4f} | {difference:+.4f} ± {error:.4f} |"
+
+
+def pairs_table(work: Path, seeds: Sequence[int]) -> Iterator[str]:
+    """What the reading compares, of each seed: test loss of the first less the second's."""
+    yield "| first | second | seed: difference ± standard error over test rows |"
+    yield "|---|---|---|"
+    there = {(arm, seed): folder for arm, seed, folder in finished(work, seeds)}
+    for first, second in PAIRS:
+        of_seeds = [seed for seed in seeds if (first, seed) in there and (second, seed) in there]
+        found = (paired_difference(*(losses_of(there[arm, seed]) for arm in (first, second))) for seed in of_seeds)
+        cells = [f"{seed}: {mean:+.3f} ± {error:.3f}" for seed, (mean, error) in zip(of_seeds, found, strict=True)]
+        yield f"| {first} | {second} | {', '.join(cells)} |"
 
 
 def mixtures_table(work: Path, seeds: Sequence[int]) -> Iterator[str]:

@@ -123,11 +123,13 @@ def _half_width(deviation: float, seeds: int, row_error: float) -> float:
 
 
 def _row_error(first: Seeds, second: Seeds, seeds: Sequence[int]) -> float:
-    """Of a ratio of sums over rows, linearised."""
-    tokens = first[seeds[0]].tokens
     of_rows = np.mean([first[seed].losses - second[seed].losses for seed in seeds], axis=0)
-    residual = of_rows - of_rows.sum() / tokens.sum() * tokens
-    rows = len(tokens)
+    return error_over_rows(of_rows, first[seeds[0]].tokens)
+
+
+def error_over_rows(of_rows: np.ndarray, tokens: np.ndarray) -> float:
+    """Standard error of Σ of_rows / Σ tokens over the rows: of a ratio of sums, linearised. Both (R,)."""
+    rows, residual = len(tokens), of_rows - of_rows.sum() / tokens.sum() * tokens
     return float(math.sqrt(rows / max(1, rows - 1) * float((residual**2).sum())) / tokens.sum())
 
 
