@@ -83,6 +83,8 @@ def run_config(config: Mapping[str, Any], folder: Path, seed: int, steps: int | 
     dropped = (*_DROPPED, *OF_THE_RUN)
     plain = {key: copy.deepcopy(value) for key, value in config.items() if key not in dropped}
     plugins = [*(plain.get("plugins") or []), JUDGE]
+    if "scalebio" in plain:  # no arm evaluates on the way, and all are to train on the same rows
+        plain["scalebio"] = {key: value for key, value in plain["scalebio"].items() if key != "held_out_rows"}
     own = {
         "plugins": plugins,
         "output_dir": str(folder),
@@ -132,6 +134,9 @@ def _names(config: Mapping[str, Any]) -> list[str]:
 def validation_drawn_weights(config: Mapping[str, Any], document: Mapping[str, Any]) -> dict[str, float]:
     """The training data in proportion, and the validation rows as often as a step of `run` draws them.
 
+    With packing, of `validation_rows` bins, which are as full as those of training; of sequences that were asked for by
+    number it is as if no row shared a bin.
+
     Args:
         document: The mixture.json of `run`.
     """
@@ -141,8 +146,11 @@ def validation_drawn_weights(config: Mapping[str, Any], document: Mapping[str, A
     )
     rows = settings.validation_batch_size or settings.validation_rows(micro_batch, accumulation, 1)
     sources, sets = document["sources"].values(), document["validation"].values()
-    of_sources = sum(of["tokens"] for of in sources) / sum(of["examples"] for of in sources)
-    pulled = [rows * of["weight"] * of["tokens"] / of["examples"] for of in sets]
+    if config.get("sample_packing") and settings.validation_batch_size is None:
+        of_sources, pulled = 1.0, [rows * of["weight"] for of in sets]
+    else:
+        of_sources = sum(of["tokens"] for of in sources) / sum(of["examples"] for of in sources)
+        pulled = [rows * of["weight"] * of["tokens"] / of["examples"] for of in sets]
     tokens = micro_batch * accumulation * of_sources + sum(pulled)
     ours = proportional(document)
     weights = {name: weight * (1 - sum(pulled) / tokens) for name, weight in ours.items()}

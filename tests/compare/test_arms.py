@@ -66,6 +66,11 @@ def test_no_arm_is_chosen_by_the_rows_that_judge_it_or_pushed_anywhere() -> None
     assert run_config()["eval_strategy"] == "no"
 
 
+def test_no_arm_keeps_rows_back_that_another_trains_on() -> None:
+    block = {**CONFIG["scalebio"], "held_out_rows": 5}
+    assert arms.run_config({**CONFIG, "scalebio": block}, Path("arms/run-7"), 7)["scalebio"] == CONFIG["scalebio"]
+
+
 def test_an_ordinary_run_applies_a_mixture() -> None:
     made = arms.applied_config(run_config(), Path(__file__))
     assert made["scalebio"] == {"apply": __file__, "max_repeats": 3}
@@ -88,11 +93,13 @@ def test_validation_rows_are_added_as_they_are() -> None:
 
 
 def test_validation_rows_are_drawn_as_often_as_the_pull_sees_them() -> None:
-    weights = arms.validation_drawn_weights(CONFIG, DOCUMENT)
+    weights = arms.validation_drawn_weights({**CONFIG, "sample_packing": False}, DOCUMENT)
     # A step has 8 rows of 20 tokens, and 2 validation rows of 10.
     assert weights == pytest.approx(
         {"org/chat": 0.75 * 160 / 180, "math": 0.25 * 160 / 180, "validation: wanted": 20 / 180}
     )
+    packed = arms.validation_drawn_weights(CONFIG, DOCUMENT)  # a step has 8 bins, and 2 of validation rows, all full
+    assert packed == pytest.approx({"org/chat": 0.75 * 8 / 10, "math": 0.25 * 8 / 10, "validation: wanted": 2 / 10})
     made = arms.drawn_config(run_config(), Path(__file__))
     assert made["scalebio"]["names"] == ["math", "org/chat", "validation: wanted"]
     assert set(made["scalebio"]["names"]) == set(weights)
