@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from scalebio_plugin.cli import main
-from scalebio_plugin.compare.arms import LEARNED, PROPORTIONAL, RUN, VALIDATION_DRAWN
+from scalebio_plugin.compare.arms import JUDGE, LEARNED, PROPORTIONAL, RUN, UNIFORM, VALIDATION_DRAWN
 from tests import host
+from tests.engines.test_engines import LAYOUTS
 
 pytestmark = pytest.mark.slow
 TESTS = [{"path": "data/offtopic.jsonl", "type": "alpaca", "split": "train"}]
@@ -33,3 +36,30 @@ def test_every_arm_is_trained_and_judged_on_the_same_rows(inputs: Path, tmp_path
     assert {len(of["tokens"]) for of in judged.values()} == {96}
     assert len({json.dumps(of["tokens"]) for of in judged.values()}) == 1
     assert len({of["losses"][0] for of in judged.values()}) == len(judged)  # no arm is another
+
+
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+def test_two_ranks_judge_every_row_once_and_as_one_process_does(
+    inputs: Path, tmp_path: Path, monkeypatch, capsys, engine: str
+) -> None:
+    """Of a model that stays as it was; 96 rows in batches of 5 leave an end that the ranks do not share evenly."""
+    still = {"learning_rate": 1e-9, "max_steps": 2, "micro_batch_size": 2, "eval_batch_size": 5, "test_datasets": TESTS}
+    once = tmp_path / "once"
+    alone = {"plugins": [JUDGE, "tests.host.ProbePlugin"], "eval_strategy": "no"}
+    host.train(inputs, output_dir=str(once), **still, **alone)
+    expected = json.loads((once / "judged.json").read_text())
+
+    monkeypatch.chdir(inputs)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    (tmp_path / "config.yml").write_text(yaml.safe_dump(host.config_of(**still, **LAYOUTS[engine].keys)))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    arms = ["compare", str(tmp_path / "config.yml"), "--dir", str(tmp_path / "compared"), "--seeds", "1"]
+    launched = ["--arms", UNIFORM, "--launch", shlex.join([*launch, "-m", "axolotl.cli.train"])]
+    assert main([*arms, *launched]) == 0, capsys.readouterr().err
+    judged = [json.loads(path.read_text()) for path in (tmp_path / "compared").glob("*/judged.json")]
+    assert len(judged) == 2
+    for of in judged:
+        assert of["tokens"] == expected["tokens"]
+        assert of["losses"] == pytest.approx(expected["losses"], rel=1e-4)
+    log = (tmp_path / "compared/run-42/log.txt").read_text()
+    assert "2 processes on the CPU" in log
