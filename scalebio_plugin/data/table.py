@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import xxhash
 from datasets import Dataset
 
 from ..algorithm.bilevel import IGNORED, NO_SOURCE
@@ -77,13 +78,9 @@ def count(dataset: Dataset, names: Sequence[str]) -> tuple[SourceTable, np.ndarr
         digest.update(labels.tobytes())
         digest.update(source.tobytes())
         for start, end, of in zip(starts[:-1].tolist(), starts[1:].tolist(), source.tolist(), strict=True):
-            sums[of] += _digest(tokens_of[start:end].tobytes() + labels[start:end].tobytes())
+            sums[of] += xxhash.xxh3_128_intdigest(tokens_of[start:end].tobytes() + labels[start:end].tobytes())
     digests = [f"{total % 2**128:032x}" for total in sums]
     return SourceTable(list(names), tokens, sequences, digest.hexdigest(), digests), np.concatenate(drawable)
-
-
-def _digest(row: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(row, digest_size=16).digest())
 
 
 def sequence_lengths(dataset: Dataset) -> np.ndarray:  # (rows,)
