@@ -13,8 +13,9 @@ def own_line() -> Iterator[None]:
     """What is printed inside begins a line, where a bar of the host's, which ends without one, may stand.
 
     On a terminal the bar steps aside and comes back below. In a file, where a bar cannot be wiped out, its line ends.
+    A run that died in this process may have left a bar on a file that was closed since: it is passed over.
     """
-    bars = [bar for bar in list(tqdm._instances) if not bar.disable]
+    bars = [bar for bar in list(tqdm._instances) if not bar.disable and not getattr(bar.fp, "closed", False)]
     if any(bar.fp.isatty() for bar in bars):
         with tqdm.external_write_mode():
             yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pty
 import subprocess
@@ -10,6 +11,9 @@ import termios
 from pathlib import Path
 
 import pytest
+from tqdm import tqdm
+
+from scalebio_plugin.training.console import own_line
 
 PROGRAM = """
 import sys
@@ -74,3 +78,14 @@ def test_a_table_begins_a_line(where, tmp_path: Path) -> None:
 
 def test_in_a_file_it_is_found_at_the_start_of_a_line(tmp_path: Path) -> None:
     assert in_a_file(tmp_path).count("\nafter step ") == 3
+
+
+def test_a_bar_left_behind_on_a_file_that_was_closed_ends_no_run(capsys: pytest.CaptureFixture[str]) -> None:
+    closed, open_one = io.StringIO(), io.StringIO()
+    bars = [tqdm(total=3, file=closed), tqdm(total=3, file=open_one)]
+    closed.close()
+    with own_line():
+        print("a table")
+    assert capsys.readouterr().out == "a table\n"
+    assert open_one.getvalue().endswith("\n")
+    bars[1].close()
