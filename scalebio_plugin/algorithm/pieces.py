@@ -2,8 +2,12 @@
 
 Logits are the largest tensor of a step by far: of 4,096 tokens and 128,000 words they take 2 GiB in float32, and their
 gradient as much again. A loss of a token needs its own row of them alone. So the head goes over the targets piece by
-piece, and once more in the backward pass (`torch.utils.checkpoint`), where the gradients of a piece are taken before
-the next one is computed. Positions that predict nothing never reach the head.
+piece. Positions that predict nothing never reach it.
+
+Where nothing in the head trains, the derivative of a token's loss by what the head read of it is a row of H, whatever
+the loss is multiplied by later: it is taken at once, from the piece's logits. Else the head goes over the pieces once
+more in the backward pass (`torch.utils.checkpoint`), where the gradients of a piece are taken before the next one is
+computed.
 
 The pieces are one graph: gradients of the head arrive once, as the engines of several processes want them.
 
@@ -14,9 +18,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
@@ -59,8 +65,8 @@ def losses_in_pieces(head: Callable[[Tensor], Tensor], hidden: Tensor, labels: T
     """What `token_losses` gives of `head(hidden)`: (B, T, H), (B, T-1) -> (B, T-1), at least in float32.
 
     Args:
-        head: (1, n, H) -> (1, n, V), with gradients to `hidden` and to what else it is made of. It is called once
-            more for every piece in the backward pass, with the same random numbers.
+        head: (1, n, H) -> (1, n, V), position by position, with gradients to `hidden` and to what else it is made of.
+            If there is such, it is called once more for every piece in the backward pass, with the same random numbers.
         hidden: (B, T, H). The last position of a row predicts nothing.
         labels: (B, T-1), IGNORED where there is no target.
         pieces: How the targets are cut.
@@ -80,7 +86,39 @@ def losses_of_targets(head: Callable[[Tensor], Tensor], read: Tensor, labels: Te
 
     number = pieces.number(len(labels))
     cut = zip(read.tensor_split(number), labels.tensor_split(number), strict=True)
+    if _separable(head, read):
+        return torch.cat([_LossesAndDerivatives.apply(losses_of, *piece) for piece in cut])  # type: ignore[no-untyped-call]
     return torch.cat([checkpoint(losses_of, *piece, use_reentrant=False) for piece in cut])
+
+
+def _separable(head: Callable[[Tensor], Tensor], read: Tensor) -> bool:
+    """Whether gradients go to what is read alone, and in a precision that needs no scale of the loss.
+
+    The head is asked for no position: whether what it gives has gradients is told by what it is made of.
+    """
+    device, wanted = read.device.type, torch.is_grad_enabled() and read.requires_grad
+    precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else read.dtype
+    return wanted and precision != torch.float16 and not head(read.detach()[None, :0]).requires_grad
+
+
+class _LossesAndDerivatives(torch.autograd.Function):
+    """The losses of a piece, (n,), each of which keeps its derivative by its own row of what was read, (n, H)."""
+
+    @staticmethod
+    def forward(ctx: Any, losses_of: Callable[[Tensor, Tensor], Tensor], read: Tensor, labels: Tensor) -> Tensor:
+        with torch.enable_grad():
+            alone = read.detach().requires_grad_()
+            losses = losses_of(alone, labels)
+            together = losses.sum()
+        with torch.autocast(read.device.type, enabled=False):
+            ctx.save_for_backward(*torch.autograd.grad(together, alone))
+        return losses.detach()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_losses: Tensor) -> tuple[None, Tensor, None]:
+        (derivatives,) = ctx.saved_tensors
+        return None, (by_losses[:, None] * derivatives).to(derivatives.dtype), None
 
 
 def _ceil(a: int, b: int) -> int:

@@ -56,6 +56,59 @@ def test_the_head_is_asked_for_targets_alone_and_a_piece_at_a_time() -> None:
     assert sum(head.asked) == 2 * targets, "each piece once more, backward"
 
 
+@pytest.mark.parametrize("pieces", [Pieces(1), Pieces(4), Pieces(1000, 40)], ids=str)
+def test_a_head_that_does_not_train_is_asked_once(pieces: Pieces) -> None:
+    head, (hidden, labels, weight) = Head().requires_grad_(False), batch()
+    losses = losses_in_pieces(head, hidden, labels, pieces)
+    ours, theirs = (gradients(of, weight, hidden) for of in (losses, token_losses(head(hidden), labels)))
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
+    assert sum(head.asked) == int((labels != IGNORED).sum()) + ROWS * LENGTH, "of the pieces, and of the whole"
+
+
+@pytest.mark.parametrize("trains", ["weight", "bias", "something that is no parameter of the head"])
+def test_whatever_trains_in_a_head_has_its_gradients(trains: str) -> None:
+    head, (hidden, labels, weight) = Head().requires_grad_(False), batch()
+    added = nn.Parameter(torch.zeros(VOCABULARY, dtype=torch.float64))
+    parameter = getattr(head.linear, trains).requires_grad_() if hasattr(head.linear, trains) else added
+    losses = losses_in_pieces(lambda read: head(read) + added, hidden, labels, Pieces(4))
+    (ours,), (theirs,) = (
+        gradients(of, weight, parameter) for of in (losses, token_losses(head(hidden) + added, labels))
+    )
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("trains", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_under_autocast_gradients_are_those_of_the_logits(dtype: torch.dtype, trains: bool) -> None:
+    head, (hidden, labels, weight) = Head(torch.float32).requires_grad_(trains), batch(torch.float32)
+    with torch.autocast("cpu", dtype):
+        losses = [losses_in_pieces(head, hidden, labels, Pieces(4)), token_losses(head(hidden), labels)]
+    (ours,), (theirs,) = (gradients(of, weight, hidden) for of in losses)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=4 * torch.finfo(dtype).eps * float(theirs.abs().max()))
+
+
+def test_with_a_scale_as_float16_needs_it_no_gradient_underflows() -> None:
+    head, (hidden, labels, weight) = Head(torch.float16).requires_grad_(False), batch(torch.float16)
+    head.linear.weight.data *= 1e-3
+    head.linear.bias.data[:] = torch.linspace(-16, 0, VOCABULARY)
+    scaled = weight.sign() * 2.0**13
+    with torch.no_grad():
+        exact = Head().requires_grad_(False)
+        exact.load_state_dict({name: value.double() for name, value in head.state_dict().items()})
+    (ours,) = gradients(losses_in_pieces(head, hidden, labels, Pieces(4)), scaled, hidden)
+    precise = hidden.detach().double().requires_grad_()
+    (theirs,) = gradients(token_losses(exact(precise), labels), scaled, precise)
+    torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=0.01 * float(theirs.abs().max()))
+
+
+def test_without_gradients_none_are_taken() -> None:
+    head, (hidden, labels, _) = Head().requires_grad_(False), batch()
+    with torch.no_grad():
+        losses = losses_in_pieces(head, hidden, labels, Pieces(4))
+    assert not losses.requires_grad
+    assert not losses_in_pieces(head, hidden.detach(), labels, Pieces(4)).requires_grad
+
+
 @pytest.mark.parametrize("part", [0.0, 1.0], ids=["no targets", "targets alone"])
 def test_a_batch_of_no_targets_or_of_nothing_else(part: float) -> None:
     head, (hidden, labels, weight) = Head(), batch(part=part)
