@@ -600,7 +600,8 @@ def test_apply_of_what_is_no_file_is_refused(tmp_path, name):
 # ---- all at once
 
 
-def test_all_problems_come_together():
+def test_all_problems_come_together(monkeypatch):
+    monkeypatch.setattr(metadata, "version", lambda name: "0.19.0")  # which has FSDP1
     block = {"estimator": "symmetric", "penalty": 1.0, "bounds": {"typo": [0, 1]}, "lisa": {"active_layers": 1}}
     broken = config(
         {"fsdp_config": {"fsdp_version": 1}, "datasets": [{"path": "a"}], "rl": "dpo", "fp8": True},
