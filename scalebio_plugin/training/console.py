@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from tqdm import tqdm
 
@@ -15,12 +16,22 @@ def own_line() -> Iterator[None]:
     On a terminal the bar steps aside and comes back below. In a file, where a bar cannot be wiped out, its line ends.
     A run that died in this process may have left a bar on a file that was closed since: it is passed over.
     """
-    bars = [bar for bar in list(tqdm._instances) if not bar.disable and not getattr(bar.fp, "closed", False)]
-    if any(bar.fp.isatty() for bar in bars):
+    bars = [bar for bar in list(tqdm._instances) if not bar.disable]
+    on_terminals = [_on_terminal(bar.fp) for bar in bars]
+    if any(on_terminals):
         with tqdm.external_write_mode():
             yield
         return
-    for bar in bars:
-        bar.fp.write("\n")
-        bar.fp.flush()
+    for bar, where in zip(bars, on_terminals, strict=True):
+        if where is not None:
+            bar.fp.write("\n")
+            bar.fp.flush()
     yield
+
+
+def _on_terminal(file: Any) -> bool | None:
+    """None: it is closed, which what stands around a file, as the host puts it around standard output, may not know."""
+    try:
+        return bool(file.isatty())
+    except ValueError:
+        return None

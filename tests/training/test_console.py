@@ -11,6 +11,7 @@ import termios
 from pathlib import Path
 
 import pytest
+from axolotl.utils.tee import _StreamTee
 from tqdm import tqdm
 
 from scalebio_plugin.training.console import own_line
@@ -80,9 +81,10 @@ def test_in_a_file_it_is_found_at_the_start_of_a_line(tmp_path: Path) -> None:
     assert in_a_file(tmp_path).count("\nafter step ") == 3
 
 
-def test_a_bar_left_behind_on_a_file_that_was_closed_ends_no_run(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("kept_by", [lambda file: file, _StreamTee], ids=["itself", "the host's debug log"])
+def test_a_bar_left_behind_on_a_file_that_was_closed_ends_no_run(kept_by, capsys: pytest.CaptureFixture[str]) -> None:
     closed, open_one = io.StringIO(), io.StringIO()
-    bars = [tqdm(total=3, file=closed), tqdm(total=3, file=open_one)]
+    bars = [tqdm(total=3, file=kept_by(closed)), tqdm(total=3, file=open_one)]
     closed.close()
     with own_line():
         print("a table")
