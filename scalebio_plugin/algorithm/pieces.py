@@ -79,16 +79,19 @@ def losses_in_pieces(head: Callable[[Tensor], Tensor], hidden: Tensor, labels: T
 def losses_of_targets(head: Callable[[Tensor], Tensor], read: Tensor, labels: Tensor, pieces: Pieces) -> Tensor:
     """The same of targets alone: (n, H), (n,) -> (n,)."""
 
-    def losses_of(read: Tensor, labels: Tensor) -> Tensor:
-        logits = head(read[None])[0]
-        precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return functional.cross_entropy(precise, labels, reduction="none")
-
     number = pieces.number(len(labels))
-    cut = zip(read.tensor_split(number), labels.tensor_split(number), strict=True)
+    cut = list(zip(read.tensor_split(number), labels.tensor_split(number), strict=True))
     if _separable(head, read):
-        return torch.cat([_LossesAndDerivatives.apply(losses_of, *piece) for piece in cut])  # type: ignore[no-untyped-call]
+        return torch.cat([_LossesAndDerivatives.apply(head, *piece) for piece in cut])  # type: ignore[no-untyped-call]
+
+    def losses_of(read: Tensor, labels: Tensor) -> Tensor:
+        return functional.cross_entropy(_precise(head(read[None])[0]), labels, reduction="none")
+
     return torch.cat([checkpoint(losses_of, *piece, use_reentrant=False) for piece in cut])
+
+
+def _precise(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _separable(head: Callable[[Tensor], Tensor], read: Tensor) -> bool:
@@ -105,14 +108,17 @@ class _LossesAndDerivatives(torch.autograd.Function):
     """The losses of a piece, (n,), each of which keeps its derivative by its own row of what was read, (n, H)."""
 
     @staticmethod
-    def forward(ctx: Any, losses_of: Callable[[Tensor, Tensor], Tensor], read: Tensor, labels: Tensor) -> Tensor:
+    def forward(ctx: Any, head: Callable[[Tensor], Tensor], read: Tensor, labels: Tensor) -> Tensor:
         with torch.enable_grad():
             alone = read.detach().requires_grad_()
-            losses = losses_of(alone, labels)
-            together = losses.sum()
+            logits = head(alone[None])[0]
+        logarithms = _precise(logits.detach()).log_softmax(-1)
+        losses = functional.nll_loss(logarithms, labels, reduction="none")
+        by_logits = logarithms.exp_()
+        by_logits[torch.arange(len(labels), device=labels.device), labels] -= 1.0
         with torch.autocast(read.device.type, enabled=False):
-            ctx.save_for_backward(*torch.autograd.grad(together, alone))
-        return losses.detach()
+            ctx.save_for_backward(*torch.autograd.grad(logits, alone, by_logits.to(logits.dtype)))
+        return losses
 
     @staticmethod
     @once_differentiable
