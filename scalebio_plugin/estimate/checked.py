@@ -37,7 +37,8 @@ def ignored_keys(config: Mapping[str, Any]) -> list[str]:
     with _quiet():
         from axolotl.integrations.config import merge_input_args
 
-        known = list(merge_input_args()[0].model_fields)
+        fields = merge_input_args()[0].model_fields.items()
+    known = [name for key, field in fields for name in (key, field.alias) if name]
     found = []
     for key in config:
         if key not in known:

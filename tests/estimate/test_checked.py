@@ -37,6 +37,13 @@ def test_keys_that_the_host_drops_without_a_word_are_told(tmp_path: Path, capsys
     ]
 
 
+def test_keys_that_the_host_takes_over_under_another_name_are_not_told(tmp_path: Path, capsys) -> None:
+    names = {"model_type": "LlamaForCausalLM", "model_revision": "main", "model_kwargs": {}, "model_config": {}}
+    for key in ("type_of_model", "revision_of_model", "overrides_of_model_kwargs", "overrides_of_model_config"):
+        assert check(tmp_path, capsys, {key: None})[0] == 0
+    assert check(tmp_path, capsys, names)[0] == 0
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
