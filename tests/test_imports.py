@@ -22,8 +22,8 @@ FLOORS = (
     {"estimate"},
     {"data"},
     {"training"},
-    {"quickstart", "compare"},
-    {"plugin", "cli", "boot", "errors", "__init__"},
+    {"quickstart", "compare", "edit"},
+    {"plugin", "cli", "commands", "boot", "errors", "__init__"},
 )
 MAY_IMPORT_THE_HOST = {
     *("plugin", "estimate/model", "estimate/checked", "data/validation", "compare/judge"),
@@ -133,7 +133,7 @@ def test_the_hooks_import_pluggy_and_torch(module):
     assert module in {"hooks/defaults", "hooks/manager"} or outside(module) <= {"pluggy"}
 
 
-@pytest.mark.parametrize("module", [*of("report"), "cli"])
+@pytest.mark.parametrize("module", [*of("report"), *of("edit"), "cli", "commands"])
 def test_what_makes_reports_imports_no_torch_and_no_host(module):
     assert not outside(module) & ({"torch"} | HOST)
 

@@ -33,13 +33,18 @@ def next_config(config: Mapping[str, Any], output_dir: str) -> str:
     Raises:
         yaml.YAMLError: Something in the config has no form in YAML (it was made by a program).
     """
-    block = config.get("scalebio") or {}
-    plain = {key: value for key, value in config.items() if key not in (*OF_THE_RUN, "scalebio")}
-    plain["output_dir"] = f"{output_dir.rstrip(os.sep)}-applied"
-    mixture = os.path.join(output_dir, "scalebio", "mixture.json")
-    plain["scalebio"] = {"apply": mixture, **{key: block[key] for key in KEPT if block.get(key)}}
-    text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+    applied = applied_config(config, os.path.join(output_dir, "scalebio", "mixture.json"), output_dir)
+    text = yaml.safe_dump(applied, sort_keys=False, allow_unicode=True)
     comment = (
         f"# An ordinary Axolotl run on the mixture learned in {output_dir}: its config, without the bilevel step.\n"
     )
-    return comment + (_LISA if block.get("lisa") else "") + "\n" + text
+    return comment + (_LISA if (config.get("scalebio") or {}).get("lisa") else "") + "\n" + text
+
+
+def applied_config(config: Mapping[str, Any], mixture: str, output_dir: str) -> dict[str, Any]:
+    """The same as plain values, with the path of the mixture."""
+    block = config.get("scalebio") or {}
+    plain = {key: value for key, value in config.items() if key not in (*OF_THE_RUN, "scalebio")}
+    plain["output_dir"] = f"{output_dir.rstrip(os.sep)}-applied"
+    plain["scalebio"] = {"apply": mixture, **{key: block[key] for key in KEPT if block.get(key)}}
+    return plain

@@ -1,0 +1,145 @@
+"""Keys of a YAML text by their places in it, so that what is not changed keeps every byte.
+
+Only what is written one key below the other is edited. Whether an edit did what was meant is asked of what it parses to
+(`parses_to`): an alias or a merge may have other keys follow.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..report.files import replace_file
+from ..report.words import printable_lines
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A key and its value.
+
+    Attributes:
+        start, end: The lines of both are `text[start:end]`; comments below that are indented are the value's.
+        column: Of the key.
+    """
+
+    start: int
+    end: int
+    column: int
+    value: yaml.Node
+
+
+def read_text(path: Path) -> str:
+    """As it stands; `read_config` has said what is no config."""
+    return path.read_bytes().decode("utf-8")
+
+
+def write_text(path: Path, text: str) -> None:
+    """In place of what is there, under its name and permissions."""
+    mode = path.stat().st_mode if path.exists() else None
+    replace_file(path.resolve(), text.encode())
+    if mode is not None:
+        path.chmod(mode)
+
+
+def entries(text: str, *within: str) -> dict[str, Entry]:
+    """The keys of a config, or of a block in it; none where they are not written one below the other."""
+    node, end = yaml.compose(text, yaml.SafeLoader), end_of(text)
+    found = _entries(text, node, end)
+    for name in within:
+        found = _entries(text, found[name].value, found[name].end)
+    return found
+
+
+def end_of(text: str) -> int:
+    """Where the document ends: at its `...`, if it has one, else with the text."""
+    for event in yaml.parse(text, yaml.SafeLoader):
+        if isinstance(event, yaml.DocumentEndEvent) and event.explicit and event.start_mark is not None:
+            return event.start_mark.index
+    return len(text)
+
+
+def _entries(text: str, node: yaml.Node | None, end: int) -> dict[str, Entry]:
+    if not isinstance(node, yaml.MappingNode) or node.flow_style or not node.value:
+        return {}
+    columns = [key.start_mark.column for key, _ in node.value]
+    starts = [key.start_mark.index - key.start_mark.column for key, _ in node.value]
+    lines = zip(node.value, starts, [*starts[1:], end], columns, strict=True)
+    return {
+        key.value: Entry(start, start + len(_own(text[start:upto], column)), column, value)
+        for (key, value), start, upto, column in lines
+    }
+
+
+def _own(lines: str, column: int) -> str:
+    """Without what stands above the next key: empty lines, and comments that are not indented."""
+    own = lines.split("\n")
+    if own[-1] == "":
+        own.pop()
+    kept = len(own)
+    while kept > 1 and _is_between(own[kept - 1], column):
+        kept -= 1
+    return lines if kept == len(own) else "\n".join(own[:kept]) + "\n"
+
+
+def _is_between(line: str, column: int) -> bool:
+    stripped = line.lstrip(" ")
+    return not stripped.strip() or (stripped.startswith("#") and len(line) - len(stripped) <= column)
+
+
+def put(text: str, start: int, end: int, new: str) -> str:
+    """With `new` in the place of `text[start:end]`, in the line ends of the text."""
+    return text[:start] + new.replace("\n", line_end(text)) + text[end:]
+
+
+def line_end(text: str) -> str:
+    return "\r\n" if "\r\n" in text else "\n"
+
+
+def appended(text: str, lines: str) -> str:
+    """With `lines` after an empty one at the end of the document."""
+    end = end_of(text)
+    before = text[:end].replace("\r\n", "\n")
+    gap = "" if not before or before.endswith("\n\n") else "\n" if before.endswith("\n") else "\n\n"
+    return put(text, end, end, gap + lines)
+
+
+def with_plugin(text: str, given: Iterable[str]) -> str:
+    """With scalebio at the end of `plugins:`, which lists those `given` so far."""
+    entry = entries(text).get("plugins")
+    if entry is None:  # none, or merged from elsewhere
+        return appended(text, "plugins:\n" + "".join(f"  - {name}\n" for name in [*given, "scalebio"]))
+    value = entry.value
+    start, end = value.start_mark.index, value.end_mark.index
+    if not isinstance(value, yaml.SequenceNode) or not value.value:
+        return put(text, start, end, " [scalebio]" if start == end else "[scalebio]")
+    last = value.value[-1].end_mark.index
+    if value.flow_style:
+        return put(text, last, last, ", scalebio")
+    line = " " * value.start_mark.column + "- scalebio"
+    end = text.find("\n", last) + 1
+    return put(text, end, end, f"{line}\n") if end else put(text, len(text), len(text), f"\n{line}\n")
+
+
+def dumped(value: Any) -> str:
+    """A value as YAML in one line."""
+    text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, default_flow_style=True, width=math.inf)
+    return text.removesuffix("...\n").strip()
+
+
+def parses_to(text: str, expected: Mapping[str, Any]) -> bool:
+    try:
+        return bool(yaml.safe_load(text) == expected)
+    except yaml.YAMLError:
+        return False
+
+
+def difference(old: str, new: str, name: str) -> Iterator[str]:
+    """Lines of a unified diff, fit for a terminal."""
+    lines = difflib.unified_diff(old.splitlines(), new.splitlines(), name, name, lineterm="")
+    yield from map(printable_lines, lines)
