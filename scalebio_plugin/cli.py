@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in (
         *(_add_quickstart, _add_init, _add_check, _add_estimate),
-        *(_add_show, _add_report, _add_compare, _add_bug),
+        *(_add_show, _add_report, _add_apply, _add_compare, _add_bug),
     ):
         add(commands)
     return whole
@@ -122,6 +122,28 @@ def _add_report(commands: Commands) -> None:
         "scalebio report outputs/first-run",
     )
     _add_run(report)
+
+
+def _add_apply(commands: Commands) -> None:
+    apply = _command(
+        commands,
+        "apply",
+        "turn a config into the ordinary run on a learned mixture",
+        "Writes a config beside another, for a run that draws its rows by the weights of a mixture, and prints what "
+        "the numbers of that mixture mean. Comments stay; output_dir gets -applied, what would learn or point back to "
+        "the run that learned is left out. The sources of both must have the same names.",
+        "scalebio apply config.yml outputs/first-run",
+        "scalebio apply other.yml mixture.json --output next.yml",
+        "scalebio apply config.yml outputs/first-run --as-weights",
+        then="With --as-weights the run needs no scalebio: each entry of datasets: has as its weight: the part of its "
+        "rows to keep, as Axolotl reads it from 0.20 on.",
+    )
+    _add_config(apply)
+    apply.add_argument("mixture", type=Path, metavar="MIXTURE", help="a mixture.json, or the output_dir of a run")
+    apply.add_argument(
+        "--output", type=Path, metavar="FILE", help="a new file (default: CONFIG's name with .apply.yml)"
+    )
+    apply.add_argument("--as-weights", action="store_true", help="by the host's datasets[].weight, without scalebio")
 
 
 def _add_check(commands: Commands) -> None:

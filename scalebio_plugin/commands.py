@@ -67,7 +67,7 @@ def show(arguments: argparse.Namespace) -> int:
     from .report.mixture_file import goals_of, read_mixture, summaries_of
     from .report.tables import goals_table, weights_table
 
-    document = read_mixture(_mixture_at(arguments.path), needs=("sources",))
+    document = read_mixture(mixture_at(arguments.path), needs=("sources",))
     print(weights_table(summaries_of(document), document.get("verdict")))
     helped = goals_table(goals_of(document))
     if helped is not None:
@@ -78,7 +78,7 @@ def show(arguments: argparse.Namespace) -> int:
 def report(arguments: argparse.Namespace) -> int:
     from .report.page import draw_again
 
-    print(draw_again(_mixture_at(arguments.path)))
+    print(draw_again(mixture_at(arguments.path)))
     return 0
 
 
@@ -97,7 +97,7 @@ def report_bug(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _mixture_at(path: Path) -> Path:
+def mixture_at(path: Path) -> Path:
     mixture = path / "scalebio" / "mixture.json" if path.is_dir() else path
     if not mixture.is_file():
         raise FileNotFoundError(
@@ -121,6 +121,25 @@ def init(arguments: argparse.Namespace) -> int:
     if not arguments.dry_run:
         write_text(target, new)
         print(f"\nwritten to {target}; what is still wrong with it: scalebio check {target}")
+    return 0
+
+
+def apply(arguments: argparse.Namespace) -> int:
+    from .edit.apply import applied, as_weights, explained, refuse_unfit
+    from .edit.text import read_text, write_text
+    from .estimate.setting import read_config
+    from .report.mixture_file import read_mixture
+
+    path, mixture = arguments.config, mixture_at(arguments.mixture)
+    target = arguments.output or path.with_name(f"{path.stem}.apply.yml")
+    config, document = read_config(path), read_mixture(mixture)
+    refuse_unfit(config, document, str(mixture))
+    refuse_existing(target)
+    text = read_text(path)
+    new = as_weights(text, config, document) if arguments.as_weights else applied(text, config, str(mixture))
+    write_text(target, new)
+    print("\n".join(explained(document, config.get("scalebio") or {})))
+    print(f"\nwritten to {target}; the run: axolotl train {target}")
     return 0
 
 

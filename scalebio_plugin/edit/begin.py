@@ -25,8 +25,7 @@ _PLACES = (
 )
 _FILES = {".json", ".jsonl", ".parquet", ".csv", ".txt", ".arrow"}
 _BLOCK = """\
-# How much each of datasets: should count is learned while the model trains.
-scalebio:
+scalebio:  # learns, while the model trains, how much each of datasets: should count
 {validation}
   {split}learn: {{fraction: 1.0}}  # of the steps; 0.3 learns in the first 30%, then trains on what was learned
   # keep: inner           # save the set of parameters that has trained on none of the validation rows

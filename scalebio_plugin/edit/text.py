@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ def entries(text: str, *within: str) -> dict[str, Entry]:
 def end_of(text: str) -> int:
     """Where the document ends: at its `...`, if it has one, else with the text."""
     for event in yaml.parse(text, yaml.SafeLoader):
-        if isinstance(event, yaml.DocumentEndEvent) and event.explicit and event.start_mark is not None:
+        if isinstance(event, yaml.DocumentEndEvent) and event.start_mark is not None:
             return event.start_mark.index
     return len(text)
 
@@ -115,15 +115,78 @@ def with_plugin(text: str, given: Iterable[str]) -> str:
     if entry is None:  # none, or merged from elsewhere
         return appended(text, "plugins:\n" + "".join(f"  - {name}\n" for name in [*given, "scalebio"]))
     value = entry.value
-    start, end = value.start_mark.index, value.end_mark.index
+    start, end = _span(value)
     if not isinstance(value, yaml.SequenceNode) or not value.value:
         return put(text, start, end, " [scalebio]" if start == end else "[scalebio]")
-    last = value.value[-1].end_mark.index
+    last = _span(value.value[-1])[1]
     if value.flow_style:
         return put(text, last, last, ", scalebio")
-    line = " " * value.start_mark.column + "- scalebio"
-    end = text.find("\n", last) + 1
+    return _below(text, last, value.start_mark.column, "- scalebio")
+
+
+def without_plugins(text: str, names: Collection[str]) -> str:
+    """Without these names in `plugins:`, which lists others, too."""
+    entry = entries(text).get("plugins")
+    if entry is None or not isinstance(entry.value, yaml.SequenceNode):
+        return text
+    if entry.value.flow_style:
+        return put(text, *_span(entry.value), dumped([of.value for of in entry.value.value if of.value not in names]))
+    for start, end in reversed([_span(of) for of in entry.value.value if of.value in names]):
+        text = put(text, text.rfind("\n", 0, start) + 1, text.find("\n", end) + 1 or len(text), "")
+    return text
+
+
+def without(text: str, keys: Iterable[str]) -> str:
+    """Without these keys of the config, as far as it has them."""
+    for key in keys:
+        if (entry := entries(text).get(key)) is not None:
+            text = put(text, entry.start, entry.end, "")
+    return text
+
+
+def with_value(text: str, key: str, value: Any) -> str:
+    """With a value of one line at a key of the config; a comment beside the old one stays."""
+    entry = entries(text).get(key)
+    if entry is None:
+        return appended(text, f"{key}: {dumped(value)}\n")
+    old = entry.value
+    if isinstance(old, yaml.ScalarNode) and old.style not in ("|", ">"):
+        start, end = _span(old)
+        return put(text, start, end, (" " if start == end else "") + dumped(value))
+    return put(text, entry.start, entry.end, " " * entry.column + f"{key}: {dumped(value)}\n")
+
+
+def with_weights(text: str, weights: Iterable[float]) -> str:
+    """With a `weight:` in each entry of `datasets:`."""
+    found = entries(text).get("datasets")
+    given = found.value.value if found is not None and isinstance(found.value, yaml.SequenceNode) else []
+    for node, weight in reversed(list(zip(given, weights, strict=False))):
+        text = _with_weight(text, node, weight)
+    return text
+
+
+def _with_weight(text: str, node: yaml.Node, weight: float) -> str:
+    if not isinstance(node, yaml.MappingNode):
+        return text
+    keys = {key.value: (key, value) for key, value in node.value}
+    if "weight" in keys:
+        return put(text, *_span(keys["weight"][1]), dumped(weight))
+    if "path" not in keys:
+        return text
+    key, value = keys["path"]
+    end, new = _span(value)[1], f"weight: {dumped(weight)}"
+    return put(text, end, end, f", {new}") if node.flow_style else _below(text, end, key.start_mark.column, new)
+
+
+def _below(text: str, at: int, column: int, line: str) -> str:
+    """With a line below the one of that place."""
+    end = text.find("\n", at) + 1
+    line = " " * column + line
     return put(text, end, end, f"{line}\n") if end else put(text, len(text), len(text), f"\n{line}\n")
+
+
+def _span(node: yaml.Node) -> tuple[int, int]:
+    return node.start_mark.index, node.end_mark.index
 
 
 def dumped(value: Any) -> str:

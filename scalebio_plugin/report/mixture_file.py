@@ -87,6 +87,14 @@ def summaries_of(document: Mapping[str, Any]) -> dict[str, SourceSummary]:
     return _SUMMARIES.validate_python(document["sources"])
 
 
+def fractions_of_rows(document: Mapping[str, Any]) -> dict[str, float]:
+    """Of rows, by source: what `apply` samples by, p over the mean target tokens of a sequence."""
+    sources = document["sources"]
+    rows = {name: document["weights"][name] * of["examples"] / of["tokens"] for name, of in sources.items()}
+    total = sum(rows.values())
+    return {name: of / total for name, of in rows.items()}
+
+
 def parts_of(document: Mapping[str, Any]) -> dict[str, Part]:
     """What is known of the rows of its sources; empty where what wrote it did not say, or no run did."""
     sources = document.get("sources") or {}

@@ -16,7 +16,7 @@ from .comparison import compared, comparison_beside, sentences
 from .files import StrPath, replace_file
 from .history import Floats, HistoryRecord, read_history, series
 from .markup import STYLE, cell, many, pairs, shown, table
-from .mixture_file import goals_of, read_mixture, summaries_of
+from .mixture_file import fractions_of_rows, goals_of, read_mixture, summaries_of
 from .picture import draw_mixture
 from .summary import Cosine, Goals, SourceSummary
 from .tables import cosine_in_words, interval_in_words, layers_line, verdict_in_words
@@ -122,7 +122,7 @@ def _kept(document: Mapping[str, Any]) -> str:
 def _weights(document: Mapping[str, Any]) -> str:
     sources = document["sources"]
     summaries = summaries_of(document)
-    fractions, most = _fractions(document), max(document["weights"].values())
+    fractions, most = fractions_of_rows(document), max(document["weights"].values())
     rows = _rows(document)
     drawn = document.get("drawn")  # a run in the host's order has none, nor has an older document
     head = ["source", "", "weight", "95% interval", "rows", "gap", "s.e.", "", "loss", "target tokens", "sequences"]
@@ -148,14 +148,6 @@ def _weights(document: Mapping[str, Any]) -> str:
     return many(lines, head)
 
 
-def _fractions(document: Mapping[str, Any]) -> dict[str, float]:
-    """Of rows, by source: what `apply` samples by, p over the mean target tokens of a sequence."""
-    sources = document["sources"]
-    rows = {name: of["weight"] * of["examples"] / of["tokens"] for name, of in sources.items()}
-    total = sum(rows.values())
-    return {name: of / total for name, of in rows.items()}
-
-
 def _rows(document: Mapping[str, Any]) -> int:
     """That the run drew, where it drew them by source; else those of an epoch."""
     drawn = document.get("drawn")
@@ -176,7 +168,7 @@ def _held(document: Mapping[str, Any]) -> str:
     if not isinstance(most, int):
         return ""
     rows, sources = _rows_of_an_epoch(document), document["sources"]
-    asked = {name: rows * of / sources[name]["examples"] for name, of in _fractions(document).items()}
+    asked = {name: rows * of / sources[name]["examples"] for name, of in fractions_of_rows(document).items()}
     held = [f"{shown(name)} ({often:.1f})" for name, often in asked.items() if often > most]
     most_often = f"In an epoch each row is drawn {most} times at most (max_repeats)"
     return f"<p>{most_often}; the mixture asks for more of {', '.join(held)}.</p>" if held else ""

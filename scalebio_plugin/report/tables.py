@@ -25,7 +25,7 @@ def weights_table(summaries: Mapping[str, SourceSummary], verdict: str | None = 
         weight, loss = _number(summary.weight), _number(summary.loss)
         rows.append((shorten(name) + " *" * star, weight, interval_in_words(summary.interval), gap, error, loss))
     hint = "\n* not told from the average of the sources: its gaps are no more than noise" if any_star else ""
-    return _align(rows) + hint + (f"\nverdict: {verdict_in_words(verdict)}" if verdict else "")
+    return align(rows) + hint + (f"\nverdict: {verdict_in_words(verdict)}" if verdict else "")
 
 
 VERDICTS = {
@@ -48,7 +48,7 @@ def goals_table(goals: Goals | None) -> str | None:
     head = ("helps", *(shorten(goal, 24) for goal in sets))
     rows = [(shorten(name), *(cosine_in_words(row[goal]) for goal in sets)) for name, row in goals.items()]
     return (
-        _align([head, *rows])
+        align([head, *rows])
         + "\ncosines of gradients ± s.e.: above 0 a small step on the source lowers the loss of that validation set"
     )
 
@@ -105,10 +105,10 @@ def progress_table(record: HistoryRecord) -> str:
     others = names[MOST_ROWS:]
     sum_of_others = sum(record["weights"][name] for name in others)
     more = f"\n... and {len(others)} more (sum of weights {sum_of_others:.4f})" if others else ""
-    return f"{_align(rows)}{more}\nso far: {record['verdict']}"
+    return f"{align(rows)}{more}\nso far: {record['verdict']}"
 
 
-def _align(rows: Sequence[tuple[str, ...]]) -> str:
+def align(rows: Sequence[tuple[str, ...]]) -> str:
     """The first column flush left, the others flush right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     layout = f"{{:<{widths[0]}}}" + "".join(f"  {{:>{width}}}" for width in widths[1:])

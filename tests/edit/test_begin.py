@@ -84,7 +84,7 @@ def test_a_plugin_that_is_listed_is_not_listed_twice() -> None:
     ids=["an alias", "JSON", "a block of plugins"],
 )
 def test_what_cannot_be_edited_is_said_with_what_to_add(text: str) -> None:
-    with pytest.raises(ValueError, match=r"by hand, and\n\n# How much.*\nscalebio:\n"):
+    with pytest.raises(ValueError, match=r"by hand, and\n\nscalebio:  # learns"):
         begin(text)
 
 
