@@ -104,24 +104,31 @@ def _add_show(commands: Commands) -> None:
     show = _command(
         commands,
         "show",
-        "print the mixture that a run learned",
-        "Prints the weights of a run, how sure they are, and the verdict.",
+        "print the mixture that a run learned, or those of several side by side",
+        "Prints the weights of a run, how sure they are, and the verdict; of several runs a table with a column each.",
         "scalebio show outputs/first-run",
-        "scalebio show outputs/first-run/scalebio/mixture.json",
+        "scalebio show outputs/*/scalebio/mixture.json",
+        "scalebio show outputs/first-run --json | jq '.runs[0].weights'",
+        then="--json prints {runs: [{run, config, verdict, steps, weights, goals, sources}]}, the sources with "
+        "weight, interval, gap, gap_se, evidence, loss, inner_loss and weight_average each, as in mixture.json.",
     )
-    _add_run(show)
+    _add_runs(show)
+    _add_json(show)
 
 
 def _add_report(commands: Commands) -> None:
     report = _command(
         commands,
         "report",
-        "draw the picture and the page of a run again",
+        "draw the picture and the page of a run again, or one page of several runs",
         "Writes mixture.png and report.html beside the mixture.json of a run, also of one that goes on or was stopped, "
-        "as far as its last checkpoint.",
+        "as far as its last checkpoint. Of several runs it writes one page, with their weights, verdicts, validation "
+        "losses and pictures.",
         "scalebio report outputs/first-run",
+        "scalebio report outputs/first-run outputs/second-run --output both.html",
     )
-    _add_run(report)
+    _add_runs(report)
+    report.add_argument("--output", type=Path, metavar="FILE", help="of several runs (default: side-by-side.html)")
 
 
 def _add_apply(commands: Commands) -> None:
@@ -154,8 +161,11 @@ def _add_check(commands: Commands) -> None:
         "Says what the plugin and the host refuse in a config, and which keys the host would ignore. Exit status: 0 "
         "nothing is wrong, 1 keys are ignored, 2 the run would be refused.",
         "scalebio check config.yml",
+        "scalebio check config.yml --json",
+        then="--json prints {config, refused: [problem], ignored: [key and what is wrong with it]}.",
     )
     _add_config(check)
+    _add_json(check)
 
 
 def _add_bug(commands: Commands) -> None:
@@ -180,8 +190,13 @@ def _add_estimate(commands: Commands) -> None:
         "without scalebio. Exit status: 0 it fits, 1 it does not, 2 the config is wrong.",
         "scalebio estimate config.yml",
         "scalebio estimate config.yml --gpus 8 --gpu-memory 80",
+        "scalebio estimate config.yml --json | jq .bytes_per_gpu.this_run.peak",
+        then="--json prints {config, scalebio_listed, refused, model, parameters: {total, trained, at_a_time}, engine, "
+        "gpus, bytes_per_gpu: {this_run, ordinary, lisa_alone where there is LISA: {peak and the other rows}}, passes: "
+        "{while_learning, whole_run} in those of an ordinary step, notes, gpu_memory_gib, fits}.",
     )
     _add_config(estimate)
+    _add_json(estimate)
     estimate.add_argument("--gpus", type=_positive, default=1, metavar="N", help="GPUs (default: %(default)s)")
     estimate.add_argument(
         "--gpu-memory", type=_gibibytes, default=48.0, metavar="GIB", help="of each, in GiB (default: %(default)g)"
@@ -226,8 +241,14 @@ def _add_config(command: argparse.ArgumentParser) -> None:
     command.add_argument("config", type=Path, metavar="CONFIG", help="an Axolotl config")
 
 
-def _add_run(command: argparse.ArgumentParser) -> None:
-    command.add_argument("path", type=Path, metavar="PATH", help="a mixture.json, or the output_dir of a run")
+def _add_runs(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "path", type=Path, nargs="+", metavar="PATH", help="a mixture.json, or the output_dir of a run"
+    )
+
+
+def _add_json(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--json", action="store_true", help="print it for a program to read")
 
 
 def _gibibytes(text: str) -> float:

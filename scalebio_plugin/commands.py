@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from . import __version__
+
+if TYPE_CHECKING:
+    from .report.side_by_side import Learned
 
 
 def quickstart(arguments: argparse.Namespace) -> int:
@@ -19,18 +26,21 @@ def estimate(arguments: argparse.Namespace) -> int:
     from .config.names import listed
     from .config.refusals import problems_of
     from .estimate.estimator import estimate as estimate_of
-    from .estimate.lines import fits, lines_of
+    from .estimate.lines import facts_of, fits, lines_of
 
     found = estimate_of(arguments.config, arguments.gpus, arguments.model_config)
-    if not listed(found.setting.cfg):
-        print(
+    on, refused = bool(listed(found.setting.cfg)), problems_of(found.setting.cfg)
+    if arguments.json:
+        known = {"config": str(arguments.config), "scalebio_listed": on, "refused": refused}
+        print(json.dumps(known | facts_of(found, arguments.gpu_memory), indent=2))
+    else:
+        off = (
             f"scalebio is off: plugins: in {arguments.config} does not list it, so its run is the column `ordinary`; "
             "`this run` is what it takes once you add `plugins: [scalebio]`\n"
         )
-    print("\n".join(lines_of(found, arguments.gpu_memory)))
-    refused = problems_of(found.setting.cfg)
-    for problem in refused:
-        print(f"scalebio: the run would be refused: {problem}", file=sys.stderr)
+        print("\n".join([*([] if on else [off]), *lines_of(found, arguments.gpu_memory)]))
+        for problem in refused:
+            print(f"scalebio: the run would be refused: {problem}", file=sys.stderr)
     return 2 if refused else 0 if fits(found, arguments.gpu_memory) else 1
 
 
@@ -43,7 +53,10 @@ def check(arguments: argparse.Namespace) -> int:
     refusal = refusal_of(config)
     problems = [] if refusal is None else list(texts_of(refusal))
     ignored = ignored_keys(config)
-    print("\n".join([*problems, *ignored]) or f"{arguments.config}: nothing is wrong with it")
+    if arguments.json:
+        print(json.dumps({"config": str(arguments.config), "refused": problems, "ignored": ignored}, indent=2))
+    else:
+        print("\n".join([*problems, *ignored]) or f"{arguments.config}: nothing is wrong with it")
     return 2 if problems else 1 if ignored else 0
 
 
@@ -64,21 +77,52 @@ def compare(arguments: argparse.Namespace) -> int:
 
 
 def show(arguments: argparse.Namespace) -> int:
-    from .report.mixture_file import goals_of, read_mixture, summaries_of
+    from .report.side_by_side import weights_beside
+
+    runs = runs_of(arguments.path)
+    if arguments.json:
+        print(json.dumps({"runs": [shown(run) for run in runs]}, indent=2))
+    elif len(runs) > 1:
+        print(weights_beside(runs))
+    else:
+        print("\n\n".join(tables_of(runs[0].document)))
+    return 0
+
+
+def runs_of(paths: Sequence[Path]) -> list[Learned]:
+    from .config.names import numbered
+    from .report.side_by_side import learned_at
+
+    labels = numbered([str(path) for path in paths])
+    return [learned_at(mixture_at(path), label) for path, label in zip(paths, labels, strict=True)]
+
+
+def shown(run: Learned) -> dict[str, Any]:
+    document = run.document
+    facts = {key: document.get(key) for key in ("config", "verdict", "steps", "weights", "goals")}
+    return {"run": run.label, **facts, "sources": {name: asdict(of) for name, of in run.summaries.items()}}
+
+
+def tables_of(document: Mapping[str, Any]) -> list[str]:
+    from .report.mixture_file import goals_of, summaries_of
     from .report.tables import goals_table, weights_table
 
-    document = read_mixture(mixture_at(arguments.path), needs=("sources",))
-    print(weights_table(summaries_of(document), document.get("verdict")))
     helped = goals_table(goals_of(document))
-    if helped is not None:
-        print(f"\n{helped}")
-    return 0
+    return [weights_table(summaries_of(document), document.get("verdict")), *([] if helped is None else [helped])]
 
 
 def report(arguments: argparse.Namespace) -> int:
     from .report.page import draw_again
+    from .report.side_by_side import write_side_by_side
 
-    print(draw_again(mixture_at(arguments.path)))
+    if len(arguments.path) == 1:
+        if arguments.output is not None:
+            raise ValueError("--output: the page of a single run is written beside its mixture.json; leave it out")
+        print(draw_again(mixture_at(arguments.path[0])))
+    else:
+        page = arguments.output or Path("side-by-side.html")
+        write_side_by_side(page, runs_of(arguments.path))
+        print(page)
     return 0
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from scalebio_plugin import __version__, cli
+from scalebio_plugin import commands as implementations
 from scalebio_plugin.quickstart import command as quickstart
 from scalebio_plugin.report.history import append_history
 from scalebio_plugin.report.mixture_file import mixture_document, write_mixture
@@ -56,6 +59,40 @@ def test_show_prints_which_source_helps_which_set(mixture: Path, capsys: pytest.
     assert cli.main(["show", str(mixture)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[3:6] == ["", "helps           verse           prose", "poems  +0.250 ± 0.030  +0.250 ± 0.030"]
+
+
+def test_show_for_a_program(mixture: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hostile = json.loads(json.dumps({**MIXTURE, "verdict": "converged"}).replace("logs", "\\u001b[2J"))
+    mixture.write_text(json.dumps(hostile))
+    assert cli.main(["show", "--json", str(mixture)]) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    [run] = json.loads(out)["runs"]
+    assert (run["run"], run["weights"], run["verdict"]) == (str(mixture), hostile["weights"], "converged")
+    assert run["sources"]["poems"] == {
+        **dict.fromkeys(("interval", "evidence")),
+        **{key: MIXTURE["sources"]["poems"][key] for key in ("weight", "gap", "gap_se", "loss")},
+        **{key: SOURCE[key] for key in ("weight_average", "inner_loss")},
+    }
+
+
+def test_several_runs_are_shown_and_drawn_side_by_side(
+    mixture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(MIXTURE).replace("poems", "letters"))
+    assert cli.main(["show", str(mixture), str(other)]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[:4]] == [
+        "source",
+        *("poems", "letters", "logs"),
+    ]
+    assert cli.main(["show", str(mixture), str(other), "--json"]) == 0
+    assert [run["run"] for run in json.loads(capsys.readouterr().out)["runs"]] == [str(mixture), str(other)]
+    page = tmp_path / "both.html"
+    assert cli.main(["report", str(mixture), str(other), "--output", str(page)]) == 0
+    assert capsys.readouterr().out == f"{page}\n"
+    assert "letters" in page.read_text()
+    assert cli.main(["report", str(mixture), "--output", str(page)]) == 2
 
 
 def test_show_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,6 +154,23 @@ def test_report_says_which_file_is_missing(mixture: Path, capsys: pytest.Capture
 def test_a_wrong_use_is_an_error(arguments: list[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         cli.main(arguments)
+
+
+def commands() -> dict[str, argparse.ArgumentParser]:
+    [action] = [action for action in cli.parser()._actions if isinstance(action, argparse._SubParsersAction)]
+    return action.choices
+
+
+@pytest.mark.parametrize("name", commands())
+def test_a_command_can_be_run_and_the_examples_of_its_help_can_be_typed(name: str) -> None:
+    assert callable(getattr(implementations, name.replace("-", "_")))
+    head, *examples = commands()[name].format_help().partition("examples:")[2].splitlines()
+    assert not head
+    assert examples
+    for example in examples:
+        words = shlex.split(example)
+        typed = words[1 : words.index("|")] if "|" in words else words[1:]
+        assert (words[0], cli.parser().parse_args(typed).command) == ("scalebio", name)
 
 
 def test_quickstart_passes_its_arguments_and_status_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from .estimator import ALLOWANCE, Estimate, Run
 from .layout import Layout
@@ -48,6 +50,38 @@ def lines_of(found: Estimate, gpu_memory: float) -> list[str]:
         *(f"note         {note}" for note in _notes(found)),
         f"{gpu_memory:g} GiB      {verdict}",
     ]
+
+
+def facts_of(found: Estimate, gpu_memory: float) -> dict[str, Any]:
+    """The same for a program: plain values by key, memory in bytes; `gpu_memory` in GiB."""
+    layout, cost = found.setting.layout, found.setting.cost
+    learns = not found.setting.block.apply
+    return {
+        "model": found.model,
+        "parameters": {"total": found.total, "trained": found.trained, "at_a_time": found.active},
+        "engine": str(layout),
+        "gpus": layout.world,
+        "bytes_per_gpu": {
+            _key(name): {_key(row): round(of(run)) for row, of in _ROWS.items()} for name, run in _runs(found).items()
+        },
+        "passes": {
+            "while_learning": cost.while_learning if learns else 1.0,
+            "whole_run": cost.whole_run if learns else 1.0,
+        },
+        "notes": list(_notes(found)),
+        "gpu_memory_gib": gpu_memory,
+        "fits": fits(found, gpu_memory),
+    }
+
+
+def _key(row: str) -> str:
+    return "_".join(re.findall(r"\w+", row)).lower()
+
+
+def _runs(found: Estimate) -> dict[str, Run]:
+    """By the columns of the table."""
+    columns = {"this run": found.run, "ordinary": found.ordinary, "LISA alone": found.lisa_alone}
+    return {name: run for name, run in columns.items() if run is not None}
 
 
 def fits(found: Estimate, gpu_memory: float) -> bool:
@@ -104,9 +138,9 @@ def _at_a_time(found: Estimate) -> str:
 
 def _table(found: Estimate) -> Iterator[str]:
     """GiB per GPU: this run, the same config without `scalebio`, LISA without bilevel; extra: this minus ordinary."""
-    columns = {"this run": found.run, "ordinary": found.ordinary, "LISA alone": found.lisa_alone}
-    runs = [run for run in columns.values() if run is not None]
-    yield _row("GiB per GPU", *(name for name, run in columns.items() if run is not None), "extra")
+    columns = _runs(found)
+    runs = list(columns.values())
+    yield _row("GiB per GPU", *columns, "extra")
     for name, of in _ROWS.items():
         amounts = [of(run) for run in runs]
         extra = amounts[0] - amounts[1]

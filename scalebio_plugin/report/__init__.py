@@ -6,6 +6,7 @@ mixture_file  `mixture.json`
 tables        a mixture as text
 picture       weights and losses over the run
 page          all of it on one page: `about_run`, its head; `markup`, what it is made of
+side_by_side  several runs in one table, and on one page
 comparison    what `scalebio compare` left beside a run
 next_config   the config of the next, ordinary run
 bug           what a bug report needs; of a config and a log, `without_secrets`

@@ -55,11 +55,18 @@ def _validation(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _validation_loss(history: Sequence[HistoryRecord]) -> Iterator[tuple[str, str]]:
-    if len(history) > 1:
-        losses, few = [record["val_loss"] for record in history], min(ENDS, -(-len(history) // 4))
-        start, end = np.mean(losses[:few]), np.mean(losses[-few:])
-        over = f"{few} updates" if few > 1 else "update"
-        yield "validation loss", f"{start:.3f} at the start, {end:.3f} at the end (first and last {over})"
+    if (said := validation_loss(history)) is not None:
+        yield "validation loss", said
+
+
+def validation_loss(history: Sequence[HistoryRecord]) -> str | None:
+    """That at both ends of a history; None of a single update."""
+    if len(history) < 2:
+        return None
+    losses, few = [record["val_loss"] for record in history], min(ENDS, -(-len(history) // 4))
+    start, end = np.mean(losses[:few]), np.mean(losses[-few:])
+    over = f"{few} updates" if few > 1 else "update"
+    return f"{start:.3f} at the start, {end:.3f} at the end (first and last {over})"
 
 
 def _settled(history: Sequence[HistoryRecord]) -> Iterator[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,17 @@ def test_what_would_be_refused_is_told_in_whole(tmp_path: Path, capsys, change: 
     assert status == 2
     assert any(said in line for line in lines)
     assert not any("Traceback" in line for line in lines)
+
+
+def test_the_same_for_a_program(tmp_path: Path, capsys) -> None:
+    (tmp_path / "config.yml").write_text(yaml.safe_dump(GOOD | {"zzz": 1, "micro_batch_size": "\x1b[2J"}))
+    host.forget_plugins()
+    assert main(["check", str(tmp_path / "config.yml"), "--json"]) == 2
+    found = json.loads(capsys.readouterr().out)
+    assert found.pop("config") == f"{tmp_path}/config.yml"
+    assert found.pop("ignored") == ["zzz: the host knows no such key and ignores it"]
+    assert [line.split(":")[0] for line in found.pop("refused")] == ["micro_batch_size"]
+    assert not found
 
 
 def test_no_file_is_a_line(tmp_path: Path, capsys) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,29 @@ def test_it_says_that_it_fits(config: Path, capsys: pytest.CaptureFixture[str]) 
     assert "8 GiB      fits" in printed
     for row in ("gradients", "optimizer states", "inner parameters", "inner optimizer states", "peak", "logits"):
         assert row in printed
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(("gib", "status"), [("8", 0), ("1", 1)])
+def test_the_same_for_a_program(config: Path, capsys: pytest.CaptureFixture[str], gib: str, status: int) -> None:
+    assert cli.main(["estimate", str(config), "--gpu-memory", gib, "--json"]) == status
+    found, of = json.loads(capsys.readouterr().out), estimate(config)
+    assert found["fits"] == (status == 0)
+    assert found["parameters"] == {"total": of.total, "trained": of.trained, "at_a_time": of.active}
+    assert found["bytes_per_gpu"]["this_run"]["peak"] == of.run.peak
+    assert found["bytes_per_gpu"]["ordinary"]["inner_parameters"] == 0
+    assert found["bytes_per_gpu"]["this_run"].keys() == found["bytes_per_gpu"]["ordinary"].keys()
+    assert found["passes"] == {"while_learning": 2.25, "whole_run": 2.25}
+    assert (found["scalebio_listed"], found["refused"], found["gpus"]) == (True, [], 1)
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_would_be_refused_is_told_to_a_program(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config.write_text(yaml.safe_dump({**bilevel(config.parent), "datasets": [{"path": "a"}], "plugins": None}))
+    assert cli.main(["estimate", str(config), "--json"]) == 2
+    found = json.loads(capsys.readouterr().out)
+    assert [line.split(":")[0] for line in found["refused"]] == ["datasets"]
+    assert found["scalebio_listed"] is False
 
 
 @pytest.mark.usefixtures("quick")
