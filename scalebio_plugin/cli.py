@@ -7,7 +7,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import __version__
 
@@ -34,6 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser(prog="scalebio", description="Learned data mixtures for Axolotl.")
     whole.add_argument("--version", action="version", version=f"scalebio {__version__}")
+    whole.add_argument(
+        "--print-completion",
+        action=_Completion,
+        choices=("bash", "zsh", "fish", "tcsh"),
+        help='print what completes this command in a shell: eval "$(scalebio --print-completion bash)"',
+    )
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in (
         *(_add_quickstart, _add_init, _add_check, _add_estimate),
@@ -41,6 +47,21 @@ def parser() -> argparse.ArgumentParser:
     ):
         add(commands)
     return whole
+
+
+class _Completion(argparse.Action):
+    """Prints a shell's script, in which what is a path is completed as one, and ends."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *given: Any, **named: Any) -> None:
+        import shtab
+
+        [commands] = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+        for command in commands.choices.values():
+            for action in command._actions:
+                if action.type is Path:
+                    action.complete = shtab.FILE
+        print(shtab.complete(parser, given[1]))
+        parser.exit()
 
 
 def _command(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,37 @@ def test_a_command_can_be_run_and_the_examples_of_its_help_can_be_typed(name: st
         words = shlex.split(example)
         typed = words[1 : words.index("|")] if "|" in words else words[1:]
         assert (words[0], cli.parser().parse_args(typed).command) == ("scalebio", name)
+
+
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        (["a"], {"apply"}),
+        (["re"], {"report", "report-bug"}),
+        (["estimate", "--gpu"], {"--gpus", "--gpu-memory"}),
+        (["check", "conf"], {"config.yml", "configs"}),
+    ],
+    ids=" ".join,
+)
+def test_a_shell_completes_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], typed: list[str], completed: set[str]
+) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--print-completion", "bash"])
+    (tmp_path / "config.yml").touch()
+    (tmp_path / "configs").mkdir()
+    words = shlex.join(["scalebio", *typed])
+    program = f"{capsys.readouterr().out}\nCOMP_WORDS=({words}); COMP_CWORD={len(typed)}; _shtab_scalebio\n"
+    program += 'printf "%s\\n" "${COMPREPLY[@]}"'
+    done = subprocess.run(["bash", "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) == completed
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish", "tcsh"])
+def test_there_is_a_completion_for_other_shells(capsys: pytest.CaptureFixture[str], shell: str) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--print-completion", shell])
+    assert "report-bug" in capsys.readouterr().out
 
 
 def test_quickstart_passes_its_arguments_and_status_on(monkeypatch: pytest.MonkeyPatch) -> None:
