@@ -34,6 +34,7 @@ MAY_IMPORT_THE_HOST = {
         for name in (
             "callbacks",
             "connect",
+            "dashboards",
             "early",
             "prepare_model",
             "random_state",

@@ -42,6 +42,10 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         append_history(self.history, record)
 
+    def read_history(self) -> list[HistoryRecord]:
+        """So far; none before the first update of λ."""
+        return read_history(self.history) if self.history.exists() else []
+
     def save_history(self, copy: StrPath) -> None:
         """The history so far, for a checkpoint."""
         if self.history.exists():
@@ -73,7 +77,7 @@ class RunFolder:
             layer_steps: For how many of them each transformer block trained, under LISA.
             drawn: Rows drawn of each source, where they are drawn by source.
         """
-        history = read_history(self.history) if self.history.exists() else []
+        history = self.read_history()
         if not history:
             return None
         known = replace(self.provenance, steps=steps, updates=len(history), layer_steps=layer_steps, drawn=drawn)

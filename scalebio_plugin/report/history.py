@@ -114,6 +114,13 @@ def series(history: Sequence[HistoryRecord], key: str, names: Sequence[str]) -> 
     return np.array([[row[name] for name in names] for row in rows], dtype=np.float64)
 
 
+def thinned(history: Sequence[HistoryRecord], most: int) -> list[HistoryRecord]:
+    """Updates evenly spread, the first and the last among them; all where there are no more than `most`."""
+    if len(history) <= most:
+        return list(history)
+    return [history[round(i)] for i in np.linspace(0, len(history) - 1, most)]
+
+
 def metrics(record: HistoryRecord) -> dict[str, float]:
     """An update as `scalebio/<what>/<source>`, for every dashboard the host reports to."""
     values = {"scalebio/val_loss": record["val_loss"]}

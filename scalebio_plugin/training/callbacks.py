@@ -12,6 +12,7 @@ from transformers import TrainerCallback, TrainerState
 from ..report.mixture_file import goals_of, summaries_of
 from ..report.tables import drawn_line, goals_table, layers_line, weights_table
 from .console import own_line
+from .dashboards import Dashboards
 from .learning import Learning
 from .trainer import ScaleBiOTrainer
 
@@ -37,10 +38,14 @@ class ScaleBiOCallback(TrainerCallback):
         self.trainer = trainer
         self.learning = learning
         self.ended_early = False  # and the log says so
+        self.dashboards = Dashboards([])
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         if state.global_step == 0 and state.is_world_process_zero:
             self.learning.folder.restore_history(None)
+        if state.is_world_process_zero:
+            self.dashboards = Dashboards(self.trainer.callback_handler.callbacks)
+            self.dashboards.begin()
         self.learning.manager.hook.scalebio_run_started(run=self.learning.facts)
 
     def on_epoch_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
@@ -65,7 +70,9 @@ class ScaleBiOCallback(TrainerCallback):
 
     def on_save(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            self._write_mixture(state.global_step)
+            document = self._write_mixture(state.global_step)
+            if document is not None:
+                self._show(document)
 
     def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
@@ -78,6 +85,10 @@ class ScaleBiOCallback(TrainerCallback):
             return self.learning.folder.write_mixture(steps, trained, self.learning.drawn_rows)
         return None
 
+    def _show(self, document: dict[str, Any]) -> None:
+        with _not_at_the_price_of_the_model("what the dashboards show of the mixture"):
+            self.dashboards.show(document, self.learning.folder.read_history, document["steps"])
+
     def _leave(self, steps: int) -> None:
         if self.learning.record is None:
             LOG.warning("scalebio: the run ended before the first update of the mixture, so there is none to write")
@@ -89,6 +100,8 @@ class ScaleBiOCallback(TrainerCallback):
             folder.write_next_config()
         with _not_at_the_price_of_the_model("mixture.png and report.html; `scalebio report` draws them again"):
             folder.draw(document)
+        self._show(document)
+        self.dashboards.keep(folder.path)
         helped = goals_table(goals_of(document))
         with own_line():
             LOG.info(
