@@ -90,8 +90,12 @@ def drawn_line(document: Mapping[str, Any]) -> str:
     return "rows drawn: " + ", ".join(each[:MOST_ROWS]) + more
 
 
-def progress_table(record: HistoryRecord) -> str:
-    """One update for the running console; losses are the batch's, gaps the recent mean."""
+def progress_table(record: HistoryRecord, left: str = "") -> str:
+    """One update for the running console; losses are the batch's, gaps the recent mean.
+
+    Args:
+        left: How long learning goes on, in words.
+    """
     names = sorted(record["weights"], key=lambda name: -record["weights"][name])
     decimals = _decimals(record["gap_mean"].values())
     rows = [("source", "weight", "95% interval", "loss", "gap", "evidence")]
@@ -105,7 +109,43 @@ def progress_table(record: HistoryRecord) -> str:
     others = names[MOST_ROWS:]
     sum_of_others = sum(record["weights"][name] for name in others)
     more = f"\n... and {len(others)} more (sum of weights {sum_of_others:.4f})" if others else ""
-    return f"{align(rows)}{more}\nso far: {record['verdict']}"
+    return f"{align(rows)}{more}\nso far: {'; '.join(filter(None, [record['verdict'], _leader(record), left]))}"
+
+
+def _leader(record: HistoryRecord) -> str:
+    """Which source has most, and how sure that any is told from the average."""
+    weights, told = record["weights"], sum(abs(of) > 1 for of in record["evidence"].values())
+    if not told:
+        return "no source is told apart yet"
+    name = max(weights, key=lambda name: weights[name])
+    low, high = (record["interval"] or {}).get(name, (0.0, 1.0))
+    ends = f" ({low:.3f} to {high:.3f})" if high - low < 1.0 else ""
+    return f"{shorten(name)} leads with {weights[name]:.3f}{ends}, {told} of {len(weights)} sources are told apart"
+
+
+def time_left(steps: int, seconds: float | None, most: str = "") -> str:
+    """Of learning, in words; empty where there is none.
+
+    Args:
+        seconds: That the steps would take; None: not known yet.
+        most: Follows the steps where they may be fewer.
+    """
+    if steps <= 0:
+        return ""
+    about = "" if seconds is None else f", about {time_in_words(seconds)}"
+    return f"{steps} learning step{'s' if steps > 1 else ''} left{most}{about}"
+
+
+def time_in_words(seconds: float) -> str:
+    """In its two largest units: 40 s, 3 min, 2 h 05 min, 3 d 4 h."""
+    minutes = round(seconds / 60)
+    if seconds < 59.5:
+        return f"{seconds:.0f} s" if seconds >= 0.95 else f"{seconds:.1f} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 24 * 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes // (24 * 60)} d {minutes % (24 * 60) // 60} h"
 
 
 def align(rows: Sequence[tuple[str, ...]]) -> str:

@@ -56,6 +56,7 @@ class ScaleBiOCallback(TrainerCallback):
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         run, record = self.learning.run, self.learning.record
+        self.learning.pace.end()
         for sign in self.learning.signs:
             with own_line():
                 LOG.warning(f"scalebio: in optimiser step {state.global_step}, {sign}")

@@ -18,10 +18,12 @@ from ..hooks.spec import RunFacts
 from ..report.folder import RunFolder
 from ..report.history import HistoryRecord
 from ..report.identity import RunIdentity
+from ..report.tables import time_left
 from .checkpoint import Place
 from .head_losses import FromLogits, InHead
 from .layer_sampling import LayerSampling
 from .mixture_run import MixtureRun
+from .pace import Pace
 from .probe_plan import ProbePlan
 from .random_state import DataOrder
 from .signals import HeldSignals
@@ -53,6 +55,7 @@ class Learning:
         measures_inner: Whether u is in place for a measurement.
         signals: That wait for the end of a step.
         watch: What is wrong in the numbers of a step; `signs`: what is still to be told.
+        pace: How long its steps take.
     """
 
     run: MixtureRun
@@ -76,6 +79,7 @@ class Learning:
     measures_inner: bool = False
     signals: HeldSignals = field(default_factory=HeldSignals)
     signs: list[str] = field(default_factory=list)
+    pace: Pace = field(default_factory=Pace)
 
     @property
     def keeps_inner(self) -> bool:
@@ -109,6 +113,12 @@ class Learning:
         if self.drawn is None:
             return None
         return dict(zip(self.run.names, self.drawn.drawn_S.tolist(), strict=True))
+
+    def left(self, step: int) -> str:
+        """How long learning goes on, after that many optimiser steps; empty where it has ended."""
+        steps = self.run.learn_until - step
+        most = " at most" if self.run.settings.learn.until is not None and not self.run.ends_early else ""
+        return time_left(steps, self.pace.seconds_for(steps), most)
 
     def begun_inner(self) -> InnerSet:
         if self.inner is None:

@@ -130,7 +130,9 @@ class ScaleBiOTrainer(ResumableTrainer):
             self._is_over = self.control.should_training_stop = True
             return [], None
         learning.order.at_batches()
-        after, planned = learning.run.phase(self.state.global_step) is Phase.AFTER, None
+        phase = learning.run.phase(self.state.global_step)
+        learning.pace.begin(phase)
+        after, planned = phase is Phase.AFTER, None
         if learning.drawn is not None:
             planned = learning.drawn.step(self.state.global_step, learning.run.weights_S.numpy())
             batches, items = self._planned_samples(learning.drawn, num_batches, device)
@@ -248,10 +250,10 @@ class ScaleBiOTrainer(ResumableTrainer):
         if learning is not None and learning.record is not None and "loss" in logs:
             logs.update(metrics(learning.record))
             if learning.run.phase(max(0, self.state.global_step - 1)) is Phase.LEARN:
+                step = self.state.global_step
+                said = progress_table(learning.record, learning.left(step))
                 with own_line():
-                    LOG.info(
-                        f"scalebio: after optimiser step {self.state.global_step}\n{progress_table(learning.record)}"
-                    )
+                    LOG.info(f"scalebio: after optimiser step {step}\n{said}")
         super().log(logs, start_time)
 
     # ---- parameters

@@ -12,7 +12,7 @@ import pytest
 from scalebio_plugin.report.history import append_history, metrics, read_history
 from scalebio_plugin.report.mixture_file import goals_of, mixture_document, read_mixture, summaries_of, write_mixture
 from scalebio_plugin.report.summary import Cosine, SourceSummary, summarise, summarise_goals
-from scalebio_plugin.report.tables import VERDICTS, goals_table, layers_line, progress_table, weights_table
+from scalebio_plugin.report.tables import VERDICTS, goals_table, layers_line, progress_table, time_left, weights_table
 from tests.report.histories import facts, old_document, old_record, record
 
 
@@ -325,8 +325,35 @@ class TestTables:
             "source  weight    95% interval    loss      gap  evidence",
             "b       0.7500  0.700 to 0.800  2.5000  -0.0100     -0.50",
             "a       0.2500  0.200 to 0.300       -  +0.0300     +1.46",
-            "so far: still moving",
+            "so far: still moving; b leads with 0.750 (0.700 to 0.800), 1 of 2 sources are told apart",
         ]
+
+    def test_progress_says_how_long_still(self):
+        update = record(3, {"a": 0.25, "b": 0.75})
+        said = progress_table(update, "40 learning steps left, about 2 min").splitlines()[-1]
+        assert said == "so far: still moving; no source is told apart yet; 40 learning steps left, about 2 min"
+
+    def test_nothing_is_said_of_an_interval_that_says_nothing(self):
+        for interval in (None, {"a": [0.0, 1.0], "b": [0.0, 1.0]}):
+            update = record(3, {"a": 0.25, "b": 0.75}, interval=interval, evidence={"a": 2.0, "b": -1.5})
+            said = progress_table(update).splitlines()[-1]
+            assert said == "so far: still moving; b leads with 0.750, 2 of 2 sources are told apart"
+
+    @pytest.mark.parametrize(
+        ("left", "said"),
+        [
+            ((0, 3.0), ""),
+            ((1, 0.72), "1 learning step left, about 0.7 s"),
+            ((30, None, " at most"), "30 learning steps left at most"),
+            ((30, 41.2), "30 learning steps left, about 41 s"),
+            ((30, 59.6), "30 learning steps left, about 1 min"),
+            ((400, 3570.0), "400 learning steps left, about 1 h 00 min"),
+            ((400, 7512.0, " at most"), "400 learning steps left at most, about 2 h 05 min"),
+            ((4000, 273_600.0), "4000 learning steps left, about 3 d 4 h"),
+        ],
+    )
+    def test_how_long_still(self, left, said):
+        assert time_left(*left) == said
 
     def test_progress_table_of_a_rule_without_intervals(self):
         assert progress_table(record(3, {"a": 1.0})).splitlines()[1].split() == [
@@ -342,7 +369,10 @@ class TestTables:
         weights = {f"s{i:02d}": (i + 1) / 325 for i in range(25)}
         lines = progress_table(record(1, weights)).splitlines()
         assert [line.split()[0] for line in lines[1:21]] == [f"s{i:02d}" for i in range(24, 4, -1)]
-        assert lines[21:] == ["... and 5 more (sum of weights 0.0462)", "so far: still moving"]
+        assert lines[21:] == [
+            "... and 5 more (sum of weights 0.0462)",
+            "so far: still moving; no source is told apart yet",
+        ]
 
 
 def test_the_blocks_that_lisa_moved_are_told():

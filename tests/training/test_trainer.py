@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,17 @@ def test_metrics_go_through_the_hosts_log(finished: host.Run) -> None:
     for entry in logged:
         assert sum(entry[f"scalebio/weight/{name}"] for name in ("clean", "wrong", "offtopic")) == pytest.approx(1)
         assert {"scalebio/gap/clean", "scalebio/evidence/clean", "scalebio/val_loss"} <= set(entry)
+
+
+def test_the_log_says_how_long_learning_goes_on(inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "axolotl.scalebio"):
+        host.train(inputs, output_dir=str(tmp_path / "out"), max_steps=4, scalebio={"learn": {"steps": 3}})
+    left = [message.split("no source is told apart yet")[1] for message in caplog.messages if "so far: " in message]
+    assert [re.sub(r"[\d.]+ (s|min)$", "", line) for line in left] == [
+        "; 2 learning steps left, about ",
+        "; 1 learning step left, about ",
+        "",
+    ]
 
 
 def test_tensorboard_shows_them(finished: host.Run) -> None:
