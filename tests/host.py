@@ -198,7 +198,9 @@ def load(directory: Path, config: dict[str, Any]) -> Any:
 
 
 def no_picture(history: Any, path: Path, names: Any) -> None:
-    path.write_bytes(b"")
+    from PIL import Image
+
+    Image.new("RGB", (1, 1)).save(path)
 
 
 def train(

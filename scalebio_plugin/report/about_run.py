@@ -32,7 +32,7 @@ def about(folder: StrPath, document: Mapping[str, Any], history: Sequence[Histor
             *_validation(document),
             *_validation_loss(history),
             *_settled(history),
-            *_next(Path(folder), document.get("output_dir")),
+            *_next(Path(folder), document),
         ]
     )
 
@@ -84,8 +84,14 @@ def _settled(history: Sequence[HistoryRecord]) -> Iterator[tuple[str, str]]:
     yield "still moving?", f"{total} {after}" + (f": {', '.join(each)}" if each else "")
 
 
-def _next(folder: Path, output_dir: str | None) -> Iterator[tuple[str, str]]:
+def _next(folder: Path, document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    output_dir, config = document.get("output_dir"), document.get("config")
     if Path(folder, "next.yml").is_file():
         path = Path(output_dir, "scalebio", "next.yml") if output_dir else folder / "next.yml"
-        command = shlex.join(["axolotl", "train", str(path)])
-        yield "next run", f"your config on this mixture is in next.yml:<pre>{shown(command)}</pre>"
+        yield "next run", f"your config on this mixture is in next.yml:{_command('axolotl', 'train', str(path))}"
+    if config:
+        yield "is it better?", f"the mixture beside others, on test rows:{_command('scalebio', 'compare', config)}"
+
+
+def _command(*words: str) -> str:
+    return f"<pre>{shown(shlex.join(words))}</pre>"

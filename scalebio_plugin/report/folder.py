@@ -13,7 +13,7 @@ from typing import Any
 from .files import StrPath, replace_file
 from .history import HistoryRecord, append_history, read_history, readable_lines
 from .mixture_file import Provenance, mixture_document, write_mixture
-from .page import write_report
+from .page import write_page, write_report
 from .summary import summarise, summarise_goals
 
 
@@ -89,6 +89,10 @@ class RunFolder:
     def draw(self, document: dict[str, Any]) -> None:
         """`mixture.png` and `report.html`, from what `write_mixture` returned."""
         write_report(self.path, document, read_history(self.history))
+
+    def write_page(self, document: dict[str, Any]) -> None:
+        """`report.html` as `draw` writes it, but for the picture: in a tenth of the time, while the run goes on."""
+        write_page(self.path, document, self.read_history())
 
     def write_next_config(self) -> None:
         if self.next_config is not None:

@@ -30,6 +30,14 @@ td.bar { width: 6rem; min-width: 3rem } td.bar div { height: .8rem; margin-top: 
 .goals td { white-space: nowrap; padding-left: .8rem; print-color-adjust: exact }
 .goals td.text { white-space: normal; overflow-wrap: anywhere; min-width: 7rem; max-width: 20rem; padding-left: 0 }
 .goals th { overflow-wrap: break-word; max-width: 10rem; padding-left: .8rem } .goals th:first-child { padding-left: 0 }
+.gaps table { width: 100%; max-width: 62rem; font-size: .9rem } .gaps td { white-space: nowrap }
+.gaps td:first-child { white-space: normal; overflow-wrap: anywhere; max-width: 16rem } .gaps td.whisker { width: 60% }
+.axis { position: relative; height: 1.3rem; color: var(--faint); print-color-adjust: exact;
+  background: linear-gradient(var(--faint), var(--faint)) 50% 50% / 1px 100% no-repeat }
+.axis.gains { color: #3f90da } .axis.loses { color: #e76300 }
+.axis i { position: absolute; top: .6rem; height: 2px; background: currentcolor }
+.axis b { position: absolute; top: .4rem; width: .5rem; height: .5rem; margin-left: -.25rem; border-radius: 50%;
+          background: currentcolor }
 pre { background: var(--block); padding: .5rem .7rem; margin: .2rem 0; white-space: pre-wrap; user-select: all }
 .grey { color: var(--faint) } img { max-width: 100%; width: 44rem; background: #fff }
 @media screen and (max-width: 58rem) {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -12,7 +13,9 @@ from typing import Any
 import numpy as np
 
 from .about_run import about
+from .charts import charts, policy, style
 from .comparison import compared, comparison_beside, sentences
+from .evidence_seen import rests_on
 from .files import StrPath, replace_file
 from .history import Floats, HistoryRecord, read_history, series
 from .markup import STYLE, cell, many, pairs, shown, table
@@ -43,11 +46,12 @@ column.</p>
 """
 
 _FACTS = ("estimator", "loss_unit", "mixture_update", "penalty", "steps", "updates", "seed")
+COLOURS = 64  # of the picture in the page
 NEEDED = ("sources", "versions", "fingerprint", *_FACTS)  # of the document
 
 
 def write_report(folder: StrPath, document: Mapping[str, Any], history: Sequence[HistoryRecord]) -> Path:
-    """Draw `mixture.png`, write `report.html`, which takes the picture in, and return the path of the page.
+    """Draw `mixture.png`, write `report.html`, which takes the picture in for paper, and return the path of the page.
 
     Args:
         folder: Where both go.
@@ -57,15 +61,40 @@ def write_report(folder: StrPath, document: Mapping[str, Any], history: Sequence
     Raises:
         ValueError: They are of other sources.
     """
+    until_then = _until(document, history)
+    picture = Path(folder) / "mixture.png"
+    draw_mixture(until_then, picture, list(document["weights"]))
+    return _write(folder, document, until_then, _picture(picture))
+
+
+def write_page(folder: StrPath, document: Mapping[str, Any], history: Sequence[HistoryRecord]) -> Path:
+    """`report.html` without the picture, which takes long to draw: while a run goes on. See `write_report`."""
+    return _write(folder, document, _until(document, history), "")
+
+
+def _until(document: Mapping[str, Any], history: Sequence[HistoryRecord]) -> list[HistoryRecord]:
     if history and history[0]["weights"].keys() != document["weights"].keys():
         raise ValueError("mixture.json and history.jsonl have other sources; put the files of one run together")
-    picture, page = Path(folder) / "mixture.png", Path(folder) / "report.html"
-    comparison = comparison_beside(folder)
-    until_then = [record for record in history if record["step"] <= document["steps"]]
-    draw_mixture(until_then, picture, list(document["weights"]))
-    run = about(folder, document, until_then)
-    replace_file(page, _page(document, picture.read_bytes(), until_then, run, _comparison(comparison)).encode())
+    return [record for record in history if record["step"] <= document["steps"]]
+
+
+def _write(folder: StrPath, document: Mapping[str, Any], history: Sequence[HistoryRecord], picture: str) -> Path:
+    page, comparison = Path(folder) / "report.html", comparison_beside(folder)
+    run = about(folder, document, history)
+    replace_file(page, _page(document, picture, history, run, _comparison(comparison)).encode())
     return page
+
+
+def _picture(path: Path) -> str:
+    """As an element, in few colours: a fourth of the bytes."""
+    from PIL import Image  # as late as what draws it
+
+    buffer = io.BytesIO()
+    with Image.open(path) as image:
+        few = image.convert("RGB").quantize(COLOURS, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    few.save(buffer, "PNG", optimize=True)
+    source = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return f'<img class="picture" alt="Weights, training losses and validation loss over the run" src="{source}">'
 
 
 def draw_again(mixture: Path) -> Path:
@@ -75,16 +104,17 @@ def draw_again(mixture: Path) -> Path:
 
 
 def _page(
-    document: Mapping[str, Any], picture: bytes, history: Sequence[HistoryRecord], run: str, comparison: str
+    document: Mapping[str, Any], picture: str, history: Sequence[HistoryRecord], run: str, comparison: str
 ) -> str:
-    image = base64.b64encode(picture).decode()
     title = f"Learned mixture of {len(document['weights'])} sources"
     parts = [
         f"<h1>{title}</h1>",
         f"<p>{_in_a_sentence(document)} {_kept(document)}</p>",
         run,
         "<h2>Weights</h2>" + _weights(document) + _held(document),
-        f'<img alt="Weights, training losses and validation loss over the run" src="data:image/png;base64,{image}">',
+        picture,
+        charts(history),
+        rests_on(summaries_of(document)),
         comparison,
         _validation_sets(document, history),
         _goals(goals_of(document)),
@@ -92,8 +122,9 @@ def _page(
         "<h2>How it was learned</h2>" + _facts(document),
     ]
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
+    head += f'<meta http-equiv="Content-Security-Policy" content="{policy()}">'
     body = "\n".join(parts)
-    head = f"<head>{head}\n<style>{STYLE}</style></head>"
+    head = f"<head>{head}\n<style>{STYLE}{style()}</style></head>"
     return f'<!doctype html>\n<html lang="en">\n{head}\n<body>\n{body}\n</body>\n</html>\n'
 
 
@@ -125,7 +156,19 @@ def _weights(document: Mapping[str, Any]) -> str:
     fractions, most = fractions_of_rows(document), max(document["weights"].values())
     rows = _rows(document)
     drawn = document.get("drawn")  # a run in the host's order has none, nor has an older document
-    head = ["source", "", "weight", "95% interval", "rows", "gap", "s.e.", "", "loss", "target tokens", "sequences"]
+    head = [
+        "source",
+        "",
+        "weight",
+        "95% interval",
+        "rows",
+        "gap",
+        "s.e.",
+        "",
+        "loss of w / u",
+        "target tokens",
+        "sequences",
+    ]
     head += ["epochs asked"] if drawn is None else ["epochs asked", "each drawn"]
     lines = [
         [
@@ -137,7 +180,7 @@ def _weights(document: Mapping[str, Any]) -> str:
             cell(f"{summary.gap:+.2g}"),
             cell("–" if summary.gap_se is None else f"{summary.gap_se:.1g}"),
             cell(_verdict(summary), "text grey"),
-            cell("–" if summary.loss is None else f"{summary.loss:.3f}"),
+            cell(" / ".join("–" if loss is None else f"{loss:.3f}" for loss in (summary.loss, summary.inner_loss))),
             cell(f"{sources[name]['tokens']:,}"),
             cell(f"{sources[name]['examples']:,}"),
             cell(f"{rows * fractions[name] / sources[name]['examples']:.2f}"),

@@ -68,9 +68,9 @@ def _draw_panels(panels: Sequence[Axes], history: Sequence[HistoryRecord], names
     steps = np.array([record["step"] for record in history], dtype=np.float64)
     weights = series(history, "weights", names)
     window = 2 * (len(history) // 60) + 1
-    loss = _running_mean(series(history, "loss", names), window)
+    loss = running_mean(series(history, "loss", names), window)
     val_loss = np.array([[record["val_loss"]] for record in history], dtype=np.float64)
-    colours = _colours(weights[-1])
+    colours = colours_of(weights[-1])
 
     top.set_ylim(0, 1.05 * float(np.nanmax(weights, initial=1 / len(names))))
     top.axhline(1 / len(names), color=INK, linestyle=":", linewidth=1, zorder=4)
@@ -83,14 +83,14 @@ def _draw_panels(panels: Sequence[Axes], history: Sequence[HistoryRecord], names
     _draw_intervals(top, steps, history, names, colours)
     _label_ends(top, [uniform, *_curves(top, steps, weights, names, colours)])
     _label_ends(middle, _curves(middle, steps, loss, names, colours))
-    _label_ends(bottom, _curves(bottom, steps, _running_mean(val_loss, window), ["validation"], {0: INK}))
+    _label_ends(bottom, _curves(bottom, steps, running_mean(val_loss, window), ["validation"], {0: INK}))
 
 
 def _draw_intervals(
     axes: Axes, steps: Floats, history: Sequence[HistoryRecord], names: Sequence[str], colours: Mapping[int, str]
 ) -> None:
     """The 95% intervals of the largest sources, as bands with edges, over the updates that say anything."""
-    ends_of = {names[i]: _ends(history, names[i]) for i in list(colours)[:BANDS]}
+    ends_of = {names[i]: interval_ends(history, names[i]) for i in list(colours)[:BANDS]}
     if all(np.isnan(ends).all() for ends in ends_of.values()):
         return
     hint = "dashed: 95% intervals of the largest weights, once there is evidence"
@@ -101,13 +101,13 @@ def _draw_intervals(
         axes.plot(steps, np.stack([low, high], 1), color=colour, alpha=0.7, linewidth=0.7, linestyle="--", zorder=2)
 
 
-def _ends(history: Sequence[HistoryRecord], name: str) -> Floats:  # (N, 2)
+def interval_ends(history: Sequence[HistoryRecord], name: str) -> Floats:  # (N, 2)
     """A source's interval after each update; NaN where it says nothing: nothing is evident yet, or anything may be."""
     ends = [(record.get("interval") or {name: [0.0, 1.0]})[name] for record in history]
     return np.array([pair if 0.0 < pair[1] - pair[0] < 1.0 else [np.nan, np.nan] for pair in ends])
 
 
-def _colours(weights: Floats) -> dict[int, str]:  # weights: (S,)
+def colours_of(weights: Floats) -> dict[int, str]:  # weights: (S,)
     """The colours of the sources to be told apart, by index, largest weight first; the others are grey."""
     count = len(weights) if len(weights) <= len(PALETTE) else HIGHLIGHTED
     return dict(zip(np.argsort(-weights, kind="stable").tolist(), PALETTE[:count], strict=False))
@@ -131,7 +131,7 @@ def _curves(axes: Axes, steps: Floats, values: Floats, names: Sequence[str], col
     return [*ends, _End(float(np.median(grey)), f"{len(grey)} others", GREY)] if grey else ends
 
 
-def _running_mean(values: Floats, window: int) -> Floats:  # (N, S)
+def running_mean(values: Floats, window: int) -> Floats:  # (N, S)
     """Centred, over the finite values alone; NaN where a window has none."""
     update = np.arange(len(values))
     start, stop = np.maximum(update - window // 2, 0), np.minimum(update + window // 2 + 1, len(values))

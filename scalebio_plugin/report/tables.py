@@ -15,7 +15,7 @@ MOST_ROWS = 20  # sources that the log shows of an update
 
 def weights_table(summaries: Mapping[str, SourceSummary], verdict: str | None = None) -> str:
     """The table at the end of a run. A star marks the sources whose gaps are not more than noise."""
-    decimals = _decimals(summary.gap for summary in summaries.values())
+    decimals = decimals_of(summary.gap for summary in summaries.values())
     rows, any_star = [("source", "weight", "95% interval", "gap", "s.e.", "loss")], False
     for name, summary in largest_first(summaries):
         star = summary.gap_se is not None and not summary.is_told_from_average
@@ -97,7 +97,7 @@ def progress_table(record: HistoryRecord, left: str = "") -> str:
         left: How long learning goes on, in words.
     """
     names = sorted(record["weights"], key=lambda name: -record["weights"][name])
-    decimals = _decimals(record["gap_mean"].values())
+    decimals = decimals_of(record["gap_mean"].values())
     rows = [("source", "weight", "95% interval", "loss", "gap", "evidence")]
     intervals = record["interval"] or {}
     for name in names[:MOST_ROWS]:
@@ -159,7 +159,7 @@ def _number(value: float | None, decimals: int = 4) -> str:
     return "-" if value is None else f"{value:.{decimals}f}"
 
 
-def _decimals(values: Iterable[float]) -> int:
+def decimals_of(values: Iterable[float]) -> int:
     """Decimals that leave the largest of the values at least three significant digits."""
     largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
     return min(12, max(2, 2 - math.floor(math.log10(largest)))) if largest else 2

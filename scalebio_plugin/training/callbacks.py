@@ -73,6 +73,8 @@ class ScaleBiOCallback(TrainerCallback):
         if state.is_world_process_zero:
             document = self._write_mixture(state.global_step)
             if document is not None:
+                with _not_at_the_price_of_the_model("report.html; `scalebio report` writes it"):
+                    self.learning.folder.write_page(document)
                 self._show(document)
 
     def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:

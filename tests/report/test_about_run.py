@@ -27,6 +27,7 @@ def test_which_run_it_is(tmp_path: Path) -> None:
     assert lines(tmp_path, KNOWN, []) == {
         **{"config": "configs/<i>.yml", "base model": "org/model", "output folder": "outputs/first run"},
         "date": "2027-01-15 08:00 UTC (of mixture.json)",
+        "is it better?": "the mixture beside others, on test rows:scalebio compare 'configs/<i>.yml'",
         "next run": "your config on this mixture is in next.yml:axolotl train 'outputs/first run/scalebio/next.yml'",
     }
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from scalebio_plugin.report.charts import script
 from scalebio_plugin.report.comparison import comparison_beside
 from scalebio_plugin.report.page import write_report
 from tests.report.histories import record
@@ -63,7 +64,7 @@ def test_its_table_and_sentences_are_on_the_page(folder: Path) -> None:
     assert f"learned and {ODD} cannot be told apart" in shown.text
     assert "3 more seeds would, if the difference stayed." in shown.text
     assert "By scalebio compare, 2 seeds:" in shown.text
-    assert "script" not in shown.tags
+    assert shown.scripts[1:] == [script()]
 
 
 def test_an_arm_that_diverged_costs_no_page(folder: Path) -> None:

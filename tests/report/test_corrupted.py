@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
+from PIL import Image
 
 from scalebio_plugin import cli
 from scalebio_plugin.report.history import read_history
@@ -109,6 +110,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def savefig(figure: Figure, file: Any, **others: Any) -> None:
         if next(pictures) % 25 == 0:
             save(figure, file, **{**others, "dpi": 8})
+        else:
+            Image.new("RGB", (1, 1)).save(file, "PNG")
 
     monkeypatch.setattr(Figure, "savefig", savefig)
     return tmp_path

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from scalebio_plugin.report.charts import script
 from scalebio_plugin.report.mixture_file import mixture_document
 from scalebio_plugin.report.page import write_report
 from scalebio_plugin.report.summary import Cosine, SourceSummary, summarise
@@ -19,7 +20,7 @@ VOID = {"meta", "img"}
 
 
 class Page(HTMLParser):
-    """Its tables as rows of cells, its addresses, and whether every element is closed where it should be."""
+    """Its tables as rows of cells, its addresses and scripts, and whether elements are closed where they should be."""
 
     def __init__(self, text: str):
         super().__init__()
@@ -28,6 +29,7 @@ class Page(HTMLParser):
         self.rows: list[list[str]] = []
         self.addresses: list[str] = []
         self.text = ""
+        self.scripts: list[str] = []
         self.feed(text)
         self.close()
         assert not self.open
@@ -46,6 +48,9 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "script":
+            self.scripts.append(data)
+            return
         self.text += data
         if "td" in self.open:
             self.rows[-1][-1] += data
@@ -89,12 +94,12 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
 def test_every_source_is_a_line_with_its_numbers(page: Page) -> None:
     lines = {row[0]: row[1:] for row in page.rows if len(row) == 12 and row[0]}
     assert list(lines) == ["long answers", ODD, "as good as any", "rare"]  # largest first
-    numbers = ["0.6000", "0.550 to 0.650", "27.3%", "+0.001", "0.001", "gains", "1.250", "4,000", "100", "1.09"]
+    numbers = ["0.6000", "0.550 to 0.650", "27.3%", "+0.001", "0.001", "gains", "1.250 / 1.000", "4,000", "100", "1.09"]
     assert lines["long answers"] == ["", *numbers]
     assert lines[ODD][1:7] == ["0.2000", "0.150 to 0.250", "36.4%", "+0.02", "0.004", "loses"]
     assert lines["as good as any"][6] == "as the average"
     assert lines["rare"][2] == "–"
-    assert lines["rare"][5:8] == ["–", "too few updates", "–"]
+    assert lines["rare"][5:8] == ["–", "too few updates", "– / 1.000"]
 
 
 def test_what_an_older_version_learned_has_a_page_too(tmp_path: Path) -> None:
@@ -206,7 +211,9 @@ def test_a_document_of_the_first_version_is_one_of_w(tmp_path: Path) -> None:
 
 
 def test_nothing_is_fetched_and_no_name_is_markup(page: Page) -> None:
-    assert "script" not in page.tags
+    data, program = page.scripts
+    assert program == script()
+    assert "<" not in data
     assert ODD in page.text
     (picture,) = page.addresses
     assert picture.startswith("data:image/png;base64,iVBORw0KGgo")
@@ -250,7 +257,7 @@ def test_which_source_helps_which_set_is_shaded_where_it_is_clear(tmp_path: Path
     history = [record(step, {ODD: 0.6, "b": 0.4}) for step in range(1, 5)]
     text = write_report(tmp_path, written, history).read_text(encoding="utf-8")
     shown = Page(text)
-    assert "script" not in shown.tags
+    assert shown.scripts[1:] == [script()]
     assert [ODD, "+0.500 ± 0.100", "−0.500 ± 0.100"] in shown.rows
     assert ["b", "+0.500 ± 0.300", "–"] in shown.rows
     assert '<td style="background: rgba(63, 144, 218, 0.30)">+0.500 ± 0.100</td>' in text

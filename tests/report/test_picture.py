@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from scalebio_plugin.report.picture import PALETTE, draw_mixture
-from scalebio_plugin.report.picture import _running_mean as running_mean
+from scalebio_plugin.report.picture import PALETTE, draw_mixture, running_mean
 from scalebio_plugin.report.picture import _spread as spread
 from tests.report.histories import NEW_IN_A_RECORD, drifting_history, record
 
