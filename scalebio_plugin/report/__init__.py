@@ -5,8 +5,9 @@ summary       what a history says of each source, with the standard error of its
 mixture_file  `mixture.json`
 tables        a mixture as text
 picture       weights and losses over the run
-page          all of it on one page: `about_run`, its head; `evidence_seen`, what the verdict rests on; `charts`, drawn by
-              uPlot in `web/`; `markup`, what it is made of
+page          all of it on one page: `about_run`, its head; `charts`, drawn by uPlot in `web/`; `evidence_seen`, on what
+              the verdict rests; `markup`, what it is made of
+cost          `cost.json`: what the steps took
 side_by_side  several runs in one table, and on one page
 comparison    what `scalebio compare` left beside a run
 next_config   the config of the next, ordinary run

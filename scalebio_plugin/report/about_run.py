@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from .cost import cost_lines, read_cost
 from .files import StrPath
 from .history import HistoryRecord, series
 from .markup import pairs, shown
@@ -32,6 +33,7 @@ def about(folder: StrPath, document: Mapping[str, Any], history: Sequence[Histor
             *_validation(document),
             *_validation_loss(history),
             *_settled(history),
+            *((name, shown(said)) for name, said in cost_lines(read_cost(folder))),
             *_next(Path(folder), document),
         ]
     )

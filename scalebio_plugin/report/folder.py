@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from .cost import Cost, read_cost, write_cost
 from .files import StrPath, replace_file
 from .history import HistoryRecord, append_history, read_history, readable_lines
 from .mixture_file import Provenance, mixture_document, write_mixture
@@ -89,6 +90,13 @@ class RunFolder:
     def draw(self, document: dict[str, Any]) -> None:
         """`mixture.png` and `report.html`, from what `write_mixture` returned."""
         write_report(self.path, document, read_history(self.history))
+
+    def read_cost(self) -> Cost:
+        return read_cost(self.path)
+
+    def write_cost(self, cost: Cost) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_cost(self.path, cost)
 
     def write_page(self, document: dict[str, Any]) -> None:
         """`report.html` as `draw` writes it, but for the picture: in a tenth of the time, while the run goes on."""

@@ -44,9 +44,16 @@ class ScaleBiOCallback(TrainerCallback):
         if state.global_step == 0 and state.is_world_process_zero:
             self.learning.folder.restore_history(None)
         if state.is_world_process_zero:
+            self._go_on_from_cost(state.global_step)
             self.dashboards = Dashboards(self.trainer.callback_handler.callbacks)
             self.dashboards.begin()
         self.learning.manager.hook.scalebio_run_started(run=self.learning.facts)
+
+    def _go_on_from_cost(self, step: int) -> None:
+        """Of a run that is resumed."""
+        if step > 0:
+            with _not_at_the_price_of_the_model("what the run cost so far, in cost.json", "It is counted anew"):
+                self.learning.pace.before = self.learning.folder.read_cost()
 
     def on_epoch_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self.learning.order.at_epoch(kwargs.get("train_dataloader"), int(state.epoch or 0))
@@ -84,6 +91,8 @@ class ScaleBiOCallback(TrainerCallback):
     def _write_mixture(self, steps: int) -> dict[str, Any] | None:
         layers = self.learning.layers
         trained = None if layers is None else layers.steps_trained(steps)
+        with _not_at_the_price_of_the_model("cost.json"):
+            self.learning.folder.write_cost(self.learning.pace.cost)
         with _not_at_the_price_of_the_model("mixture.json", "It is left as it was"):
             return self.learning.folder.write_mixture(steps, trained, self.learning.drawn_rows)
         return None

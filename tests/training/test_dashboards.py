@@ -181,9 +181,11 @@ def test_the_main_process_alone_tells_them(main: bool, told: int) -> None:
     writer = SimpleNamespace(add_custom_scalars=layouts.append)
     trainer = SimpleNamespace(callback_handler=SimpleNamespace(callbacks=[TensorBoardCallback(writer)]))
     learning = SimpleNamespace(
-        manager=SimpleNamespace(hook=SimpleNamespace(scalebio_run_started=lambda run: None)), facts=None
+        manager=SimpleNamespace(hook=SimpleNamespace(scalebio_run_started=lambda run: None)),
+        facts=None,
+        folder=SimpleNamespace(restore_history=lambda copy: False),
     )
-    state = SimpleNamespace(global_step=2, is_world_process_zero=main)
+    state = SimpleNamespace(global_step=0, is_world_process_zero=main)
     ScaleBiOCallback(trainer, learning).on_train_begin(None, state, None)  # type: ignore[arg-type]
     assert len(layouts) == told
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from scalebio_plugin.report.cost import Cost, PhaseCost
 from scalebio_plugin.training.mixture_run import Phase
 from scalebio_plugin.training.pace import Pace
 
@@ -24,3 +25,16 @@ def test_a_step_that_was_not_begun_does_not_count() -> None:
     pace = Pace(lambda: 1.0)
     pace.end()
     assert pace.seconds_for(1) is None
+
+
+def test_the_cost_goes_on_from_what_an_earlier_process_spent() -> None:
+    ticks = iter([0.0, 2.0])
+    pace = Pace(lambda: next(ticks))
+    assert pace.cost == Cost()
+    pace.before = Cost({"warmup": PhaseCost(3, 3.0), "learn": PhaseCost(10, 30.0)}, 5 * 2**30)
+    pace.begin(Phase.LEARN)
+    pace.end()
+    assert pace.cost == Cost({"warmup": PhaseCost(3, 3.0), "learn": PhaseCost(11, 32.0)}, 5 * 2**30)
+    pace.peak_bytes = 6 * 2**30
+    assert pace.cost.peak_bytes == 6 * 2**30
+    assert pace.seconds_for(1) == pytest.approx(2.0), "of this process, whose machine may be another"

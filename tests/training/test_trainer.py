@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from scalebio_plugin.hooks.spec import hookimpl
+from scalebio_plugin.report.cost import read_cost
 from scalebio_plugin.report.history import read_history
 from scalebio_plugin.report.mixture_file import read_mixture
 from scalebio_plugin.training import checkpoint
@@ -71,6 +72,8 @@ def test_what_a_run_leaves(finished: host.Run) -> None:
     assert (finished.folder / "mixture.png").read_bytes()[:4] == b"\x89PNG"
     page = (finished.folder / "report.html").read_text()
     assert all(f"{weight:.4f}" in page for weight in document["weights"].values())
+    assert read_cost(finished.folder).phases.keys() == {"learn"}
+    assert "6 learning steps" in page
     assert (document["config"], document["output_dir"]) == ("config.yml", finished.cfg.output_dir)
     settings = document["settings"]
     assert settings["learning_rate"] == finished.cfg.learning_rate
@@ -80,6 +83,18 @@ def test_what_a_run_leaves(finished: host.Run) -> None:
     assert settings["scalebio.mixture_learning_rate"] > 0
     assert not {"scalebio.penalty", "tokenizer", "scalebio.validation_datasets"} & set(settings)
     assert f"axolotl train {finished.cfg.output_dir}/scalebio/next.yml" in page
+
+
+def test_a_run_that_is_killed_leaves_the_page_of_its_last_save(inputs: Path, tmp_path: Path) -> None:
+    out, saves = str(tmp_path / "out"), {"save_strategy": "steps", "save_steps": 2}
+    with pytest.raises(KeyboardInterrupt):
+        host.train(inputs, output_dir=out, stop_after=3, **saves)
+    page = (tmp_path / "out/scalebio/report.html").read_text()
+    assert "2 updates of the weights in 2 optimiser steps" in page
+    assert "<img" not in page, "the picture is drawn at the end"
+    assert read_cost(tmp_path / "out/scalebio").phases["learn"].steps == 2
+    host.train(inputs, output_dir=out, resume_from_checkpoint=f"{out}/checkpoint-2", **saves)
+    assert read_cost(tmp_path / "out/scalebio").phases["learn"].steps == 6
 
 
 @pytest.mark.parametrize(
