@@ -28,8 +28,8 @@ def _sentence(summaries: Mapping[str, SourceSummary]) -> str:
     each = ", ".join(f"{shown(name)} {known[name]:+.2f}" for name in (told or strongest)[:NAMED])
     more = f" and {len(told) - NAMED} more" if len(told) > NAMED else ""
     said = f"Evidence of {each}{more}" if told else f"No evidence yet, the most of it {each}"
-    rule = "beyond ±1 the gaps of a source, all updates together, are more than noise, above 0 it loses weight"
-    return f"<p>{said}; {len(known) - len(told)} of {len(known)} sources are within ±1 ({rule}).</p>"
+    rule = "where its gaps, all updates together, are more than noise; above 0 a source loses weight"
+    return f"<p>{said}; {len(told)} of {len(known)} sources are beyond ±1, {rule}.</p>"
 
 
 def _gaps(summaries: Mapping[str, SourceSummary]) -> str:

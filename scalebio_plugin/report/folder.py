@@ -98,9 +98,9 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         write_cost(self.path, cost)
 
-    def write_page(self, document: dict[str, Any]) -> None:
+    def write_page(self, document: dict[str, Any], history: Sequence[HistoryRecord]) -> None:
         """`report.html` as `draw` writes it, but for the picture: in a tenth of the time, while the run goes on."""
-        write_page(self.path, document, self.read_history())
+        write_page(self.path, document, history)
 
     def write_next_config(self) -> None:
         if self.next_config is not None:

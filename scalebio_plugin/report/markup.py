@@ -40,6 +40,11 @@ td.bar { width: 6rem; min-width: 3rem } td.bar div { height: .8rem; margin-top: 
           background: currentcolor }
 pre { background: var(--block); padding: .5rem .7rem; margin: .2rem 0; white-space: pre-wrap; user-select: all }
 .grey { color: var(--faint) } img { max-width: 100%; width: 44rem; background: #fff }
+@media screen and (max-width: 40rem) {
+  .gaps tr { display: grid; grid-template-columns: 1fr auto auto; border-bottom: 1px solid var(--line) }
+  .gaps td { border: 0 } .gaps td.whisker { width: auto }
+  .gaps td:first-child { grid-column: 1 / -1; max-width: none; padding-bottom: 0 }
+}
 @media screen and (max-width: 58rem) {
   .many .wide { overflow: visible } .many table, .many tbody { display: block } .many tr:first-child { display: none }
   .many tr { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); column-gap: 1rem;

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 from axolotl.utils.logging import get_logger
 from transformers import TrainerCallback, TrainerState
 
+from ..report.history import HistoryRecord
 from ..report.mixture_file import goals_of, summaries_of
 from ..report.tables import drawn_line, goals_table, layers_line, weights_table
 from .console import own_line
@@ -80,9 +82,10 @@ class ScaleBiOCallback(TrainerCallback):
         if state.is_world_process_zero:
             document = self._write_mixture(state.global_step)
             if document is not None:
+                read = cache(self.learning.folder.read_history)
                 with _not_at_the_price_of_the_model("report.html; `scalebio report` writes it"):
-                    self.learning.folder.write_page(document)
-                self._show(document)
+                    self.learning.folder.write_page(document, read())
+                self._show(document, read)
 
     def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
@@ -97,9 +100,9 @@ class ScaleBiOCallback(TrainerCallback):
             return self.learning.folder.write_mixture(steps, trained, self.learning.drawn_rows)
         return None
 
-    def _show(self, document: dict[str, Any]) -> None:
+    def _show(self, document: dict[str, Any], history: Callable[[], list[HistoryRecord]]) -> None:
         with _not_at_the_price_of_the_model("what the dashboards show of the mixture"):
-            self.dashboards.show(document, self.learning.folder.read_history, document["steps"])
+            self.dashboards.show(document, history, document["steps"])
 
     def _leave(self, steps: int) -> None:
         if self.learning.record is None:
@@ -112,7 +115,7 @@ class ScaleBiOCallback(TrainerCallback):
             folder.write_next_config()
         with _not_at_the_price_of_the_model("mixture.png and report.html; `scalebio report` draws them again"):
             folder.draw(document)
-        self._show(document)
+        self._show(document, folder.read_history)
         self.dashboards.keep(folder.path)
         helped = goals_table(goals_of(document))
         with own_line():

@@ -30,7 +30,7 @@
     const of = { ...one, lines: [], ends: [], byDefault: number < BANDS };
     one.lines.forEach((values, dashed) => {
       of.lines.push(all.length);
-      all.push({ values: unscaled(values), series: { stroke, width: one.colour ? 1.8 : 0.8, dash: dashed ? [4, 4] : [], spanGaps: true } });
+      all.push({ values: unscaled(values), series: { stroke, width: one.colour ? 1.8 : 0.8, dash: dashed ? [4, 4] : [], spanGaps: true, points: { show: steps.length < 3 } } });
     });
     (one.band || []).forEach((values) => {
       of.ends.push(all.length);
