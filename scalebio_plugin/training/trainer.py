@@ -136,9 +136,10 @@ class ScaleBiOTrainer(ResumableTrainer):
         if learning.drawn is not None:
             planned = learning.drawn.step(self.state.global_step, learning.run.weights_S.numpy())
             batches, items = self._planned_samples(learning.drawn, num_batches, device)
+        elif after:
+            resampled = learning.resampled.batches(learning.run.weights_S.numpy())
+            batches, items = self._own_samples(resampled, num_batches, device)
         else:
-            if after:
-                epoch_iterator = learning.resampled.batches(learning.run.weights_S.numpy())
             batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._batches = self._step = None
         if after:
@@ -150,10 +151,8 @@ class ScaleBiOTrainer(ResumableTrainer):
         return batches, items
 
     def _planned_samples(self, drawn: DrawnStream, asked: int, device: torch.device) -> tuple[list[Any], Any]:
-        """Of the step that was planned last. Torch's generators stay as they were: a resumed run makes more loaders."""
-        before = RandomState()
-        batches, items = super().get_batch_samples(drawn.batches(), asked, device)
-        before.restore()
+        """Of the step that was planned last."""
+        batches, items = self._own_samples(drawn.batches(), asked, device)
         step = self.state.global_step
         if not asked == self.micro_batches(step) == len(batches):
             raise ValueError(
@@ -161,6 +160,13 @@ class ScaleBiOTrainer(ResumableTrainer):
                 f"{self.micro_batches(step)} were planned and {len(batches)} came; remove ignore_data_skip and "
                 "split_batches, or set scalebio.sampling: host"
             )
+        return batches, items
+
+    def _own_samples(self, ours: Iterator[Batch], asked: int, device: torch.device) -> tuple[list[Any], Any]:
+        """Not of the host's loader. Torch's generators stay as they were: a resumed run makes more loaders."""
+        before = RandomState()
+        batches, items = super().get_batch_samples(ours, asked, device)
+        before.restore()
         return batches, items
 
     def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Any = None) -> Tensor:
