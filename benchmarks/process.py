@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ ON_A_CPU: dict[str, Any] = {
     "gradient_checkpointing": False,
     "save_strategy": "no",
 }
+IMPORTED = ("axolotl.cli.train",)
 _PROCESSES = multiprocessing.get_context("forkserver")  # the host is imported once
 
 
@@ -40,15 +41,27 @@ def in_process(task: Callable[..., None], folder: Path, log: str, *arguments: An
     Raises:
         RuntimeError: It failed.
     """
-    os.environ.update(ENVIRONMENT)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    folder.mkdir(parents=True, exist_ok=True)
-    _PROCESSES.set_forkserver_preload(["axolotl.cli.train"])
-    process = _PROCESSES.Process(target=_logged, args=(task, folder, log, arguments))
-    process.start()
+    process = started(task, folder, log, *arguments)
     process.join()
     if process.exitcode:
         raise RuntimeError(f"a run failed, its log is {folder / log}")
+
+
+def started(
+    task: Callable[..., None], folder: Path, log: str, *arguments: Any, imported: Sequence[str] = IMPORTED
+) -> Any:
+    """The same, not waited for: a process of `multiprocessing`.
+
+    Args:
+        imported: What the server of all processes has imported; the first call decides.
+    """
+    os.environ.update(ENVIRONMENT)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    folder.mkdir(parents=True, exist_ok=True)
+    _PROCESSES.set_forkserver_preload(list(imported))
+    process = _PROCESSES.Process(target=_logged, args=(task, folder, log, arguments))
+    process.start()
+    return process
 
 
 def _logged(task: Callable[..., None], folder: Path, log: str, arguments: tuple[Any, ...]) -> None:

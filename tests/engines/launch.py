@@ -30,11 +30,10 @@ def launch(function: Callable[..., None], *arguments: Any, log: Path, ranks: int
     from torch.multiprocessing.spawn import ProcessException, start_processes
 
     multiprocessing.get_context("forkserver").set_forkserver_preload(list(IMPORTED))
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     log.write_text("")
     everything = (ranks, port, log, function, arguments)
-    started = start_processes(_rank, everything, nprocs=ranks, join=False, start_method="forkserver")
+    started = start_processes(on_rank, everything, nprocs=ranks, join=False, start_method="forkserver")
     until = time.monotonic() + TIMEOUT
     try:
         while not started.join(timeout=until - time.monotonic(), grace_period=10):
@@ -47,7 +46,14 @@ def launch(function: Callable[..., None], *arguments: Any, log: Path, ranks: int
             process.kill()
 
 
-def _rank(rank: int, ranks: int, port: int, log: Path, function: Callable[..., None], arguments: Any) -> None:
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+    return port
+
+
+def on_rank(rank: int, ranks: int, port: int, log: Path, function: Callable[..., None], arguments: Any) -> None:
+    """In a process of its own, which ends with it."""
     import torch
 
     places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_PORT": port}

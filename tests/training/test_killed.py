@@ -15,6 +15,7 @@ from unittest.mock import patch
 
 import pytest
 
+from benchmarks.chaos import chaos
 from tests import host
 from tests.training.test_resume import assert_same_end
 
@@ -121,3 +122,11 @@ def test_the_resumed_run_ends_with_the_same_bytes(inputs: Path, tmp_path: Path, 
     assert len(again.weights) == 8 - goes_on
     assert_same_end(whole, out, 8)
     assert [path.name for path in out.glob("checkpoint-*")] == ["checkpoint-8"]
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_and_resumed_every_file_is_the_same(tmp_path: Path) -> None:
+    """A few of those of benchmarks/chaos.md."""
+    chains = list(chaos(tmp_path, "one", kills=6, done=[]))
+    assert [chain["differ"] for chain in chains] == [[]] * len(chains)
+    assert sum(chain["kills"] for chain in chains) >= 6
