@@ -16,7 +16,7 @@ slow:  # the long runs alone
 	$(PYTEST) -m slow
 
 docs:  # what pages and examples say is so
-	python -m pytest tests/test_readme.py tests/test_architecture.py tests/test_contributing.py tests/test_example_configs.py tests/algorithm/test_public.py
+	python -m pytest tests/test_readme.py tests/test_architecture.py tests/test_contributing.py tests/test_example_configs.py tests/test_features.py tests/algorithm/test_public.py
 
 bench:  # what there is to be measured; the script's own head says how it is run
 	@grep '\.py)' benchmarks/README.md
