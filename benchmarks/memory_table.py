@@ -1,4 +1,4 @@
-"""What `scalebio estimate` says of three models and five ways to train them, as the README's table.
+"""What `scalebio estimate` says of three models and five ways to train them, as memory.md has it.
 
     python -m benchmarks.memory_table [--out FILE]
 
@@ -107,7 +107,7 @@ def table() -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="The README's table of memory.")
+    parser = argparse.ArgumentParser(description="The table of memory.md.")
     parser.add_argument("--out", type=Path, help="where it is written (default: printed)")
     out = parser.parse_args().out
     text = "\n".join([*table(), "", *yi_34b()])
