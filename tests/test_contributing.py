@@ -41,7 +41,7 @@ def test_its_commands_are_real(command: str) -> None:
     elif words[0] == "bash":
         assert (ROOT / words[1]).is_file()
     else:
-        assert words[:3] in (["python", "-m", "pytest"], ["python", "-m", "tests.test_readme"])
+        assert words[:3] == ["python", "-m", "pytest"] or (words[0] == "python" and (ROOT / words[1]).is_file())
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")

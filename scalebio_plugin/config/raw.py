@@ -27,7 +27,7 @@ def refuse_shapes(cfg: Mapping[str, Any]) -> None:
     block, problems = cfg.get("scalebio"), list[str]()
     lists = {key: cfg.get(key) for key in _LISTS}
     if block is not None and not _is_block(block):
-        problems.append(f"scalebio: must be a block of keys, got {repr(block)}; see the reference table in the README")
+        problems.append(f"scalebio: must be a block of keys, got {repr(block)}; see docs/reference.md")
     elif block is not None:
         lists["scalebio.validation_datasets"] = block.get("validation_datasets")
     for key, entries in lists.items():

@@ -62,7 +62,7 @@ def problems_of(config: Mapping[str, Any]) -> list[str]:
     """All reasons why this raw config (before the host's validation) cannot be run, each with its remedy."""
     block = config.get("scalebio") or {}
     if not isinstance(block, Mapping):
-        return [f"scalebio: must be a block of keys, got {block!r}; see the reference table in the README"]
+        return [f"scalebio: must be a block of keys, got {block!r}; see docs/reference.md"]
     checks = [_datasets(config, block), _unsupported(config), problems_of_names(config.get("datasets") or [], block)]
     if block.get("apply"):
         checks.append(_apply(block))
