@@ -30,6 +30,7 @@ from scalebio_plugin.hooks import Observation, spec
 from scalebio_plugin.hooks.manager import manager_of, updated
 from scalebio_plugin.report.tables import VERDICTS
 from tests.report.histories import drifting_history, facts
+from tests.test_example_configs import validated
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -108,6 +109,7 @@ CONFIGS = [
 
 def test_configs_are_found() -> None:
     assert {"README.md", "start.md", "validation.md", "weights.md", "two-phases.md", "hooks.md"} <= dict(CONFIGS).keys()
+    assert WHOLE
 
 
 @pytest.mark.parametrize(("name", "text"), CONFIGS)
@@ -122,9 +124,18 @@ def test_a_config_is_one_that_the_plugin_takes(
     if settings.apply is not None:
         Path(settings.apply).parent.mkdir(parents=True)
         Path(settings.apply).touch()
-    elif "scalebio.validation_datasets" not in given:
+    elif settings.validation_datasets is None:
         given = {"val_set_size": 0.1, **given}
     assert problems_of({"datasets": entries, **given}) == []
+
+
+WHOLE = [text for _, text in CONFIGS if "learning_rate:" in text]
+
+
+@pytest.mark.parametrize("text", WHOLE)
+def test_the_host_takes_every_key_of_a_whole_config(text: str) -> None:
+    given = yaml.safe_load(text)
+    assert set(given) - set(validated(yaml.safe_load(text))) == set()  # the host drops what it does not know
 
 
 @pytest.mark.parametrize("text", [text for name, text in CONFIGS if name in ("README.md", "index.md", "start.md")])
@@ -278,7 +289,7 @@ def test_the_example_of_a_mixture_is_computed() -> None:
     for i, name in enumerate(NAMES):
         assert (
             f"| {name} | {ROWS[i]:,} | {TOKENS[i] // ROWS[i]} | {shares[i]:.2f} | {weights[i]:.2f} | {drawn[i]:,} | "
-            f"{fractions[i]:.3f} | {drawn[i] / ROWS[i]:.2f} times |"
+            f"{fractions[i]:.3f} | {drawn[i] / ROWS[i]:.2f} |"
         ) in table_rows("weights.md")
     assert (drawn * TOKENS / ROWS / (drawn * TOKENS / ROWS).sum()).round(3).tolist() == weights.tolist()
     assert f"`math` at most {TABLE.most(4)[2]:.1f}" in page("weights.md")
