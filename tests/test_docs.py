@@ -15,20 +15,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 import yaml
 
 from scalebio_plugin import cli
-from scalebio_plugin.algorithm.evidence import Evidence
 from scalebio_plugin.config.block import settings_of
 from scalebio_plugin.config.refusals import problems_of
-from scalebio_plugin.data.draw import resample
-from scalebio_plugin.data.drawn import learning_fractions
-from scalebio_plugin.data.table import SourceTable
-from scalebio_plugin.hooks import Observation, spec
-from scalebio_plugin.hooks.manager import manager_of, updated
+from scalebio_plugin.hooks import spec
 from scalebio_plugin.report.tables import VERDICTS
 from tests.report.histories import drifting_history, facts
 from tests.test_example_configs import validated
@@ -281,81 +274,6 @@ def test_every_verdict_is_explained() -> None:
     assert all(f"| `{verdict}` |" in page("report.md") for verdict in VERDICTS)
 
 
-# ---- numbers
-
-
-def table_rows(name: str) -> set[str]:
-    return {line for line in page(name).splitlines() if line.startswith("| ")}
-
-
-ROWS, TOKENS, NAMES = np.array([3000, 6000, 1000]), np.array([660_000, 240_000, 100_000]), ["code", "chat", "math"]
-TABLE = SourceTable(NAMES, TOKENS, ROWS, "")
-SOURCE = np.repeat(np.arange(3), ROWS)
-
-
-def drawn_rows(weights: np.ndarray) -> np.ndarray:
-    return np.bincount(SOURCE[resample(SOURCE, TABLE.sampling(weights), 10_000, 4, seed=0)], minlength=3)
-
-
-def test_the_example_of_a_mixture_is_computed() -> None:
-    weights = np.array([0.5, 0.2, 0.3])
-    fractions, shares, drawn = TABLE.sampling(weights), TABLE.shares("token"), drawn_rows(weights)
-    for i, name in enumerate(NAMES):
-        assert (
-            f"| {name} | {ROWS[i]:,} | {TOKENS[i] // ROWS[i]} | {shares[i]:.2f} | {weights[i]:.2f} | {drawn[i]:,} | "
-            f"{fractions[i]:.3f} | {drawn[i] / ROWS[i]:.2f} |"
-        ) in table_rows("weights.md")
-    assert (drawn * TOKENS / ROWS / (drawn * TOKENS / ROWS).sum()).round(3).tolist() == weights.tolist()
-    assert f"`math` at most {TABLE.most(4)[2]:.1f}" in page("weights.md")
-
-
-def test_what_a_row_counts_for_is_computed() -> None:
-    weights, mean = np.array([0.5, 0.2, 0.3]), TOKENS / ROWS
-    q = learning_fractions(weights, mean)
-    share = q * mean / (q * mean).sum()
-    for i, name in enumerate(NAMES):
-        counts, host = weights[i] / share[i], weights[i] / TABLE.shares("token")[i]
-        assert f"| {name} | {share[i]:.3f} | {counts:.2f} | {host:.2f} |" in table_rows("weights.md")
-
-
-def test_what_a_source_that_is_held_back_leaves_to_the_others_is_computed() -> None:
-    weights = np.array([0.3, 0.1, 0.6])
-    drawn, asked = drawn_rows(weights), 10_000 * TABLE.sampling(weights)
-    tokens = drawn * TOKENS / ROWS
-    for i, name in enumerate(NAMES):
-        row = f"| {name} | {asked[i]:,.0f} | {drawn[i]:,} | {tokens[i] / tokens.sum():.3f} |"
-        assert row in table_rows("weights.md")
-
-
-ARMS = {
-    "**the learned mixture**": "new-applied",
-    "the best single source, known only afterwards": "math",
-    "the data as they are": "all-rows",
-    "the data as they are, and the validation rows": "all-rows-and-validation",
-}
-
-
-@pytest.mark.parametrize(("arm", "measured"), ARMS.items())
-def test_what_the_readme_claims_was_measured(arm: str, measured: str) -> None:
-    benchmark = (ROOT / "benchmarks/small_model.md").read_text("utf-8")
-    cells = []
-    for seed in (1, 2):
-        (found,) = re.findall(rf"^\| {seed} \| {measured} \| [\d.]+ \| ([-+][\d.]+) ± ([\d.]+) \|$", benchmark, re.M)
-        cells.append(f"{float(found[0]):+.2f} ± {float(found[1]):.2f}".replace("-", "−"))
-    assert f"| {arm} | {' | '.join(cells)} |" in table_rows("README.md")
-
-
-def test_the_table_of_memory_has_the_models_of_its_command() -> None:
-    from benchmarks import memory_table
-
-    text = (ROOT / "benchmarks/memory.md").read_text("utf-8")
-    assert all(f"| {model.rsplit('/', 1)[-1]} | LoRA r=16 |" in text for model in memory_table.MODELS)
-
-
-def test_the_readme_is_a_screen_and_a_half() -> None:
-    assert len(page("README.md").splitlines()) <= 90
-
-
 # ---- hooks
 
 
@@ -371,49 +289,3 @@ def test_the_page_shows_the_example_as_it_is() -> None:
     imported, rule = shown.split("\n\n\n", 1)
     assert imported in module
     assert rule in module
-
-
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where pip has put the example, offline."""
-    folder = tmp_path_factory.mktemp("installed")
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
-    subprocess.run([*pip, "--target", str(folder), str(DOCS / "example_hook")], check=True, capture_output=True)
-    return folder
-
-
-def observation(gap: list[float], logits: torch.Tensor) -> Observation:
-    gap_S = torch.tensor(gap, dtype=torch.float64)
-    seen, _ = Evidence.zeros(len(gap)).plus(gap_S)
-    return Observation(logits, logits.softmax(0), gap_S, gap_S, learning_rate=0.1, step=1, evidence=seen)
-
-
-@pytest.mark.parametrize("extensions", [[], ["scalebio_cooling"]], ids=["installed", "by extensions:"])
-def test_the_example_answers_for_its_rule(
-    extensions: list[str], installed: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.syspath_prepend(str(DOCS / "example_hook" if extensions else installed))
-    monkeypatch.delitem(sys.modules, "scalebio_cooling", raising=False)
-    manager = manager_of("cooling", extensions)
-    logits, state, moved = torch.zeros(3, dtype=torch.float64), None, []
-    for _ in range(30):
-        after, state = updated(manager, "cooling", observation([0.02, -0.01, 0.0], logits), state)
-        moved.append(float((after - logits).abs().max()))
-        logits = after
-    assert logits.argsort().tolist() == [0, 2, 1]
-    assert moved[0] == pytest.approx(0.1 * 10 / 11)
-    assert moved[-1] == pytest.approx(0.1 * 10 / 40)
-    assert state == {"updates": 30}
-
-    for step, weights in enumerate([{"a": 0.6, "b": 0.4}, {"a": 0.7, "b": 0.3}, {"a": 0.4, "b": 0.6}], start=1):
-        manager.hook.scalebio_mixture_updated(record={"step": step, "weights": weights})
-    said = [record.getMessage() for record in caplog.records]
-    assert said == ["step 1: a leads, with a weight of 0.600", "step 3: b leads, with a weight of 0.600"]
-    monkeypatch.delitem(sys.modules, "scalebio_cooling")
-
-
-def test_without_a_pull_the_example_stays() -> None:
-    rule: Any = runpy.run_path(str(DOCS / "example_hook/scalebio_cooling.py"))["scalebio_update_mixture"]
-    logits = torch.tensor([0.1, 0.2], dtype=torch.float64)
-    after, _ = rule("cooling", observation([0.0, 0.0], logits), None)
-    assert torch.equal(after, logits)

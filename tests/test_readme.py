@@ -25,3 +25,7 @@ def test_commands_exist() -> None:
 def test_every_page_is_a_link() -> None:
     here = {path.name for path in (ROOT / "docs").glob("*.md")} - {"index.md"}
     assert set(re.findall(r"\]\(docs/([\w-]+\.md)\)", README)) == here
+
+
+def test_it_is_a_screen_and_a_half() -> None:
+    assert len(README.splitlines()) <= 90

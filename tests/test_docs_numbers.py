@@ -1,0 +1,139 @@
+"""The numbers of README and docs/ are computed here, or stand in benchmarks/, or are constants of the code."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scalebio_plugin.algorithm import evidence, mixture
+from scalebio_plugin.config import split
+from scalebio_plugin.data.draw import resample
+from scalebio_plugin.data.drawn import FLOOR, learning_fractions
+from scalebio_plugin.data.table import SourceTable
+
+ROOT = Path(__file__).parents[1]
+
+
+def page(name: str) -> str:
+    return (ROOT if name == "README.md" else ROOT / "docs").joinpath(name).read_text("utf-8")
+
+
+def table_rows(name: str) -> set[str]:
+    return {line for line in page(name).splitlines() if line.startswith("| ")}
+
+
+ROWS, TOKENS, NAMES = np.array([3000, 6000, 1000]), np.array([660_000, 240_000, 100_000]), ["code", "chat", "math"]
+TABLE = SourceTable(NAMES, TOKENS, ROWS, "")
+SOURCE = np.repeat(np.arange(3), ROWS)
+
+
+def drawn_rows(weights: np.ndarray) -> np.ndarray:
+    return np.bincount(SOURCE[resample(SOURCE, TABLE.sampling(weights), 10_000, 4, seed=0)], minlength=3)
+
+
+def test_the_example_of_a_mixture_is_computed() -> None:
+    weights = np.array([0.5, 0.2, 0.3])
+    fractions, shares, drawn = TABLE.sampling(weights), TABLE.shares("token"), drawn_rows(weights)
+    for i, name in enumerate(NAMES):
+        assert (
+            f"| {name} | {ROWS[i]:,} | {TOKENS[i] // ROWS[i]} | {shares[i]:.2f} | {weights[i]:.2f} | {drawn[i]:,} | "
+            f"{fractions[i]:.3f} | {drawn[i] / ROWS[i]:.2f} |"
+        ) in table_rows("weights.md")
+    assert (drawn * TOKENS / ROWS / (drawn * TOKENS / ROWS).sum()).round(3).tolist() == weights.tolist()
+    assert f"`math` at most {TABLE.most(4)[2]:.1f}" in page("weights.md")
+
+
+def test_what_a_row_counts_for_is_computed() -> None:
+    weights, mean = np.array([0.5, 0.2, 0.3]), TOKENS / ROWS
+    q = learning_fractions(weights, mean)
+    share = q * mean / (q * mean).sum()
+    for i, name in enumerate(NAMES):
+        counts, host = weights[i] / share[i], weights[i] / TABLE.shares("token")[i]
+        assert f"| {name} | {share[i]:.3f} | {counts:.2f} | {host:.2f} |" in table_rows("weights.md")
+
+
+def test_what_a_source_that_is_held_back_leaves_to_the_others_is_computed() -> None:
+    weights = np.array([0.3, 0.1, 0.6])
+    drawn, asked = drawn_rows(weights), 10_000 * TABLE.sampling(weights)
+    tokens = drawn * TOKENS / ROWS
+    for i, name in enumerate(NAMES):
+        row = f"| {name} | {asked[i]:,.0f} | {drawn[i]:,} | {tokens[i] / tokens.sum():.3f} |"
+        assert row in table_rows("weights.md")
+
+
+ARMS = {
+    "**the learned mixture**": "new-applied",
+    "the best single source, known only afterwards": "math",
+    "the data as they are": "all-rows",
+    "the data as they are, and the validation rows": "all-rows-and-validation",
+}
+
+
+@pytest.mark.parametrize(("arm", "measured"), ARMS.items())
+def test_what_the_readme_claims_was_measured(arm: str, measured: str) -> None:
+    benchmark = (ROOT / "benchmarks/small_model.md").read_text("utf-8")
+    cells = []
+    for seed in (1, 2):
+        (found,) = re.findall(rf"^\| {seed} \| {measured} \| [\d.]+ \| ([-+][\d.]+) ± ([\d.]+) \|$", benchmark, re.M)
+        cells.append(f"{float(found[0]):+.2f} ± {float(found[1]):.2f}".replace("-", "−"))
+    assert f"| {arm} | {' | '.join(cells)} |" in table_rows("README.md")
+
+
+# A figure of a page, and where it was measured.
+FIGURES = [
+    ("validation.md", ".4 to .7 of its deviation", "small_model.md", "−0.4 to −0.7 of its standard deviation"),
+    ("validation.md", "standard errors of 0.009 to 0.044 nats", "small_model.md", "-1.4605 ± 0.0437"),
+    ("validation.md", "were worth 0.59 and 0.44 nats more", "small_model.md", "0.59 and 0.44 below what was learned"),
+    ("validation.md", "128 tokens, 35 of them the answer's", "real_data.md", "128 tokens leave 35 of it on average"),
+    ("report.md", "0.34 and 0.28 nats better than equal weights", "small_model.md", "uniform one by 0.34 and 0.28"),
+    ("report.md", "after 99 and 90 steps of 200", "small_model.md", "for 99 and 90 of 200 steps"),
+    ("report.md", "half a deviation needs about 350", "evidence.md", "| 3 | 0.0 | 0.5 | 351 (1.34) |"),
+    ("report.md", "of a whole deviation 170", "evidence.md", "| 3 | 0.0 | 1.0 | 174 (1.20) |"),
+    ("report.md", "in none of 100 runs", "evidence.md", "in none of 100 runs at ρ 0 and .5, and in 3 to 5% at ρ .9"),
+    ("two-phases.md", "0.53 and 0.68 nats better", "small_model.md", "0.53 and 0.68 below that"),
+    ("memory.md", "LoRA 2.05 times, with QLoRA 1.98 times", "gpu.md", "in 2.05 times the plain host's step"),
+    ("memory.md", "it was 3 to 6% low", "gpu.md", "It is 3 to 6% low"),
+    ("method.md", "0.06 and 0.01 better than the best", "small_model.md", "0.063 ± 0.009 and 0.010 ± 0.009"),
+    ("method.md", "in 92 to 98% of the runs", "evidence.md", "in 92 to 98% of the runs"),
+    ("method.md", "At a vertex in 0.9 to 1.2 times", "ground_truth.md", "0.9 to 1.2 times the updates"),
+    ("method.md", "0.7 to 1.5 times the updates in white noise", "evidence.md", "0.7 to 1.5 times the updates"),
+]
+
+
+@pytest.mark.parametrize(("name", "said", "benchmark", "measured"), FIGURES)
+def test_a_figure_is_one_that_was_measured(name: str, said: str, benchmark: str, measured: str) -> None:
+    """Measured anew, it is to be changed in both."""
+    assert said in " ".join(page(name).split())
+    assert measured in " ".join((ROOT / "benchmarks" / benchmark).read_text("utf-8").split())
+
+
+def test_the_constants_of_the_method_are_those_of_the_code() -> None:
+    text = " ".join(page("method.md").split())
+    assert f"a = {evidence.LEVEL:g} / S, r = {evidence.BOUNDARY_START:g}" in text
+    assert f"({evidence.LAGS} lags, AR(1), batch means)" in text
+    assert f"moved at most {mixture.MOST:g} of the RMS" in text
+    assert (mixture.LEAST_OTHERS, evidence.DOUBT, FLOOR, split.MOST) == (0.01, 2.0, 0.1, 200)  # in words
+
+
+def test_what_the_plugin_adds_is_that_of_the_table() -> None:
+    text = (ROOT / "benchmarks/memory.md").read_text("utf-8")
+
+    def more(trains: str, gpus: str) -> tuple[float, str]:
+        pattern = rf"\| Meta-Llama-3-8B \| {trains} \| {gpus} \| ([\d.]+) \| ([\d.]+) \| (\S+) \|"
+        ordinary, ours, cpu = re.search(pattern, text).groups()
+        return float(ours) - float(ordinary), cpu
+
+    assert f"8B, r = 16: {more('LoRA r=16', '1')[0]:.1f} GiB" in page("memory.md")
+    extra, cpu = more("LISA, 2 blocks", "1")
+    assert f"8B, 2 blocks: {extra:.0f} GiB, and {cpu} in CPU memory" in page("memory.md")
+    assert f"8B on 8 GPUs with FSDP2: {more('all parameters', '8 × FSDP2')[0]:.0f} GiB" in page("memory.md")
+
+
+def test_the_table_of_memory_has_the_models_of_its_command() -> None:
+    from benchmarks import memory_table
+
+    text = (ROOT / "benchmarks/memory.md").read_text("utf-8")
+    assert all(f"| {model.rsplit('/', 1)[-1]} | LoRA r=16 |" in text for model in memory_table.MODELS)
