@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
+from .report.words import printable_lines
 
 if TYPE_CHECKING:
     from .report.side_by_side import Learned
@@ -38,9 +39,9 @@ def estimate(arguments: argparse.Namespace) -> int:
             f"scalebio is off: plugins: in {arguments.config} does not list it, so its run is the column `ordinary`; "
             "`this run` is what it takes once you add `plugins: [scalebio]`\n"
         )
-        print("\n".join([*([] if on else [off]), *lines_of(found, arguments.gpu_memory)]))
+        say([*([] if on else [off]), *lines_of(found, arguments.gpu_memory)])
         for problem in refused:
-            print(f"scalebio: the run would be refused: {problem}", file=sys.stderr)
+            print(printable_lines(f"scalebio: the run would be refused: {problem}"), file=sys.stderr)
     return 2 if refused else 0 if fits(found, arguments.gpu_memory) else 1
 
 
@@ -56,7 +57,7 @@ def check(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps({"config": str(arguments.config), "refused": problems, "ignored": ignored}, indent=2))
     else:
-        print("\n".join([*problems, *ignored]) or f"{arguments.config}: nothing is wrong with it")
+        say([*problems, *ignored] or [f"{arguments.config}: nothing is wrong with it"])
     return 2 if problems else 1 if ignored else 0
 
 
@@ -161,10 +162,10 @@ def init(arguments: argparse.Namespace) -> int:
         refuse_existing(target)
     asked = {"validation": arguments.validation, "kind": arguments.type, "split_by": arguments.split_by}
     new = begun(text, config, **asked)
-    print("\n".join(difference(text, new, str(path))))
+    say(difference(text, new, str(path)))
     if not arguments.dry_run:
         write_text(target, new)
-        print(f"\nwritten to {target}; what is still wrong with it: scalebio check {target}")
+        say(["", f"written to {target}; what is still wrong with it: scalebio check {target}"])
     return 0
 
 
@@ -182,9 +183,19 @@ def apply(arguments: argparse.Namespace) -> int:
     text = read_text(path)
     new = as_weights(text, config, document) if arguments.as_weights else applied(text, config, str(mixture))
     write_text(target, new)
-    print("\n".join(explained(document, config.get("scalebio") or {})))
-    print(f"\nwritten to {target}; the run: axolotl train {target}")
+    say(
+        [
+            *explained(document, config.get("scalebio") or {}),
+            "",
+            f"written to {target}; the run: axolotl train {target}",
+        ]
+    )
     return 0
+
+
+def say(lines: Iterable[str]) -> None:
+    """Print what may hold names from elsewhere."""
+    print(printable_lines("\n".join(lines)))
 
 
 def refuse_existing(path: Path) -> None:

@@ -16,7 +16,6 @@ from typing import Any
 import yaml
 
 from ..report.files import replace_file
-from ..report.words import printable_lines
 
 
 @dataclass(frozen=True)
@@ -203,6 +202,5 @@ def parses_to(text: str, expected: Mapping[str, Any]) -> bool:
 
 
 def difference(old: str, new: str, name: str) -> Iterator[str]:
-    """Lines of a unified diff, fit for a terminal."""
-    lines = difflib.unified_diff(old.splitlines(), new.splitlines(), name, name, lineterm="")
-    yield from map(printable_lines, lines)
+    """Lines of a unified diff."""
+    return difflib.unified_diff(old.splitlines(), new.splitlines(), name, name, lineterm="")

@@ -30,11 +30,11 @@ def test_nothing_is_wrong(tmp_path: Path, capsys) -> None:
 
 
 def test_keys_that_the_host_drops_without_a_word_are_told(tmp_path: Path, capsys) -> None:
-    status, lines = check(tmp_path, capsys, {"learning_rat": 1e-4, "zzz": 1})
+    status, lines = check(tmp_path, capsys, {"learning_rat": 1e-4, "zzz\x1b[2J": 1})
     assert status == 1
     assert lines == [
         "learning_rat: the host knows no such key and ignores it; did you mean learning_rate?",
-        "zzz: the host knows no such key and ignores it",
+        "zzz\\x1b[2J: the host knows no such key and ignores it",
     ]
 
 
