@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import sqlite3
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +23,7 @@ from scalebio_plugin.training.dashboards import COLUMNS, Dashboards, rows
 from tests import host
 from tests.report.histories import drifting_history, facts
 
+HOST = tuple(map(int, metadata.version("axolotl").split(".")[:2]))
 NAMES = {"clean", "wrong", "offtopic"}
 SAVES: dict[str, Any] = {"save_strategy": "steps", "save_steps": 3}  # a mixture to show in mid-run
 
@@ -131,21 +135,41 @@ def test_mlflow_has_the_files_among_its_artifacts(
 
 
 @pytest.mark.slow
-def test_trackio_has_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trackio_takes_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the host, whose older versions cannot start it: they pass an argument that it does not know."""
-    pytest.importorskip("trackio")
-    import trackio
+    trackio = pytest.importorskip("trackio")
     from transformers.integrations import TrackioCallback
 
     logged: list[dict[str, Any]] = []
     monkeypatch.setattr(trackio, "log", logged.append)
     history, names = drifting_history(2, 8)
     document = mixture_document(summarise(history, names), facts(dict.fromkeys(names, 900)), None)
-    dashboards = Dashboards([TrackioCallback()])
-    dashboards.show(document, lambda: history, 8)
+    Dashboards([TrackioCallback()]).show(document, lambda: history, 8)
     (line,) = logged
     assert line["train/global_step"] == 8
-    assert line["scalebio/mixture"].data.values.tolist() == rows(document)
+    table = line["scalebio/mixture"].data
+    records = table if isinstance(table, list) else table.to_dict(orient="records")  # as newer versions have it
+    assert [list(record.values()) for record in records] == rows(document)
+
+
+@pytest.mark.slow
+@pytest.mark.host_contract
+@pytest.mark.skipif(HOST < (0, 21), reason="before 0.21 the host passes trackio an argument that it does not know")
+def test_trackio_has_a_table_of_every_save(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("trackio")
+    for module in [module for name, module in sys.modules.items() if name.startswith("trackio")]:
+        if hasattr(module, "TRACKIO_DIR"):  # read from the environment when it is imported
+            monkeypatch.setattr(module, "TRACKIO_DIR", tmp_path / "trackio")
+    monkeypatch.setenv("TRACKIO_PROJECT_NAME", "")  # the host sets it, and it would stay
+    config = {"use_trackio": True, "trackio_project_name": "mixture", "output_dir": str(tmp_path / "out")}
+    run = host.train(inputs, **config, **SAVES)
+    (database,) = (tmp_path / "trackio").glob("*.db")
+    with sqlite3.connect(database) as connection:
+        logged = [json.loads(line) for (line,) in connection.execute("select metrics from metrics order by id")]
+    tables = [line["scalebio/mixture"]["_value"] for line in logged if "scalebio/mixture" in line]
+    assert len(tables) == 2
+    document = read_mixture(run.folder / "mixture.json")
+    assert [record["weight"] for record in tables[1]] == list(document["weights"].values())
 
 
 def test_no_tracker_that_the_config_left_off_is_told_of_it(inputs: Path, tmp_path: Path) -> None:
