@@ -66,7 +66,7 @@ def weights_beside(runs: Sequence[Learned]) -> str:
     facts = {"config": "config", "verdict": "verdict", "steps": "steps", "penalty": "penalty"}
     told = {name: [_fact(run.document.get(key)) for run in runs] for name, key in facts.items()}
     any_star = any(" *" in one for row in rows for one in row[1:])
-    hint = "\n* not told from the average of its run: its gaps are no more than noise" if any_star else ""
+    hint = "\n* not told from the average of its run by all updates together" if any_star else ""
     return align([*rows, *((name, *cells) for name, cells in told.items() if set(cells) != {"-"})]) + hint
 
 

@@ -24,7 +24,11 @@ def weights_table(summaries: Mapping[str, SourceSummary], verdict: str | None = 
         gap = f"{summary.gap:+.{decimals}f}"
         weight, loss = _number(summary.weight), _number(summary.loss)
         rows.append((shorten(name) + " *" * star, weight, interval_in_words(summary.interval), gap, error, loss))
-    hint = "\n* not told from the average of the sources: its gaps are no more than noise" if any_star else ""
+    hint = (
+        "\n* not told from the average of the sources by all updates together; gap and s.e. are of the late ones"
+        if any_star
+        else ""
+    )
     return align(rows) + hint + (f"\nverdict: {verdict_in_words(verdict)}" if verdict else "")
 
 

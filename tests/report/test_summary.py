@@ -289,7 +289,7 @@ class TestTables:
             "large *  0.7000  0.700 to 0.700  -0.0031  0.0010  1.0000",
             "small    0.2000  0.150 to 0.250  +0.0123  0.0010  1.0000",
             "rare     0.1000               -  +0.0001       -       -",
-            "* not told from the average of the sources: its gaps are no more than noise",
+            "* not told from the average of the sources by all updates together; gap and s.e. are of the late ones",
             "verdict: converged (the weights have settled)",
         ]
 
