@@ -159,6 +159,8 @@ class TestAsWeights:
         assert "    weight: 0.5  # half\n" in new
         assert "  - path: tatsu-lab/alpaca\n    weight: 0.5\n    type: alpaca\n" in new
         assert "- tests.host.ProbePlugin  # the first\n# and none after it\n" in new
+        learning = begun(text, yaml.safe_load(text))
+        assert apply.as_weights(learning, yaml.safe_load(learning), learned) == new + "\n"  # the line above the block
 
     @pytest.mark.parametrize(
         "learned",
