@@ -67,10 +67,10 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """Of the first arm: `better`, `worse`, `cannot be told apart`."""
-        if self.seed_error is None or not abs(self.mean) > self.half_width:  # also of a loss that is NaN
+        """Of the first arm: `better`, `worse`, either of them `on one seed`, or `cannot be told apart`."""
+        if not abs(self.mean) > self.half_width:  # also of a loss that is NaN
             return "cannot be told apart"
-        return "better" if self.mean < 0 else "worse"
+        return ("better" if self.mean < 0 else "worse") + (" on one seed" if self.seed_error is None else "")
 
 
 def read_judged(folder: Path) -> Judged | None:

@@ -125,10 +125,13 @@ def sentences(document: Mapping[str, Any]) -> list[str]:
             continue
         low, high = arm["interval"]
         numbers = f"{arm['difference']:+.4f} nats a token, {low:+.4f} to {high:+.4f}"
-        if arm["verdict"] != "cannot be told apart":
-            lines.append(f"{reference} is {arm['verdict']} than {name}: {numbers}")
+        side, *seeds = arm["verdict"].split(" on ")  # "better on one seed"
+        if side == "cannot be told apart":
+            lines.append(f"{reference} and {name} {side}: {numbers}; {_what_would(arm)}")
+        elif seeds:
+            lines.append(f"{reference} is {side} than {name} on {seeds[0]}: {numbers}; {_what_would(arm)}")
         else:
-            lines.append(f"{reference} and {name} cannot be told apart: {numbers}; {_what_would(arm)}")
+            lines.append(f"{reference} is {side} than {name}: {numbers}")
     return [printable(line) for line in lines]
 
 

@@ -11,13 +11,14 @@ import pytest
 import yaml
 
 from scalebio_plugin.cli import main
-from scalebio_plugin.compare.arms import JUDGE, LEARNED, PROPORTIONAL, RUN, UNIFORM, VALIDATION_DRAWN
+from scalebio_plugin.compare.arms import JUDGE, PROPORTIONAL, RUN, UNIFORM, VALIDATION_DRAWN
 from tests import host
 from tests.engines.test_engines import LAYOUTS
 
 pytestmark = pytest.mark.slow
 TESTS = [{"path": "data/offtopic.jsonl", "type": "alpaca", "split": "train"}]
-ARMS = (LEARNED, PROPORTIONAL, VALIDATION_DRAWN)  # the others are configs of these kinds
+ARMS = (PROPORTIONAL, VALIDATION_DRAWN)  # the others are configs of these kinds, or in tests/runs/test_walkthrough.py
+DIRECT = f"{sys.executable} -m axolotl.cli.train"  # which imports the host once, and the default launcher twice
 # From the host's defaults: packed, with evaluation and epochs.
 ORDINARY = {"sample_packing": True, "micro_batch_size": 1, "num_epochs": 1, "max_steps": None, "evals_per_epoch": 2}
 
@@ -28,7 +29,7 @@ def test_every_arm_is_trained_and_judged_on_the_same_rows(inputs: Path, tmp_path
     (tmp_path / "config.yml").write_text(yaml.safe_dump(config))
     folder = tmp_path / "compared"
     arms = ["compare", str(tmp_path / "config.yml"), "--dir", str(folder), "--seeds", "1", "--arms", *ARMS]
-    assert main(arms) == 0, capsys.readouterr().err
+    assert main([*arms, "--launch", DIRECT]) == 0, capsys.readouterr().err
     document = json.loads((folder / "compare.json").read_text())
     assert set(document["arms"]) == {RUN, *ARMS}
     assert len({arm["steps"] for arm in document["arms"].values()}) == 1

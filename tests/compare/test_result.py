@@ -43,10 +43,13 @@ def test_rows_of_many_tokens_count_for_as_many() -> None:
     assert difference({0: first}, {0: second}).mean == pytest.approx((10 - 3) / 10)
 
 
-def test_one_seed_tells_nothing_apart() -> None:
-    found = difference(arm([1.0, 1.1, 0.9]), arm([5.0, 5.1, 4.9]))
-    assert (found.verdict, found.seed_error) == ("cannot be told apart", None)
+def test_one_seed_says_that_it_is_one_seed() -> None:
+    low, high = arm([1.0, 1.1, 0.9]), arm([5.0, 5.1, 4.9])
+    found = difference(low, high)
+    assert (found.verdict, found.seed_error) == ("better on one seed", None)
     assert found.mean == pytest.approx(-4.0)
+    assert difference(high, low).verdict == "worse on one seed"
+    assert difference(arm([1.0, 5.0, 3.0]), arm([5.0, 1.0, 3.1])).verdict == "cannot be told apart"
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,14 @@ def test_its_table_and_sentences_are_on_the_page(folder: Path) -> None:
     assert shown.scripts[1:] == [script()]
 
 
+def test_of_one_seed_it_says_what_is_missing(folder: Path) -> None:
+    one = comparison()
+    one["arms"]["uniform"] |= {"verdict": "better on one seed", "difference_seed_error": None}
+    (folder.parent.parent / "compare.json").write_text(json.dumps(one))
+    said = "learned is better than uniform on one seed: -0.5000 nats a token, -0.6000 to -0.4000; one seed says nothing"
+    assert said in page(folder).text
+
+
 def test_an_arm_that_diverged_costs_no_page(folder: Path) -> None:
     spoilt = comparison()
     nan = float("nan")
