@@ -303,14 +303,62 @@ def _verdicts(sources: int, kind: str, rho: float, runs: int) -> list[str]:
             recent, younger = younger, before
         if update in (100, 300, 1000):
             found = []
+            low, high = certainty.weight_interval(weights, run.known, run.rate, run.state)
             for i in range(runs):
                 moved, away = (float(total_variation(start[i], weights[i])) for start in (recent, first))
-                found.append(
-                    certainty.verdict(_one(run.known, i), run.logits[i], moved=moved, away=away, bounded=lambda p: p)
-                )
+                known, ends = _one(run.known, i), (low[i], high[i])
+                how = {"moved": moved, "away": away, "interval": ends}
+                found.append(certainty.verdict(known, run.logits[i], bounded=lambda p: p, **how))
             parts = [found.count(name) / runs for name in ("no signal", "still moving", "converged")]
             cells.append(" ".join(f"{part:.1%}" for part in parts))
     return cells
+
+
+ENDING, LOOKS = 250, 10  # updates at most; between two looks at the verdict
+
+
+def ending(runs: int) -> Iterator[str]:
+    """`learn: {until: converged}` with `at_most` of ENDING updates: what it gives up, and what it calls converged."""
+    yield f"Runs that may end before {ENDING} updates, part of {runs}: that move by 0.02 if they go on; that give up"
+    yield "before they would have; time after which those end that never move, mean part of all; that end as converged,"
+    yield "and before the good source has 0.9 (on noise: at all):\n"
+    yield "| S | ρ | signal | move | given up before | end of those that never move | converged | too early |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for sources in (3, 10, 40):
+        for rho in (0.0, 0.5, 0.9):
+            for signal in (0.0, 0.2, 0.5):
+                cells = (f"{value:.0%}" for value in _ending(sources, signal, rho, runs))
+                yield f"| {sources} | {rho} | {signal} | " + " | ".join(cells) + " |"
+
+
+def _ending(sources: int, signal: float, rho: float, runs: int) -> list[float]:
+    noise, run = Noise("AR(1)", rho, runs, sources, seed=11), Evident(runs, sources)
+    true = torch.zeros(sources, dtype=torch.float64)
+    true[0] = -signal
+    weights = recent = younger = first = torch.softmax(run.first, -1)
+    end, converged, early, moved = torch.full((runs,), float(ENDING)), *torch.zeros(3, runs, dtype=torch.bool)
+    lost = torch.zeros(runs, dtype=torch.bool)
+    for update in range(1, ENDING + 1):
+        before, weights = weights, run.step(true + noise.step())
+        moved |= total_variation(weights, first) > certainty.LITTLE
+        lost |= moved & (end < update) & ~converged
+        if run.known.younger.count == 0:
+            recent, younger = younger, before
+        open_now = end == ENDING
+        if update >= ENDING / 2:
+            quiet = ~moved & ~(run.known.ratio().abs() > 1).any(-1)
+            end[open_now & quiet & ~run.known.may_become_evidence(ENDING)] = update
+        if update % LOOKS == 0:
+            low, high = certainty.weight_interval(weights, run.known, run.rate, run.state)
+            for i in torch.nonzero(open_now & moved).flatten().tolist():
+                far = (float(total_variation(start[i], weights[i])) for start in (recent, first))
+                known, ends = _one(run.known, i), (low[i], high[i])
+                how = dict(zip(("moved", "away"), far, strict=True))
+                said = certainty.verdict(known, run.logits[i], **how, bounded=lambda p: p, interval=ends)
+                if said == "converged":
+                    end[i], converged[i], early[i] = update, True, signal == 0.0 or float(weights[i, 0]) < 0.9
+    still = end[~moved].mean() / ENDING if bool((~moved).any()) else torch.tensor(1.0)
+    return [float(part.double().mean()) for part in (moved, lost, still, converged, early)]
 
 
 def _one(known: evidence.Evidence, run: int) -> evidence.Evidence:
@@ -425,6 +473,7 @@ TABLES: dict[str, Callable[[int], Iterator[str]]] = {
     "interior": interior,
     "coverage": coverage,
     "verdicts": verdicts,
+    "ending": ending,
     "cost": cost,
 }
 

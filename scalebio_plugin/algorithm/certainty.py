@@ -18,6 +18,8 @@ from .mixture import EvidentState, held, weights_of
 LITTLE = 0.02  # total variation that is no movement
 STILL = 0.05  # total variation over the recent updates of a mixture that has settled
 FOLLOWED = 3.0  # nats for which recent gaps are followed, to see where they lead
+WIDE = 0.5  # width of an interval with which a weight is not settled
+KNOWN = 0.35  # of the smallest scale, up to which a recent gap is small: near an optimum inside the simplex
 
 
 def weight_interval(
@@ -71,14 +73,22 @@ def _log_odds_change(weights_S: Tensor, shift_S: Tensor) -> Tensor:  # (S, S)
 
 
 def verdict(
-    evidence: Evidence, logits_S: Tensor, *, moved: float, away: float, bounded: Callable[[Tensor], Tensor]
+    evidence: Evidence,
+    logits_S: Tensor,
+    *,
+    moved: float,
+    away: float,
+    bounded: Callable[[Tensor], Tensor],
+    interval: tuple[Tensor, Tensor] | None = None,
 ) -> str:
     """What can be said of a mixture.
 
     `no signal`: nothing is beyond the boundary now, and the mixture is where it began. `converged`: it has moved, was
     still over the recent updates, and no recent gap says otherwise: at an optimum inside the simplex all are 0; at a
     bound and in a corner they point outwards: were those that are told from 0 followed for FOLLOWED nats, the mixture
-    would move by less than LITTLE. Else `still moving`.
+    would move by less than LITTLE. Nor is that for want of data: where a recent gap is not told from 0, the weight's
+    interval is at most WIDE, or the gap is known to be within KNOWN of the smallest scale, as near an optimum inside
+    the simplex, where intervals do not narrow. Else `still moving`.
 
     Args:
         evidence: Of all updates so far.
@@ -86,6 +96,7 @@ def verdict(
         moved: Total variation between the weights when `evidence.recent` began, and now.
         away: Total variation from the first weights.
         bounded: Weights (S,) -> the closest within the bounds.
+        interval: (S,) ends of `weight_interval`. None: a rule whose noise is not known; then they are not asked.
     """
     if away <= LITTLE and not bool((evidence.ratio().abs() > 1).any()):
         return "no signal"
@@ -93,12 +104,20 @@ def verdict(
     if moved > STILL or recent.count < 2 * LEAST_UPDATES:
         return "still moving"
     certain = NormalDist().inv_cdf(1 - LEVEL / (2 * sources)) * recent.error()
+    if interval is not None and not bool(_settled(evidence, certain, interval).all()):
+        return "still moving"
     told = recent.mean().sign() * (recent.mean().abs() - certain).clamp(min=0.0)
     largest = float(told.abs().max())
     if largest == 0.0:
         return "converged"
     followed = bounded(weights_of(logits_S - FOLLOWED * told / largest))
     return "still moving" if total_variation(followed, weights_of(logits_S)) > LITTLE else "converged"
+
+
+def _settled(evidence: Evidence, certain_S: Tensor, interval: tuple[Tensor, Tensor]) -> Tensor:  # (S,), bool
+    gap_S = evidence.recent.mean().abs()
+    small = gap_S + certain_S <= KNOWN * evidence.scale_S.min()
+    return (gap_S > certain_S) | small | (interval[1] - interval[0] <= WIDE)
 
 
 def total_variation(first_S: Tensor, second_S: Tensor) -> float:

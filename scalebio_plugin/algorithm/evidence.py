@@ -56,6 +56,8 @@ DECAY = 0.99  # of running mean squares: about a hundred updates
 LEAST_UPDATES = 10  # before which nothing is evidence
 LEVEL = 0.05  # probability that noise passes for evidence anywhere in a run, over all sources
 BOUNDARY_START = 20.0  # r, updates: where the boundary is tightest
+UPPER = 1.96  # standard errors: a mean may be so much larger than it was found, before a run gives up
+LUCK = 1.645  # standard errors: what is still to come may be so much larger than it is expected
 TINY = 1e-300
 
 
@@ -244,13 +246,19 @@ class Evidence:
         z = torch.where(total != 0, total / error.clamp(min=TINY), 0.0)
         return z / boundary(self.updates, total.shape[-1])
 
-    def may_become_evidence(self, updates: int) -> bool:
-        """Whether gaps one standard error larger than those so far would pass the boundary after so many updates."""
+    def may_become_evidence(self, updates: int) -> Tensor:  # (), bool
+        """Whether a gap may still pass the boundary after `updates` of them, more than so far.
+
+        Each is granted a mean at the upper end of its interval, an inflation lower by a standard error, and noise that
+        goes its way: what is given up would have been evident in one of twenty runs at most, were it that large.
+        """
         if self.updates < LEAST_UPDATES:
-            return True
-        mean, error = self.standard.mean().abs(), self.standard.error()
-        z = torch.where(error > 0, mean / error.clamp(min=TINY) + 1, 0.0)
-        return float(z.max()) * math.sqrt(updates / self.updates) > boundary(updates, z.shape[-1])
+            return torch.ones(self.standard.sum_S.shape[:-1], dtype=torch.bool)
+        rest, mean = max(0, updates - self.updates), self.standard.mean().abs()
+        error = self.standard.error(-1.0)
+        luck = UPPER * error * rest + LUCK * error * math.sqrt(self.updates * rest)
+        needed = boundary(updates, mean.shape[-1]) * error * math.sqrt(self.updates * updates)
+        return (mean * (self.updates + rest) + luck > needed).any(-1)
 
 
 def precision_weights(spread_S: Tensor, updates: int) -> Tensor:  # (S,), sum 1

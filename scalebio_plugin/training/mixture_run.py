@@ -180,7 +180,7 @@ class MixtureRun:
             return
         learned, most = step - self.settings.warmup_steps, self.last_step - self.settings.warmup_steps
         updates = most // self.settings.update_interval
-        hopeless = learned >= most / 2 and not self.evidence.may_become_evidence(updates)
+        hopeless = learned >= most / 2 and not bool(self.evidence.may_become_evidence(updates))
         if said == "converged" or (said == "no signal" and hopeless):
             whole = -(-learned // SEGMENT) * SEGMENT
             self.learn_until = min(self.last_step, self.settings.warmup_steps + whole)
@@ -244,6 +244,7 @@ class MixtureRun:
             moved=total_variation(self.recent_from_S, self.weights_S),
             away=total_variation(self.first_S, self.weights_S),
             bounded=self._bounded,
+            interval=self.interval(),
         )
 
     def interval(self) -> tuple[Tensor, Tensor] | None:

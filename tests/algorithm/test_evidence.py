@@ -473,6 +473,42 @@ def test_a_signal_is_found_nearly_as_soon_as_by_the_exponentiated_gradient(signa
     assert ours <= 1.5 * theirs
 
 
+@pytest.mark.parametrize(("sources", "rho", "updates"), [(3, 0.0, 110), (10, 0.0, 110), (3, 0.5, 150)])
+def test_of_the_signals_that_are_found_in_time_a_twentieth_at_most_is_given_up_before(
+    sources: int, rho: float, updates: int
+) -> None:
+    noise, run = simulated.Noise("AR(1)", rho, 200, sources, seed=3), simulated.Evident(200, sources)
+    true = torch.tensor([-0.5] + [0.0] * (sources - 1), dtype=torch.float64)
+    gave_up, moved = torch.zeros(200, dtype=torch.bool), torch.zeros(200, dtype=torch.bool)
+    for _ in range(updates):
+        weights = run.step(true + noise.step())
+        moved |= simulated.total_variation(weights, torch.softmax(run.first, -1)) > 0.02
+        gave_up |= ~moved & ~run.known.may_become_evidence(updates)
+    assert int(moved.sum()) >= 20
+    assert int((moved & gave_up).sum()) <= 0.05 * int(moved.sum())
+
+
+@pytest.mark.parametrize(("sources", "rho", "most"), [(3, 0.0, 0.6), (3, 0.9, 0.75), (10, 0.5, 0.75)])
+def test_on_noise_a_run_gives_up_after_half_to_three_quarters_of_its_time(
+    sources: int, rho: float, most: float
+) -> None:
+    noise, run = simulated.Noise("AR(1)", rho, 200, sources, seed=3), simulated.Evident(200, sources)
+    hopes = torch.zeros(200, dtype=torch.float64)
+    for _ in range(200):
+        run.step(noise.step())
+        hopes += run.known.may_become_evidence(200) & (hopes == run.known.updates - 1)
+    assert 0.3 * 200 < float(hopes.mean()) <= most * 200
+
+
+def test_there_is_no_hope_for_gaps_of_zero_nor_at_the_end_below_the_boundary() -> None:
+    nothing, known = Evidence.zeros(3), Evidence.zeros(3)
+    for gap in normal(50, 3, seed=3):
+        nothing, known = nothing.plus(torch.zeros(3, dtype=torch.float64))[0], known.plus(gap)[0]
+        assert bool(nothing.may_become_evidence(1000)) is (nothing.updates < 10)
+    assert float(known.ratio().abs().max()) < 0.9
+    assert [bool(known.may_become_evidence(updates)) for updates in (50, 60, 1000)] == [False, False, True]
+
+
 @pytest.mark.parametrize(("signal", "most"), [(0.5, 1 / 3 + 0.02), (1.0, 1 / 3 + 0.005)])
 def test_a_best_source_that_turns_worst_loses_what_it_gained_in_the_time_that_it_rose(
     signal: float, most: float
