@@ -1,8 +1,10 @@
-"""What drawing rows by source takes for 10 million rows, in time and memory, without rows: `python -m benchmarks.many_rows`.
+"""What drawing by source takes for 10 million rows, in time and memory, without the rows.
 
-Sources and lengths of the rows are made up; the plan of the micro-batches is the package's own, as is that of a lap after
-learning. What the host does with as many rows is not in here. Prints the table of benchmarks/many_rows.md; each line is
-a process of its own.
+    python -m benchmarks.many_rows
+
+Sources and lengths of the rows are made up; the plan of the micro-batches is the package's own, as is that of a pass
+after learning. What the host does with as many rows is not in here. Prints the table of benchmarks/many_rows.md; each
+line is a process of its own.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from scalebio_plugin.data.draw import resample
 from scalebio_plugin.data.drawn import SEGMENT, Draw, DrawState, learning_fractions
 from scalebio_plugin.data.packing import MicroBatches
 
@@ -47,8 +50,6 @@ def measure(rows: int, sources: int, packed: bool, segments: int) -> dict[str, f
     for _ in range(segments):
         (_, state), taken = timed(lambda: draw.plan(fractions, [4] * SEGMENT, state))  # noqa: B023
         seconds.append(taken / SEGMENT)
-    from scalebio_plugin.data.draw import resample
-
     held = _resident() - before
     _, lap = timed(lambda: resample(source, fractions, rows, 4, 0))
     return {
@@ -74,7 +75,7 @@ def main() -> None:
     if arguments.only is not None:
         print(json.dumps(measure(*CASES[arguments.only], arguments.segments)))
         return
-    print("| rows | sources | packed | s to begin | s of the first segment | ms a step | MiB held | s of a lap |")
+    print("| rows | sources | packed | begin, s | first 8 steps, s | step, ms | held, MiB | pass after learning, s |")
     print("|---|---|---|---|---|---|---|---|")
     for number, (rows, sources, packed) in enumerate(CASES):
         command = [sys.executable, "-m", "benchmarks.many_rows", "--only", str(number)]
