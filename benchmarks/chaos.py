@@ -53,6 +53,7 @@ CASES: dict[str, dict[str, Any]] = {
 # of tokens, which it restores of a checkpoint that the config names, not of one that it finds itself.
 NOT_COMPARED = ("training_args.bin", "debug.log", "manifest.json", "tokens_state.json")
 PASSING = re.compile(rb',?\s*"tokens/[^"]*": [0-9.e+-]+|\d{4}-\d\d-\d\d \d\d:\d\d UTC')
+PICKLES = (".pt", ".bin")
 AGAIN = 0.5  # of the resumed runs are killed too
 PATIENCE = 30.0  # seconds that the other ranks have to see that one is gone
 LONG = 600.0  # seconds, for any run
@@ -133,8 +134,8 @@ def content(out: Path) -> dict[str, Any]:
     """Every file of a run: its bytes; what it holds where it is a pickle, whose bytes hang on more than that."""
     files = (path for path in sorted(out.rglob("*")) if path.is_file() and path.name not in NOT_COMPARED)
     return {
-        path.relative_to(out).as_posix(): torch.load(path, weights_only=True)
-        if path.suffix == ".pt"
+        path.relative_to(out).as_posix(): torch.load(path, weights_only=False)
+        if path.suffix in PICKLES
         else plain(path, out)
         for path in files
     }
