@@ -238,13 +238,16 @@ class MixtureRun:
 
     def verdict(self) -> str:
         """See `algorithm.certainty.verdict`."""
+        return self._verdict(self.interval())
+
+    def _verdict(self, interval: tuple[Tensor, Tensor] | None) -> str:
         return verdict(
             self.evidence,
             self.logits_S,
             moved=total_variation(self.recent_from_S, self.weights_S),
             away=total_variation(self.first_S, self.weights_S),
             bounded=self._bounded,
-            interval=self.interval(),
+            interval=interval,
         )
 
     def interval(self) -> tuple[Tensor, Tensor] | None:
@@ -289,7 +292,7 @@ class MixtureRun:
             "gap_mean": self._named(recent.mean().tolist()),
             "gap_se": self._named(recent.error().tolist()) if recent.count >= LEAST_UPDATES else None,
             "evidence": self._named(self.evidence.peak_S.tolist()),
-            "verdict": self.verdict(),
+            "verdict": self._verdict(interval),
             "units": self._named([round(units) for units in losses.units_S.tolist()]),
             "train_loss": losses.train_loss,
             "val_loss": losses.val_loss,
