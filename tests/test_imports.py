@@ -27,7 +27,7 @@ FLOORS = (
 )
 MAY_IMPORT_THE_HOST = {
     *("plugin", "estimate/model", "estimate/checked", "data/validation", "compare/judge"),
-    *(f"data/{name}" for name in ("carried", "draw", "drawn_stream", "entries", "resampled")),
+    *(f"data/{name}" for name in ("carried", "draw", "drawn_stream", "entries", "leaks", "merging", "resampled")),
     *(f"data/{name}" for name in ("loading", "small_sets", "sources", "splits", "table", "tags")),
     *(
         f"training/{name}"

@@ -49,6 +49,11 @@ def refuse_unfit(config: Mapping[str, Any]) -> None:
     block = config.get("scalebio") or {}
     if block.get("apply"):
         raise ValueError("scalebio.apply: a run that learns is compared; give its config, and the file by --mixture")
+    if block.get("on_leak") == "drop":
+        raise ValueError(
+            "scalebio.on_leak: drop: the arm without scalebio would train on the rows that the others drop; take them "
+            "out of the files, and the line out of the config"
+        )
     if not block.get("validation_datasets") or not config.get("test_datasets"):
         raise ValueError(
             "arms are judged on rows that none of them was tuned for: list those to tune the mixture for under "

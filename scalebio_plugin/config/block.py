@@ -10,10 +10,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from .keys import problems_of_keys
 from .refusals import problems_of, refusal_of, refuse
+
+
+def _off_of_yaml(value: Any) -> Any:
+    """YAML reads `off` as a truth value."""
+    return "off" if value is False else value
+
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
@@ -190,6 +196,11 @@ class ScaleBiOSettings(_Block):
         description="So many rows of each source are kept out of the training data, for a loss of their own in every "
         "evaluation, `eval_<source>_loss`: what the mixture costs there.",
     )
+    on_leak: Annotated[Literal["warn", "drop", "error", "off"], BeforeValidator(_off_of_yaml)] = Field(
+        default="warn",
+        description="Training rows whose text also stands in the validation or test data, whatever template, case or "
+        "signs it is written with: `warn`, `drop`, which trains without them, `error`, or `off`, which does not look.",
+    )
     apply: str | None = Field(
         default=None,
         description="Path of a mixture.json: no learning, an ordinary run whose sampling follows its weights.",
@@ -219,6 +230,11 @@ class ScaleBiOSettings(_Block):
     extensions: list[str] = Field(
         default_factory=list, description="Hook implementations to register: `module` or `module:attribute`."
     )
+
+    @property
+    def looks_for_leaks(self) -> bool:
+        """With `apply` where it is asked for: the run that learned has looked."""
+        return self.on_leak in (("warn", "drop", "error") if self.apply is None else ("drop", "error"))
 
     @property
     def rate(self) -> float:

@@ -253,10 +253,9 @@ def _probes(config: Mapping[str, Any], block: Mapping[str, Any]) -> Iterator[str
 
 
 def _apply(block: Mapping[str, Any]) -> Iterator[str]:
-    idle = sorted(
-        set(block)
-        - {"apply", "max_repeats", "names", "split_by", "min_rows", "held_out_rows", "on_mismatch", "extensions"}
-    )
+    fine = {"apply", "max_repeats", "names", "split_by", "min_rows", "held_out_rows", "on_mismatch", "extensions"}
+    looks = {"on_leak", "validation_datasets"} if block.get("on_leak") in ("drop", "error") else {"on_leak"}
+    idle = sorted(set(block) - fine - looks)
     if idle:
         yield f"scalebio.apply runs without learning, {idle} would do nothing; remove them"
     if not os.path.isfile(str(block["apply"])):

@@ -6,6 +6,9 @@ small_sets  no process pools where a set is small
 loading     entries by the host, one at a time
 splits      the sources that they are
 tags        the mark of its source that every row and token carries
+merging     entries merged as the host does
+overlap     rows that hold the same text, by their letters
+leaks       training rows that stand in validation or test data
 table       what a set of sources holds
 sources     the training set and the validation data, tagged and counted
 draw        rows drawn by the weights, after learning or by `apply`

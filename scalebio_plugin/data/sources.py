@@ -8,14 +8,13 @@ merged, deduplicated, sharded and split the way the host does.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from axolotl.common.datasets import TrainDatasetMeta
-from axolotl.utils.data.shared import create_train_validation_split, merge_datasets
+from axolotl.loaders import load_tokenizer
+from axolotl.utils.data.shared import merge_datasets
 from axolotl.utils.dict import DictDefault
 from axolotl.utils.logging import get_logger
 from axolotl.utils.trainer import calculate_total_num_steps
@@ -24,11 +23,14 @@ from datasets import Dataset
 from ..algorithm.bilevel import NO_SOURCE
 from ..config.block import ScaleBiOSettings
 from ..config.names import numbered, source_names
+from ..report.leaks import Leaks
 from ..report.tables import shorten
+from .leaks import settle_leaks
 from .loading import load_evaluation, measurable, training_parts
+from .merging import aligned, merged_parts
 from .splits import sources_of_parts, splits_of
 from .table import SourceTable, count
-from .tags import COLUMN, tagged, untagged
+from .tags import COLUMN, sources_in, tagged, untagged, with_numbers, without_numbers
 
 LOG = get_logger("axolotl.scalebio")
 
@@ -62,6 +64,7 @@ class Prepared:
         validation: None with `apply`.
         test_sets: Whose losses are told apart: each of several `test_datasets`, what is held out of each source; empty
             with `apply`.
+        leaks: Training rows that stand in validation or test data; None where nobody looked.
     """
 
     rows: Dataset
@@ -70,6 +73,7 @@ class Prepared:
     drawable: np.ndarray
     validation: Validation | None = None
     test_sets: Mapping[str, Dataset] = field(default_factory=dict)
+    leaks: Leaks | None = None
 
 
 def prepare(cfg: DictDefault, settings: ScaleBiOSettings) -> Prepared:
@@ -86,15 +90,22 @@ def prepare(cfg: DictDefault, settings: ScaleBiOSettings) -> Prepared:
     parts, sources, names = sources_of_parts(parts, splits, of_entries, settings)
     tests = list(cfg.test_datasets or [])
     evaluation = load_evaluation(cfg, loaded[0], tests) if tests else None
-    merged = merge_datasets([tagged(*of) for of in zip(_aligned(parts), sources, strict=True)], cfg)
-    if cfg.dataset_exact_deduplication:
-        merged = merged.select(_first_of_equal_rows(merged.remove_columns(COLUMN)))
-    if cfg.dataset_shard_num and cfg.dataset_shard_idx is not None:
-        merged = merged.shard(num_shards=cfg.dataset_shard_num, index=cfg.dataset_shard_idx)
-    if cfg.val_set_size:
-        size = int(cfg.val_set_size) if cfg.val_set_size > 1 else float(cfg.val_set_size)
-        _refuse_no_rest(len(merged), size)
-        merged, evaluation = create_train_validation_split(merged, cfg, size)
+    merged, split_off = merged_parts(
+        cfg, [with_numbers(tagged(*of)) for of in zip(aligned(parts), sources, strict=True)]
+    )
+    evaluation = untagged(evaluation if split_off is None else split_off)
+    merged, number = without_numbers(merged)
+    learns, looks = settings.apply is None, settings.looks_for_leaks
+    has_validation = settings.validation_datasets is not None or evaluation is not None
+    validation = _load_validation(cfg, settings, evaluation) if learns or (looks and has_validation) else None
+    each = tests if len(tests) > 1 and (learns or looks) else []
+    test_sets = {
+        name: load_evaluation(cfg, loaded[0], [one]) for name, one in zip(source_names(each), each, strict=True)
+    }
+    leaks = None
+    if looks and validation is not None:
+        judges = _judges(cfg, validation, evaluation, test_sets)
+        merged, leaks = settle_leaks(merged, number, names, judges, load_tokenizer(cfg), settings.on_leak)
     if len(merged) != merged.data.num_rows:
         merged = merged.flatten_indices()  # the host counts tokens on the plain column, rows left out included
     table, drawable = count(merged, names)
@@ -103,18 +114,33 @@ def prepare(cfg: DictDefault, settings: ScaleBiOSettings) -> Prepared:
     if settings.held_out_rows is not None:
         merged, held_out = _hold_out(merged, drawable, names, settings.held_out_rows, int(cfg.seed or 0))
         table, drawable = count(merged, names)
-    if settings.apply is None:
-        _refuse_out_of_reach(table, settings)
-    evaluation = untagged(evaluation)
-    validation = None if settings.apply is not None else _load_validation(cfg, settings, evaluation)
-    each = tests if len(tests) > 1 and settings.apply is None else []
-    test_sets = {
-        name: load_evaluation(cfg, loaded[0], [one]) for name, one in zip(source_names(each), each, strict=True)
-    }
-    if settings.apply is None:
-        of_all = numbered([*test_sets, *held_out])  # a test set may have a source's name
-        test_sets = dict(zip(of_all, [*test_sets.values(), *held_out.values()], strict=True))
-    return Prepared(merged, evaluation, table, drawable, validation, measurable(cfg, test_sets))
+    if not learns:
+        return Prepared(merged, evaluation, table, drawable, leaks=leaks)
+    _refuse_out_of_reach(table, settings)
+    of_all = numbered([*test_sets, *held_out])  # a test set may have a source's name
+    test_sets = dict(zip(of_all, [*test_sets.values(), *held_out.values()], strict=True))
+    return Prepared(merged, evaluation, table, drawable, validation, measurable(cfg, test_sets), leaks)
+
+
+def _judges(
+    cfg: DictDefault, validation: Validation, evaluation: Dataset | None, tests: Mapping[str, Dataset]
+) -> dict[str, Dataset]:
+    """All that a mixture or a model is judged by, by kind and name.
+
+    Args:
+        tests: Each of several `test_datasets`.
+    """
+    if not tests and validation.held_out and evaluation is not None:
+        tests = {source_names(cfg.test_datasets)[0] if cfg.test_datasets else "val_set_size": evaluation}
+    sets = {f"test: {name}": rows for name, rows in tests.items() if len(rows)}
+    if tests and not validation.held_out:
+        return sets
+    source = sources_in(validation.rows)
+    return {
+        f"validation: {name}": validation.rows.select(np.flatnonzero(source == index))
+        for index, name in enumerate(validation.table.names)
+        if (source == index).any()
+    } | sets
 
 
 def _hold_out(
@@ -184,11 +210,6 @@ def announce(prepared: Prepared, settings: ScaleBiOSettings) -> None:
         LOG.warning("scalebio: penalty is infinite, the validation data is out of play: a control, nothing is learned")
 
 
-def _refuse_no_rest(rows: int, size: float) -> None:
-    if size >= rows or size == 1.0:
-        raise ValueError(f"scalebio: val_set_size {size:g} leaves nothing of {rows} rows to train on; lower it")
-
-
 def _refuse_unpackable(cfg: DictDefault, evaluation: Dataset) -> None:
     if len(evaluation) and calculate_total_num_steps(cfg, evaluation, update=False) == 0:
         raise ValueError(
@@ -212,7 +233,7 @@ def _load_validation(cfg: DictDefault, settings: ScaleBiOSettings, evaluation: D
             f"scalebio: the validation data ({where}) holds no example after tokenising: it is empty, or all are "
             f"longer than sequence_len {cfg.sequence_len} or without answer tokens; give another validation set"
         )
-    rows = merge_datasets(_aligned(parts), DictDefault({"shuffle_merged_datasets": False}))
+    rows = merge_datasets(aligned(parts), DictDefault({"shuffle_merged_datasets": False}))
     table, drawable = count(rows, names)
     _refuse_empty(table, "validation data", names)
     if (drawable == NO_SOURCE).any():
@@ -222,34 +243,6 @@ def _load_validation(cfg: DictDefault, settings: ScaleBiOSettings, evaluation: D
         given = np.array([entry.get("weight", 1.0) for entry in entries], dtype=np.float64)
         weights = given / given.sum()
     return Validation(rows, table, weights, held_out=entries is not None)
-
-
-def _aligned(parts: list[Dataset]) -> list[Dataset]:
-    """The parts with equal column types: the host's completion type gives int32 where the others give int64."""
-    widest: dict[str, Any] = {}
-    for part in parts:
-        for name, feature in part.features.items():
-            if name not in widest or "int64" in repr(feature):
-                widest[name] = feature
-    aligned = []
-    for part in parts:
-        for name, feature in part.features.items():
-            if feature != widest[name]:
-                part = part.cast_column(name, widest[name])
-        aligned.append(part)
-    return aligned
-
-
-def _first_of_equal_rows(dataset: Dataset) -> list[int]:
-    """Indices of the rows that no earlier row equals, whatever their source: the host's exact deduplication."""
-    seen: set[bytes] = set()
-    kept = []
-    for index, row in enumerate(dataset):
-        digest = hashlib.sha256(str(row).encode()).digest()
-        if digest not in seen:
-            seen.add(digest)
-            kept.append(index)
-    return kept
 
 
 def _refuse_out_of_reach(table: SourceTable, settings: ScaleBiOSettings) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 import xxhash
 from datasets import Dataset
 
@@ -91,7 +92,11 @@ def sequence_lengths(dataset: Dataset) -> np.ndarray:  # (rows,)
 def _batches(dataset: Dataset, name: str) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """(a column of the rows on end, starts of the rows and the end of the last, source of each row)."""
     for batch in dataset.select_columns([name, COLUMN]).with_format("arrow").iter(batch_size=1000):
-        column = batch.column(name).combine_chunks()
-        lengths = np.asarray(column.value_lengths().fill_null(0))
-        labels = np.asarray(column.flatten()).astype(np.int64)
-        yield labels, np.concatenate([[0], np.cumsum(lengths)]), np.asarray(batch.column(COLUMN))
+        yield *on_end(batch.column(name)), np.asarray(batch.column(COLUMN))
+
+
+def on_end(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """A column of lists of whole numbers: those of all rows on end, and where each row begins and the last one ends."""
+    rows = column.combine_chunks()
+    lengths = np.asarray(rows.value_lengths().fill_null(0))
+    return np.asarray(rows.flatten()).astype(np.int64), np.concatenate([[0], np.cumsum(lengths)])

@@ -11,6 +11,7 @@ from datasets import Dataset
 from ..algorithm.bilevel import NO_SOURCE
 
 COLUMN = "scalebio_source"  # of a row; collated: of every token
+ROW = "scalebio_row"  # of a row, while entries are merged: its number in its own
 SEQUENCE = "scalebio_sequence"  # of a token: the number of its sequence in the batch
 _PADDING = -1  # its sequence
 
@@ -20,8 +21,30 @@ def tagged(dataset: Dataset, source: int | np.ndarray) -> Dataset:
     return dataset.add_column(COLUMN, np.full(len(dataset), source, dtype=np.int64))
 
 
+def with_numbers(dataset: Dataset) -> Dataset:
+    """The rows with their number in this dataset, from 1, to be told by when others are among them."""
+    return dataset.add_column(ROW, np.arange(1, len(dataset) + 1))
+
+
+def without_numbers(dataset: Dataset) -> tuple[Dataset, np.ndarray]:
+    """The rows as they were, and the number of each."""
+    return dataset.remove_columns(ROW), _values(dataset, ROW)
+
+
+def sources_in(dataset: Dataset) -> np.ndarray:  # (rows,)
+    """The source of each of the tagged rows."""
+    return _values(dataset, COLUMN)
+
+
+def _values(dataset: Dataset, name: str) -> np.ndarray:
+    (values,) = dataset.select_columns([name]).with_format("arrow")[:].columns
+    return np.asarray(values)
+
+
 def untagged(dataset: Dataset | None) -> Dataset | None:
-    return dataset.remove_columns(COLUMN) if dataset is not None and COLUMN in dataset.column_names else dataset
+    if dataset is None:
+        return None
+    return dataset.remove_columns([name for name in (COLUMN, ROW) if name in dataset.column_names])
 
 
 class SourceCollator:

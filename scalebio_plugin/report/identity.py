@@ -75,6 +75,7 @@ RULES = {
     "scalebio.warmup_steps": Rule("steps before learning begins", False),
     "scalebio.learn": Rule("step with which learning ends, if it is earlier (a later one is fine)", True),
     "scalebio.keep": Rule("the set that is saved", False),
+    "scalebio.on_leak": Rule("whether rows that stand in validation or test data are dropped", True),
 }
 _OF_THE_DATA = ("sources", "rows", "texts", "order", "validation sets", "validation rows")
 KEYS = [key for key in RULES if key not in _OF_THE_DATA]

@@ -15,6 +15,7 @@ from typing_extensions import TypedDict  # pydantic takes the one of `typing` fr
 
 from .files import StrPath, replace_file
 from .identity import Part
+from .leaks import Leaks
 from .parsed import Count, Many, Name, NotNegative, Positive, Text, content_of, parsed
 from .summary import Cosine, Goals, SourceSummary, largest_first
 from .words import printable
@@ -40,7 +41,7 @@ class Provenance:
     transformer block trained, under LISA; `drawn`: rows drawn of each source, where rows are drawn by source; `keep`:
     which set the run saves, w (`model`) or u (`inner`); `validation`: weight, tokens and examples of each set;
     `digests`: of each source's rows (`identity.Part`); `config`: name of its file; `output_dir`: as the config has it;
-    `settings`: what else was set, plain values by key.
+    `settings`: what else was set, plain values by key; `leaks`: `leaks.Leaks` as plain values.
     """
 
     penalty: float
@@ -63,6 +64,7 @@ class Provenance:
     config: str | None = None
     output_dir: str | None = None
     settings: dict[str, Any] | None = None
+    leaks: dict[str, Any] | None = None
 
 
 def mixture_document(
@@ -199,6 +201,7 @@ class Mixture(BaseModel, frozen=True):
     config: Name | None = None
     output_dir: Name | None = None
     settings: Annotated[dict[Text, JsonValue], Many] | None = None
+    leaks: Leaks | None = None
 
     @model_validator(mode="after")
     def _of_the_same_sources(self) -> Mixture:

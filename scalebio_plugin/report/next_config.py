@@ -46,5 +46,6 @@ def applied_config(config: Mapping[str, Any], mixture: str, output_dir: str) -> 
     block = config.get("scalebio") or {}
     plain = {key: value for key, value in config.items() if key not in (*OF_THE_RUN, "scalebio")}
     plain["output_dir"] = f"{output_dir.rstrip(os.sep)}-applied"
-    plain["scalebio"] = {"apply": mixture, **{key: block[key] for key in KEPT if block.get(key)}}
+    dropped = ("on_leak", "validation_datasets") if block.get("on_leak") == "drop" else ()
+    plain["scalebio"] = {"apply": mixture, **{key: block[key] for key in (*KEPT, *dropped) if block.get(key)}}
     return plain

@@ -18,6 +18,7 @@ from .comparison import compared, comparison_beside, sentences
 from .evidence_seen import rests_on
 from .files import StrPath, replace_file
 from .history import Floats, HistoryRecord, read_history, series
+from .leaks import leaks_section
 from .markup import STYLE, cell, many, pairs, shown, table
 from .mixture_file import fractions_of_rows, goals_of, read_mixture, summaries_of
 from .picture import draw_mixture
@@ -117,6 +118,7 @@ def _page(
         rests_on(summaries_of(document)),
         comparison,
         _validation_sets(document, history),
+        leaks_section(document),
         _goals(goals_of(document)),
         "<h2>How to read this</h2>" + _HOW_TO_READ.format(rows=_rows_in_words(document)),
         "<h2>How it was learned</h2>" + _facts(document),

@@ -53,7 +53,7 @@ LOG = get_logger("axolotl.scalebio")
 _TEMPORARY = "axolotl_config_"  # the host's name for what is no file of a user's
 _TOLD_ELSEWHERE = {  # or digests
     *("base_model", "model", "trainable", "tokenizer", "seed", "validation weights"),
-    *(f"scalebio.{key}" for key in ("penalty", "estimator", "loss_unit", "mixture_update", "keep")),
+    *(f"scalebio.{key}" for key in ("penalty", "estimator", "loss_unit", "mixture_update", "keep", "on_leak")),
 }
 _HOST_SETTINGS = (
     *("adapter", "lora_r", "learning_rate", "lr_scheduler", "num_epochs", "max_steps"),
@@ -229,6 +229,7 @@ def _provenance(
         validation=None if prepared.validation is None else _sets_of(prepared.validation),
         base_model=str(cfg.base_model),
         digests=dict(zip(facts.sources, prepared.table.digests, strict=True)),
+        leaks=None if prepared.leaks is None else prepared.leaks.document(),
     )
 
 

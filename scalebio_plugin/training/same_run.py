@@ -62,7 +62,8 @@ def _of_config(cfg: DictDefault, trainer: Trainer) -> dict[str, Any]:
 
 def _of_block(settings: ScaleBiOSettings, last_step: int) -> dict[str, Any]:
     given = {f"scalebio.{key}": value for key, value in settings.model_dump(mode="json").items()}
-    return {**given, "scalebio.mixture_learning_rate": settings.rate, "scalebio.learn": last_step}
+    resolved = {"mixture_learning_rate": settings.rate, "learn": last_step, "on_leak": settings.on_leak == "drop"}
+    return given | {f"scalebio.{key}": value for key, value in resolved.items()}
 
 
 def refuse_another_run(checkpoint: str, here: RunIdentity, on_mismatch: str) -> None:

@@ -135,6 +135,7 @@ def test_a_mixture_of_other_sources_or_without_weights_is_refused(own: dict[str,
     [
         ({"plugins": []}, "plugins:"),
         ({"scalebio": {**CONFIG["scalebio"], "apply": "mixture.json"}}, "scalebio.apply"),
+        ({"scalebio": {**CONFIG["scalebio"], "on_leak": "drop"}}, "scalebio.on_leak: drop"),
         ({"test_datasets": None}, "test_datasets"),
         ({"scalebio": {}}, "scalebio.validation_datasets"),
     ],

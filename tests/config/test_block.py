@@ -55,6 +55,7 @@ FULL: dict[str, Any] = {
     "held_out_rows": 8,
     "sampling": "mixture",
     "max_repeats": 2.0,
+    "on_leak": "drop",
     "on_mismatch": "warn",
     "on_divergence": "error",
     "extensions": ["my.module:Hooks"],
@@ -120,6 +121,20 @@ def test_every_leaf_is_described(name, field):
     assert field.description, name
     assert field.description[-1] == "."
     assert not field.is_required()
+
+
+def test_off_is_off_as_yaml_reads_it():
+    assert ScaleBiOSettings(on_leak=False).on_leak == ScaleBiOSettings(on_leak="off").on_leak == "off"
+    assert "scalebio.on_leak" in error_of(config(on_leak=True))
+
+
+@pytest.mark.parametrize(
+    ("on_leak", "learns", "applies"),
+    [("warn", True, False), ("drop", True, True), ("error", True, True), ("off", False, False)],
+)
+def test_who_looks_for_leaks(on_leak, learns, applies):
+    assert ScaleBiOSettings(on_leak=on_leak).looks_for_leaks is learns
+    assert ScaleBiOSettings(on_leak=on_leak, apply="mixture.json").looks_for_leaks is applies
 
 
 @pytest.mark.parametrize("model", [ScaleBiOSettings, PriorArgs, LearnArgs, InnerArgs, LisaArgs])

@@ -571,7 +571,14 @@ def test_the_inner_parameters_may_be_kept(keys):
 # ---- apply
 
 
-@pytest.mark.parametrize("more", [{}, {"max_repeats": 2.0}, {"names": ["x", "y", "z"]}, {"extensions": ["my.module"]}])
+@pytest.mark.parametrize(
+    "more",
+    [
+        *({}, {"max_repeats": 2.0}, {"names": ["x", "y", "z"]}, {"extensions": ["my.module"]}),
+        *({"on_leak": "warn"}, {"on_leak": "drop"}, {"on_leak": "drop", "validation_datasets": [{"path": "v"}]}),
+    ],
+    ids=str,
+)
 def test_apply_needs_a_file_and_no_validation_data(mixture, more):
     assert problems_of(config({"scalebio": {"apply": mixture, **more}})) == []
 

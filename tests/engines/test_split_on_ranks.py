@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests import host
+from tests.data.test_leaks import LONG, SOURCES, entry, write_leaky
 from tests.engines.test_engines import LAYOUTS
 from tests.engines.test_optimizers_on_ranks import assert_two_sets, run
 
@@ -36,6 +37,18 @@ def test_the_values_of_a_column_are_sources_on_two_ranks(engine: str, tmp_path: 
     outcomes = run({"split": split_case(tmp_path / "rows")}, LAYOUTS[engine], tmp_path)
     assert_two_sets(outcomes, "split")
     assert all(len(weights) == len(KINDS) for weights in outcomes["split"][0].weights)
+
+
+@pytest.mark.slow
+def test_the_rows_that_leak_are_dropped_on_both_ranks(tmp_path: Path) -> None:
+    rows = write_leaky(tmp_path)
+    block = {
+        "validation_datasets": [{**entry("validation"), "path": str(rows / "validation.jsonl")}],
+        "on_leak": "drop",
+    }
+    case = {"datasets": [{**entry(name), "path": str(rows / f"{name}.jsonl")} for name in SOURCES], "scalebio": block}
+    outcomes = run({"leaks": {**case, **LONG}}, LAYOUTS["fsdp2"], tmp_path)
+    assert_two_sets(outcomes, "leaks")
 
 
 @pytest.mark.slow

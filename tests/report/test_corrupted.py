@@ -19,6 +19,7 @@ from PIL import Image
 
 from scalebio_plugin import cli
 from scalebio_plugin.report.history import read_history
+from scalebio_plugin.report.leaks import Leak, Leaks, LeakSet
 from scalebio_plugin.report.mixture_file import mixture_document, read_mixture
 from scalebio_plugin.report.summary import summarise, summarise_goals
 from tests.report.histories import drifting_history, facts
@@ -42,6 +43,7 @@ def run_of(sources: int = 3) -> tuple[dict[str, Any], list[Any]]:
         dict.fromkeys(names, 900),
         **{"steps": 9, "layer_steps": [3, 0], "drawn": dict.fromkeys(names, 7), "config": "a.yml", "output_dir": "out"},
         validation={name: {"weight": 0.5, "tokens": 70, "examples": 7} for name in ("x", "y")},
+        leaks=Leaks("warn", {"validation: x": LeakSet(9, 8, {names[0]: Leak(2, 1, 2)})}).document(),
         settings={"scalebio.bounds": {names[0]: [0.1, 0.5]}, "scalebio.max_repeats": 1, "sample_packing": True},
     )
     goals = summarise_goals(history, names)

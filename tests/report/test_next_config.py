@@ -34,6 +34,14 @@ def test_all_but_the_block_and_what_points_back_is_kept() -> None:
     assert "LISA" not in text
 
 
+@pytest.mark.parametrize(("on_leak", "kept"), [("drop", True), ("warn", False), ("error", False), (False, False)])
+def test_rows_that_were_dropped_are_dropped_again(on_leak: str | bool, kept: bool) -> None:
+    block = {**CONFIG["scalebio"], "on_leak": on_leak}
+    applied = yaml.safe_load(next_config({**CONFIG, "scalebio": block}, "out"))["scalebio"]
+    dropping = {key: block[key] for key in ("on_leak", "validation_datasets")}
+    assert {key: value for key, value in applied.items() if key in dropping} == (dropping if kept else {})
+
+
 @pytest.mark.parametrize("block", [None, {}], ids=str)
 def test_the_plugins_line_alone(block: dict | None) -> None:
     applied = yaml.safe_load(next_config({**CONFIG, "scalebio": block}, "./out"))

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from scalebio_plugin.report.charts import script
+from scalebio_plugin.report.leaks import Leak, Leaks, LeakSet
 from scalebio_plugin.report.mixture_file import mixture_document
 from scalebio_plugin.report.page import write_report
 from scalebio_plugin.report.summary import Cosine, SourceSummary, summarise
@@ -244,6 +245,25 @@ def test_of_a_single_validation_set_it_says_what_it_holds(tmp_path: Path) -> Non
     shown = Page(write_report(tmp_path, document(held, **sources), history).read_text(encoding="utf-8"))
     assert ["goal", "1.750", "1.134", "1.000", "120", "3,400"] in shown.rows
     assert "Validation data" in shown.text
+
+
+@pytest.mark.parametrize(("on_leak", "said"), [("warn", "were trained on"), ("drop", "were dropped")])
+def test_it_says_which_training_rows_stand_in_what_judges_them(tmp_path: Path, on_leak: str, said: str) -> None:
+    sources = {ODD: (0.6, 0.02, 0.004, 1000, 100, 1.5), "b": (0.4, -0.02, 0.004, 1000, 100, -1.5)}
+    found = Leaks(on_leak, {"validation: x<y": LeakSet(1200, 1100, {ODD: Leak(7, 5, 6)}), "test: t": LeakSet(9, 9, {})})
+    shown = Page(
+        write_report(tmp_path, document({"leaks": found.document()}, **sources), []).read_text(encoding="utf-8")
+    )
+    assert ["validation: x<y", "1,200", "1,100", ODD, "7", "5", "6"] in shown.rows
+    assert f"These training rows {said}" in shown.text
+
+
+def test_it_says_that_nothing_was_found_where_it_was_looked_for(tmp_path: Path, page: Page) -> None:
+    sources = {"a": (0.6, 0.02, 0.004, 1000, 100, 1.5), "b": (0.4, -0.02, 0.004, 1000, 100, -1.5)}
+    found = Leaks("warn", {"validation: v": LeakSet(1200, 1100, {})}).document()
+    shown = Page(write_report(tmp_path, document({"leaks": found}, **sources), []).read_text(encoding="utf-8"))
+    assert "looked for were 1,100 of 1,200 rows of validation: v" in shown.text
+    assert "row it is judged by" not in page.text
 
 
 def test_which_source_helps_which_set_is_shaded_where_it_is_clear(tmp_path: Path) -> None:
