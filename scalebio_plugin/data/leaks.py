@@ -16,12 +16,13 @@ from datasets import Dataset
 from ..report.leaks import Leak, Leaks, LeakSet, leak_line, nothing_found
 from ..report.tables import shorten
 from ..report.words import printable
-from .overlap import Index, Texts, Vocabulary, Windows, windows_of
+from .overlap import Index, Texts, Vocabulary
 from .table import on_end
 from .tags import sources_in
 
 LOG = get_logger("axolotl.scalebio")
 MOST = 1 << 23  # letters of a set that are looked for, ten thousand rows or so; of a larger one as many, evenly spaced
+BATCH = 1000  # rows that are looked through at a time
 _SAMPLE = 128  # rows of a source by which its templates are known
 _SHOWN = 3  # rows of a source in a set that are shown
 _CHARACTERS = 60  # of each
@@ -56,7 +57,7 @@ def settle_leaks(
     Raises:
         ValueError: There are leaks, with `error`; or `drop` would leave nothing of a source.
     """
-    search = _Search(rows, sets, tokenizer)
+    search = Search(rows, sets, tokenizer)
     found, source = search.found(), sources_in(rows)
     leaks = Leaks(on_leak, search.counted(found, source, names))
     if not leaks.any:
@@ -90,7 +91,7 @@ def _without(rows: Dataset, leaking: np.ndarray, source: np.ndarray, names: Sequ
     return rows.select(stay)
 
 
-class _Search:
+class Search:
     """The sets, made ready to be looked for in the training rows."""
 
     def __init__(self, rows: Dataset, sets: Mapping[str, Dataset], tokenizer: Any):
@@ -99,8 +100,8 @@ class _Search:
         self.vocabulary = Vocabulary(self._text_of)
         self._special = set(tokenizer.all_special_ids)
         self.lengths = {name: len(of) for name, of in sets.items()}
-        wanted = [windows_of(_thinned(self._texts(of))) for of in sets.values()]
-        self.bounds = np.cumsum([one.rows for one in wanted])  # (sets,), ends
+        wanted = [_thinned(self._texts(of)) for of in sets.values()]
+        self.bounds = np.cumsum([*map(len, wanted)])  # (sets,), ends
         self.index = Index(wanted, self._samples())
 
     def found(self) -> Found:
@@ -144,12 +145,12 @@ class _Search:
     def _text_of(self, token: int) -> str:
         return "" if token in self._special else self.decode([token])
 
-    def _samples(self) -> Iterator[Windows]:
+    def _samples(self) -> Iterator[Texts]:
         source = sources_in(self.rows)
         for one in np.unique(source):
             mine = np.flatnonzero(source == one)
             picked = np.unique(np.linspace(0, len(mine) - 1, _SAMPLE).astype(np.int64))
-            yield windows_of(self._texts(self.rows.select(mine[picked])))
+            yield self._texts(self.rows.select(mine[picked]))
 
     def _texts(self, rows: Dataset) -> Texts:
         parts = list(self._batches(rows))
@@ -158,7 +159,7 @@ class _Search:
         return Texts(np.concatenate([part.flat for part in parts]), np.concatenate([*starts, ends[-1:]]))
 
     def _batches(self, rows: Dataset) -> Iterator[Texts]:
-        for batch in rows.select_columns(["input_ids"]).with_format("arrow").iter(batch_size=1000):
+        for batch in rows.select_columns(["input_ids"]).with_format("arrow").iter(batch_size=BATCH):
             yield self.vocabulary.texts(*on_end(batch.column("input_ids")))
 
 

@@ -2,8 +2,9 @@
 
 A row is its letters: those and the digits of its tokens, without case, marks, spaces and signs, in UTF-8. A window is
 WINDOW bytes of them on end, some three words. Windows that a set, or a source, has in many different rows are a
-template's and do not count. Two rows hold the same text where more than half of the windows of the shorter one stand in
-the other and PHRASE more: so much, a phrase of their own, do rows of one kind of task have in common.
+template's: they do not count, nor does one that has a letter in common with them. Two rows hold the same text where
+more than half of the windows of the shorter one stand in the other and PHRASE more: so much, a phrase of their own, do
+rows of one kind of task have in common.
 
 Legend: R rows, N windows, V rows that are looked for.
 """
@@ -18,11 +19,12 @@ import numpy as np
 import pyarrow as pa
 
 WINDOW = 16  # bytes: 16 Latin letters, 5 Chinese ones
-LEAST = 32  # windows of its own that a row must have to be compared: some ten words
-PHRASE = 12
+LEAST = 24  # windows of its own that a row must have to be compared: some eight words
+PHRASE = 8
 PART = 0.25  # of a row that is looked for, at least, stands in one that holds its text
 SHARED = 0.05  # of the different rows of a set that have a window which does not count,
 SHARED_ROWS = 4  # and no fewer than these
+FRAMED = 512  # rows of a set, evenly spaced, by which its templates are known
 _FEWEST = LEAST // 2 + PHRASE  # windows that rows with the same text have in common, at least
 _ODD = [np.uint64(odd) for odd in (0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93, 0xFF51AFD7ED558CCD)]
 _HALF = np.uint64(32)
@@ -48,6 +50,10 @@ class Texts:
 
     def __len__(self) -> int:
         return len(self.starts) - 1
+
+    def spaced(self, rows: int) -> Texts:
+        """At most so many of them, evenly spaced."""
+        return self.of(np.arange(0, len(self), max(1, -(-len(self) // rows))))
 
     def of(self, rows: np.ndarray) -> Texts:
         """Those rows."""
@@ -105,21 +111,38 @@ def _hashes(flat: np.ndarray) -> np.ndarray:  # (bytes - WINDOW + 1,), uint64
 
 @dataclass(frozen=True)
 class Windows:
-    """The different windows of each of `rows` rows: (N,) hashes in order of the rows, (N,) the row of each."""
+    """The different windows of each of `rows` rows: (N,) hashes in order, (N,) the row of each."""
 
     hashes: np.ndarray
     row: np.ndarray
     rows: int
 
 
-def windows_of(texts: Texts) -> Windows:
+def windows_of(texts: Texts, templates: np.ndarray | None = None) -> Windows:
+    """
+    Args:
+        templates: Hashes, in order; windows that have a letter in common with one of these do not count.
+    """
     counts = np.maximum(np.diff(texts.starts) - WINDOW + 1, 0)
-    row = np.repeat(np.arange(len(counts)), counts)
-    hashed = _hashes(texts.flat)[_spans(texts.starts[:-1], counts)]
-    order = np.lexsort((hashed, row))
+    at, row = _spans(texts.starts[:-1], counts), np.repeat(np.arange(len(counts)), counts)
+    hashed = _hashes(texts.flat)[at]
+    if templates is not None:
+        own = _clear_of(at[_found(templates, hashed)[0]], len(texts.flat))[at]
+        hashed, row = hashed[own], row[own]
+    order = np.argsort(hashed, kind="stable")  # a row's equal ones side by side
     hashed, row = hashed[order], row[order]
-    first = _changes(row) | _changes(hashed)
+    first = _changes(hashed) | _changes(row)
     return Windows(hashed[first], row[first], len(counts))
+
+
+def _clear_of(windows: np.ndarray, length: int) -> np.ndarray:
+    """Of each place whether the window that begins there has no letter in common with those that begin at `windows`."""
+    open_ = np.zeros(length + WINDOW, dtype=np.int32)
+    open_[windows] += 1
+    open_[windows + WINDOW] -= 1
+    covered = np.concatenate([[0], np.cumsum(np.cumsum(open_) > 0)])
+    clear: np.ndarray = covered[WINDOW:] == covered[:-WINDOW]
+    return clear
 
 
 def _spans(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -134,12 +157,10 @@ def _changes(of: np.ndarray) -> np.ndarray:
 
 def shared_windows(windows: Windows) -> np.ndarray:
     """Hashes of the windows that many different rows have; rows that have the same ones are one."""
-    if not len(windows.row):
-        return windows.hashes
-    begins = np.flatnonzero(_changes(windows.row))
-    _, different = np.unique(np.add.reduceat(windows.hashes, begins), return_index=True)
-    counted = np.isin(windows.row, windows.row[begins[different]])
-    found, times = np.unique(windows.hashes[counted], return_counts=True)
+    sums = np.zeros(windows.rows, dtype=np.uint64)
+    np.add.at(sums, windows.row, windows.hashes)
+    _, different = np.unique(sums, return_index=True)
+    found, times = np.unique(windows.hashes[np.isin(windows.row, different)], return_counts=True)
     return found[times >= max(SHARED_ROWS, SHARED * len(different))]
 
 
@@ -150,8 +171,8 @@ class Matches:
     Attributes:
         row: That was looked through.
         wanted: That was looked for.
-        same: Whether all windows of both that count are the same: what differs is the case, spaces and signs. Of two
-            templates those differ where text and template meet.
+        same: Whether all windows of both that count are the same: what differs is case, spaces and signs (or templates,
+            but for parts of them that are shorter than a window).
     """
 
     row: np.ndarray
@@ -167,14 +188,15 @@ class Index:
         samples: Rows of what will be looked through, for the windows that many of them share.
     """
 
-    def __init__(self, wanted: Sequence[Windows], samples: Iterable[Windows]):
-        self.shared = np.unique(np.concatenate([shared_windows(one) for one in (*wanted, *samples)]))
-        bases = np.cumsum([0, *(one.rows for one in wanted)])
-        row = np.concatenate([one.row + base for one, base in zip(wanted, bases[:-1], strict=True)])
-        hashed = np.concatenate([one.hashes for one in wanted])
-        own = ~_among(self.shared, hashed)
-        order = np.argsort(hashed[own], kind="stable")
-        self.row, hashed = row[own][order], hashed[own][order]
+    def __init__(self, wanted: Sequence[Texts], samples: Iterable[Texts]):
+        framed = (windows_of(one.spaced(FRAMED)) for one in (*wanted, *samples))
+        self.shared = np.unique(np.concatenate([*map(shared_windows, framed)]))
+        windows = [windows_of(one, self.shared) for one in wanted]
+        bases = np.cumsum([0, *map(len, wanted)])
+        row = np.concatenate([one.row + base for one, base in zip(windows, bases[:-1], strict=True)])
+        hashed = np.concatenate([one.hashes for one in windows])
+        order = np.argsort(hashed, kind="stable")
+        self.row, hashed = row[order], hashed[order]
         self.size = np.bincount(self.row, minlength=bases[-1])  # (V,), windows that count
         self._first = np.flatnonzero(_changes(hashed))
         self._times = np.diff(self._first, append=len(hashed))
@@ -193,10 +215,9 @@ class Index:
     def matches(self, texts: Texts) -> Matches:
         """Among these rows, row by row."""
         promising = self._promising(texts)
-        windows = windows_of(texts.of(promising))
-        own = ~_among(self.shared, windows.hashes)
-        size = np.bincount(windows.row[own], minlength=windows.rows)
-        row, wanted, common = self._pairs(windows.hashes[own], windows.row[own])
+        windows = windows_of(texts.of(promising), self.shared)
+        size = np.bincount(windows.row, minlength=windows.rows)
+        row, wanted, common = self._pairs(windows.hashes, windows.row)
         of_row, of_wanted = size[row], self.size[wanted]
         shorter = np.minimum(of_row, of_wanted)
         held = (shorter >= LEAST) & (common >= shorter / 2 + PHRASE) & (common >= PART * of_wanted)
@@ -232,13 +253,6 @@ class Index:
     def _places(self, hashed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Two of the sieve for each hash."""
         return hashed >> self._shift, (hashed << np.uint64(24)) >> self._shift
-
-
-def _among(known: np.ndarray, hashed: np.ndarray) -> np.ndarray:
-    """Whether each hash is one of those `known`, which are in order."""
-    found = np.zeros(len(hashed), dtype=bool)
-    found[_found(known, hashed)[0]] = True
-    return found
 
 
 def _found(known: np.ndarray, hashed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -236,6 +236,13 @@ def test_apply_drops_what_was_dropped_as_it_was_learned(leaky: Path, tmp_path: P
         Loaded(leaky, datasets=[entry(name) for name in SOURCES], **LONG, **tests, scalebio={"apply": apply["apply"]})
 
 
+def test_rows_of_every_batch_have_their_numbers(leaky: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scalebio_plugin.data.leaks.BATCH", 50)
+    dropped = loaded(leaky, "drop")
+    assert counted(dropped) == {"validation: validation": {"two": FOUND}}
+    assert dropped.prepared.table.sequences.tolist() == [60, 55, 60]
+
+
 def test_of_a_large_set_rows_evenly_spaced_are_looked_for(leaky: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("scalebio_plugin.data.leaks.MOST", 2000)
     of = loaded(leaky).prepared.leaks.sets["validation: validation"]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from scalebio_plugin.data import overlap
-from scalebio_plugin.data.overlap import Index, Texts, Vocabulary, letters, windows_of
+from scalebio_plugin.data.overlap import Index, Texts, Vocabulary, letters
 
 ALPACA = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
@@ -58,7 +58,7 @@ def found(wanted: Sequence[str], rows: Sequence[str]) -> list[tuple[int, int, bo
     """(row, row that was looked for, whether they are the same)."""
     tokens = Tokens()
     training = tokens.texts(rows)
-    index = Index([windows_of(tokens.texts(wanted))], [windows_of(training)])
+    index = Index([tokens.texts(wanted)], [training])
     matches = index.matches(training)
     return list(zip(matches.row.tolist(), matches.wanted.tolist(), matches.same.tolist(), strict=True))
 
@@ -90,8 +90,9 @@ def test_a_copy_is_found_in_every_template(theirs: str, ours: str) -> None:
     wanted, others = [row(rng) for _ in range(40)], [row(rng) for _ in range(60)]
     rows = [ours.format(*one) for one in others]
     rows[17], rows[44] = (ours.format(*wanted[of]).upper().replace(" ", ", ") for of in (3, 8))
-    same = theirs == ours
-    assert found([theirs.format(*one) for one in wanted], rows) == [(17, 3, same), (44, 8, same)]
+    pairs = found([theirs.format(*one) for one in wanted], rows)
+    assert [pair[:2] for pair in pairs] == [(17, 3), (44, 8)]
+    assert theirs != ours or all(same for *_, same in pairs)
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
@@ -108,8 +109,8 @@ def test_of_rows_in_one_template_with_other_texts_none_is_found(template: str) -
 @pytest.mark.parametrize("wanted", [1, 2])
 def test_so_few_rows_that_their_template_is_known_from_the_source(template: str, wanted: int) -> None:
     rng = random.Random(3)
-    few = [row(rng, 8) for _ in range(wanted)]
-    rows = [template.format(*row(rng, 8)) for _ in range(50)]
+    few = [row(rng, 16) for _ in range(wanted)]
+    rows = [template.format(*row(rng, 16)) for _ in range(50)]
     rows[5] = template.format(*few[0])
     assert found([template.format(*one) for one in few], rows) == [(5, 0, True)]
 
@@ -117,7 +118,7 @@ def test_so_few_rows_that_their_template_is_known_from_the_source(template: str,
 def test_short_rows_are_not_compared() -> None:
     tokens, rng = Tokens(), random.Random(4)
     texts = tokens.texts(["Yes.", "What is 2 + 2? 4", "", sentence(rng, 20)])
-    index = Index([windows_of(texts)], [])
+    index = Index([texts], [])
     assert index.compared.tolist() == [False, False, False, True]
     assert index.matches(texts).row.tolist() == [3]
 
@@ -167,7 +168,7 @@ def test_half_characters_are_told_apart_by_their_tokens() -> None:
     pieces = ["\ufffd"] * 40
     vocabulary = Vocabulary(pieces.__getitem__)
     texts = vocabulary.texts(np.array([*range(20), *range(20, 40), *range(20)]), np.array([0, 20, 40, 60]))
-    matches = Index([windows_of(texts.of(np.array([0])))], []).matches(texts)
+    matches = Index([texts.of(np.array([0]))], []).matches(texts)
     assert matches.row.tolist() == [0, 2]
 
 
@@ -178,10 +179,10 @@ def test_templates_are_those_of_each_set_and_source() -> None:
     tokens = Tokens()
     one = tokens.texts([f"{frame} {sentence(rng, 20)}" for _ in range(30)])
     other = tokens.texts([sentence(rng, 40) for _ in range(30)])
-    index = Index([windows_of(one), windows_of(other)], [])
+    index = Index([one, other], [])
     assert index.compared.all()
     assert index.matches(tokens.texts([frame])).row.tolist() == []
-    alone = Index([windows_of(other), windows_of(tokens.texts([f"{frame} {sentence(rng, 20)}"]))], [])
+    alone = Index([other, tokens.texts([f"{frame} {sentence(rng, 20)}"])], [])
     assert alone.matches(tokens.texts([frame])).wanted.tolist() == [30]
 
 
@@ -189,30 +190,32 @@ def test_no_rows_hold_nothing() -> None:
     tokens, rng = Tokens(), random.Random(11)
     nothing = tokens.texts([])
     assert len(nothing) == 0
-    assert Index([windows_of(tokens.texts([sentence(rng)]))], [windows_of(nothing)]).matches(nothing).row.tolist() == []
-    assert Index([windows_of(nothing)], []).matches(tokens.texts([sentence(rng), ""])).row.tolist() == []
+    assert Index([tokens.texts([sentence(rng)])], [nothing]).matches(nothing).row.tolist() == []
+    assert Index([nothing], []).matches(tokens.texts([sentence(rng), ""])).row.tolist() == []
 
 
 # ---- the literal twin: windows as strings, every row against every other
 
 
-def windows_in(text: str) -> set[bytes]:
-    flat = letters(text).encode()
-    return {flat[at : at + overlap.WINDOW] for at in range(len(flat) - overlap.WINDOW + 1)}
+def windows_in(text: str, templates: set[bytes] = frozenset()) -> set[bytes]:
+    """Those that have no letter in common with one of `templates`."""
+    flat, size = letters(text).encode(), overlap.WINDOW
+    each = {at: flat[at : at + size] for at in range(len(flat) - size + 1)}
+    of_templates = [at for at, window in each.items() if window in templates]
+    return {window for at, window in each.items() if not any(abs(at - other) < size for other in of_templates)}
 
 
-def templates_in(rows: Sequence[set[bytes]]) -> set[bytes]:
-    different = set(map(frozenset, filter(None, rows)))
+def templates_in(texts: Sequence[str]) -> set[bytes]:
+    different = set(filter(None, map(frozenset, map(windows_in, texts))))
     times = Counter(itertools.chain(*different))
     return {one for one, count in times.items() if count >= max(overlap.SHARED_ROWS, overlap.SHARED * len(different))}
 
 
 def literally(wanted: Sequence[str], rows: Sequence[str]) -> list[tuple[int, int, bool]]:
-    theirs, ours = [windows_in(text) for text in wanted], [windows_in(text) for text in rows]
-    templates = templates_in(theirs) | templates_in(ours)
+    templates = templates_in(wanted) | templates_in(rows)
+    ours, theirs = ([windows_in(text, templates) for text in of] for of in (rows, wanted))
     pairs = []
-    for (i, one), (j, other) in itertools.product(enumerate(ours), enumerate(theirs)):
-        a, b = one - templates, other - templates
+    for (i, a), (j, b) in itertools.product(enumerate(ours), enumerate(theirs)):
         shorter, common = min(len(a), len(b)), len(a & b)
         enough = shorter >= overlap.LEAST and common >= shorter / 2 + overlap.PHRASE
         if enough and common >= overlap.PART * len(b):
