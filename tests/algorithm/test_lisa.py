@@ -18,7 +18,7 @@ from peft import LoraConfig, get_peft_model
 from scipy.stats import chisquare
 from torch import nn
 
-from scalebio_plugin.algorithm.lisa import LayerPlan, draw_layers, find_blocks
+from scalebio_plugin.algorithm.lisa import LayerPlan, block_of, draw_layers, find_blocks
 
 LAYERS = 3
 SMALL: dict[str, Any] = {
@@ -109,6 +109,14 @@ def test_frozen_blocks_have_no_names():
     model.model.layers[1].requires_grad_(False)
     plan = LayerPlan.of(model, trainable(model))
     assert [bool(names) for names in plan.blocks] == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("name", "block"),
+    [("layers.3.weight", 3), ("vision.layers.3.weight", None), ("embed.weight", None), ("layers.", None)],
+)
+def test_a_block_is_one_of_the_list_and_of_no_other_that_ends_alike(name, block):
+    assert block_of(name, "layers") == block
 
 
 def test_more_than_ten_blocks_are_told_apart():
