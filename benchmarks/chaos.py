@@ -26,7 +26,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,6 @@ CASES: dict[str, dict[str, Any]] = {
 # of tokens, which it restores of a checkpoint that the config names, not of one that it finds itself.
 NOT_COMPARED = ("training_args.bin", "debug.log", "manifest.json", "tokens_state.json")
 PASSING = re.compile(rb',?\s*"tokens/[^"]*": [0-9.e+-]+|\d{4}-\d\d-\d\d \d\d:\d\d UTC')
-PICKLES = (".pt", ".bin")
 AGAIN = 0.5  # of the resumed runs are killed too
 PATIENCE = 30.0  # seconds that the other ranks have to see that one is gone
 LONG = 600.0  # seconds, for any run
@@ -133,17 +132,35 @@ def cases_of(engine: str) -> list[str]:
 def content(out: Path) -> dict[str, Any]:
     """Every file of a run: its bytes; what it holds where it is a pickle, whose bytes hang on more than that."""
     files = (path for path in sorted(out.rglob("*")) if path.is_file() and path.name not in NOT_COMPARED)
+    return {path.relative_to(out).as_posix(): reader_of(path)(path, out) for path in files}
+
+
+def unpickled(path: Path, out: Path) -> Any:
+    return torch.load(path, weights_only=True)
+
+
+def by_name(path: Path, out: Path) -> Any:
+    """Of the optimizer's file under FSDP2: the host orders names otherwise after a resume, and has lists for tuples."""
+    saved = unpickled(path, out)
+    groups = [
+        {**group, "params": sorted(group["params"]), "betas": list(group["betas"])} for group in saved["param_groups"]
+    ]
     return {
-        path.relative_to(out).as_posix(): torch.load(path, weights_only=False)
-        if path.suffix in PICKLES
-        else plain(path, out)
-        for path in files
+        "state": dict(sorted(saved["state"].items())),
+        "param_groups": [dict(sorted(group.items())) for group in groups],
     }
 
 
 def plain(path: Path, out: Path) -> bytes:
     """Without the name of its folder (the host's README has it without a slash), tokens so far, and the date."""
     return PASSING.sub(b"", path.read_bytes().replace(str(out).lstrip("/").encode(), b"OUT"))
+
+
+READ: dict[str, Callable[[Path, Path], Any]] = {".pt": unpickled, "optimizer.bin": by_name}
+
+
+def reader_of(path: Path) -> Callable[[Path, Path], Any]:
+    return READ.get(path.name) or READ.get(path.suffix, plain)
 
 
 def unlike(a: dict[str, Any], b: dict[str, Any]) -> list[str]:

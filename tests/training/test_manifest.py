@@ -147,3 +147,16 @@ def test_files_in_folders_of_the_checkpoint_are_in_it(tmp_path: Path) -> None:
     assert manifest.faults_of(tmp_path) == ["latest is missing", "pytorch_model_fsdp_0/__1_0.distcp is changed"]
     (tmp_path / "written later").touch()
     assert len(manifest.faults_of(tmp_path)) == 2
+
+
+@pytest.mark.parametrize(("lost", "end"), [(5, "e is missing)"), (6, "e is missing; and 1 more)"), (7, "and 2 more)")])
+def test_five_faults_are_named_and_the_others_counted(tmp_path: Path, lost: int, end: str) -> None:
+    for name in "abcdefgh":
+        (tmp_path / name).write_text(name)
+    manifest.write_manifest(tmp_path, 1, 1)
+    for name in "abcdefgh"[:lost]:
+        (tmp_path / name).unlink()
+    said = checkpoint.problem_of(str(tmp_path))
+    assert said is not None
+    assert said.startswith("is damaged (a is missing; b is missing")
+    assert said.endswith(end)
