@@ -177,22 +177,22 @@ def test_a_command_can_be_run_and_the_examples_of_its_help_can_be_typed(name: st
 @pytest.mark.parametrize(
     ("typed", "completed"),
     [
-        (["a"], {"apply"}),
-        (["re"], {"report", "report-bug"}),
-        (["estimate", "--gpu"], {"--gpus", "--gpu-memory"}),
-        (["check", "conf"], {"config.yml", "configs"}),
+        ("a", {"apply"}),
+        ("re", {"report", "report-bug"}),
+        ("estimate --gpu", {"--gpus", "--gpu-memory"}),
+        ("check conf", {"config.yml", "configs"}),
     ],
-    ids=" ".join,
+    ids=["a command", "two that begin alike", "options", "paths"],
 )
 def test_a_shell_completes_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], typed: list[str], completed: set[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], typed: str, completed: set[str]
 ) -> None:
     with pytest.raises(SystemExit, match="0"):
         cli.main(["--print-completion", "bash"])
     (tmp_path / "config.yml").touch()
     (tmp_path / "configs").mkdir()
-    words = shlex.join(["scalebio", *typed])
-    program = f"{capsys.readouterr().out}\nCOMP_WORDS=({words}); COMP_CWORD={len(typed)}; _shtab_scalebio\n"
+    program = f"{capsys.readouterr().out}\nCOMP_WORDS=(scalebio {typed}); COMP_CWORD={len(typed.split())}\n"
+    program += "_shtab_scalebio\n"
     program += 'printf "%s\\n" "${COMPREPLY[@]}"'
     done = subprocess.run(["bash", "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert set(done.stdout.split()) == completed
