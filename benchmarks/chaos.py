@@ -49,10 +49,14 @@ CASES: dict[str, dict[str, Any]] = {
         "scalebio": {**DRAWN, "mixture_update": "evidence"},
     },
 }
-# The host's arguments and its log, which name processes and times; the digests of those and of all else; and its count
-# of tokens, which it restores of a checkpoint that the config names, not of one that it finds itself.
-NOT_COMPARED = ("training_args.bin", "debug.log", "manifest.json", "tokens_state.json")
-PASSING = re.compile(rb',?\s*"tokens/[^"]*": [0-9.e+-]+|\d{4}-\d\d-\d\d \d\d:\d\d UTC')
+# The host's arguments and its log, which name processes and times; the digests of those and of all else; its count of
+# tokens, which it restores of a checkpoint that the config names, not of one that it finds itself; and the seconds that
+# steps took, in a file of their own and on the page.
+NOT_COMPARED = ("training_args.bin", "debug.log", "manifest.json", "tokens_state.json", "cost.json")
+PASSING = re.compile(
+    rb',?\s*"tokens/[^"]*": [0-9.e+-]+|\d{4}-\d\d-\d\d \d\d:\d\d UTC'
+    rb"|<tr><td>(time of the steps|a learning step)</td>.*?</tr>"
+)
 AGAIN = 0.5  # of the resumed runs are killed too
 PATIENCE = 30.0  # seconds that the other ranks have to see that one is gone
 LONG = 600.0  # seconds, for any run

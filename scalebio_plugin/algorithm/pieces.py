@@ -4,10 +4,11 @@ Logits are the largest tensor of a step by far: of 4,096 tokens and 128,000 word
 gradient as much again. A loss of a token needs its own row of them alone. So the head goes over the targets piece by
 piece. Positions that predict nothing never reach it.
 
-Where nothing in the head trains, the derivative of a token's loss by what the head read of it is a row of H, whatever
-the loss is multiplied by later: it is taken at once, from the piece's logits. Else the head goes over the pieces once
-more in the backward pass (`torch.utils.checkpoint`), where the gradients of a piece are taken before the next one is
-computed.
+It goes over them once more in the backward pass (`torch.utils.checkpoint`), where the gradients of a piece are taken
+before the next one is computed. Not so where nothing in the head trains and it computes in bfloat16: the derivative of
+a token's loss by what the head read of it is a row of H, whatever the loss is multiplied by later, so it is taken at
+once, from the piece's logits. In float32 the head is run twice all the same: products in another order round otherwise,
+and where a gradient is all but nothing, Adam makes of that 5e-5 in ten steps.
 
 The pieces are one graph: gradients of the head arrive once, as the engines of several processes want them.
 
@@ -29,6 +30,7 @@ from torch.utils.checkpoint import checkpoint
 from .bilevel import IGNORED
 
 ENTRIES = 2**25  # of the logits that exist at a time: 128 MiB in float32
+AT_ONCE = (torch.bfloat16,)  # not float16, which needs the scale of the loss before it rounds
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def losses_in_pieces(head: Callable[[Tensor], Tensor], hidden: Tensor, labels: T
 
     Args:
         head: (1, n, H) -> (1, n, V), position by position, with gradients to `hidden` and to what else it is made of.
-            If there is such, it is called once more for every piece in the backward pass, with the same random numbers.
+            It may be called once more for every piece in the backward pass, with the same random numbers.
         hidden: (B, T, H). The last position of a row predicts nothing.
         labels: (B, T-1), IGNORED where there is no target.
         pieces: How the targets are cut.
@@ -95,13 +97,13 @@ def _precise(logits: Tensor) -> Tensor:
 
 
 def _separable(head: Callable[[Tensor], Tensor], read: Tensor) -> bool:
-    """Whether gradients go to what is read alone, and in a precision that needs no scale of the loss.
+    """Whether gradients go to what is read alone, in a precision in which they are taken at once.
 
     The head is asked for no position: whether what it gives has gradients is told by what it is made of.
     """
     device, wanted = read.device.type, torch.is_grad_enabled() and read.requires_grad
     precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else read.dtype
-    return wanted and precision != torch.float16 and not head(read.detach()[None, :0]).requires_grad
+    return wanted and precision in AT_ONCE and not head(read.detach()[None, :0]).requires_grad
 
 
 class _LossesAndDerivatives(torch.autograd.Function):

@@ -56,6 +56,13 @@ def test_the_head_is_asked_for_targets_alone_and_a_piece_at_a_time() -> None:
     assert sum(head.asked) == 2 * targets, "each piece once more, backward"
 
 
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In every precision, so that one can see that it is exact."""
+    monkeypatch.setattr("scalebio_plugin.algorithm.pieces.AT_ONCE", (torch.float64, torch.bfloat16))
+
+
+@pytest.mark.usefixtures("at_once")
 @pytest.mark.parametrize("pieces", [Pieces(1), Pieces(4), Pieces(1000, 40)], ids=str)
 def test_a_head_that_does_not_train_is_asked_once(pieces: Pieces) -> None:
     head, (hidden, labels, weight) = Head().requires_grad_(False), batch()
@@ -65,6 +72,14 @@ def test_a_head_that_does_not_train_is_asked_once(pieces: Pieces) -> None:
     assert sum(head.asked) == int((labels != IGNORED).sum()) + ROWS * LENGTH, "of the pieces, and of the whole"
 
 
+@pytest.mark.parametrize(("dtype", "times"), [(torch.bfloat16, 1), (torch.float32, 2), (torch.float16, 2)])
+def test_in_bfloat16_alone_it_is_asked_once(dtype: torch.dtype, times: int) -> None:
+    head, (hidden, labels, weight) = Head(dtype).requires_grad_(False), batch(dtype)
+    gradients(losses_in_pieces(head, hidden, labels, Pieces(4)), weight, hidden)
+    assert sum(head.asked) == times * int((labels != IGNORED).sum())
+
+
+@pytest.mark.usefixtures("at_once")
 @pytest.mark.parametrize("trains", ["weight", "bias", "something that is no parameter of the head"])
 def test_whatever_trains_in_a_head_has_its_gradients(trains: str) -> None:
     head, (hidden, labels, weight) = Head().requires_grad_(False), batch()
@@ -101,6 +116,7 @@ def test_with_a_scale_as_float16_needs_it_no_gradient_underflows() -> None:
     torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=0.01 * float(theirs.abs().max()))
 
 
+@pytest.mark.usefixtures("at_once")
 def test_without_gradients_none_are_taken() -> None:
     head, (hidden, labels, _) = Head().requires_grad_(False), batch()
     with torch.no_grad():
