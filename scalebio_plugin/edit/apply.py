@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from ..config.block import ScaleBiOSettings
 from ..config.names import listed, refuse_other_sources, source_names
 from ..config.raw import refuse_shapes
 from ..config.split import columns_of
@@ -29,7 +30,7 @@ from .text import (
 )
 
 _OUTPUT_DIR = "./model-out"  # the host's, where a config has none
-_MAX_REPEATS = 4
+_MAX_REPEATS: int = ScaleBiOSettings.model_fields["max_repeats"].default
 
 
 def applied(text: str, config: Mapping[str, Any], mixture: str) -> str:
