@@ -69,7 +69,11 @@ class RunFolder:
         return readable != content
 
     def write_mixture(
-        self, steps: int, layer_steps: list[int] | None, drawn: dict[str, int] | None = None
+        self,
+        history: Sequence[HistoryRecord],
+        steps: int,
+        layer_steps: list[int] | None,
+        drawn: dict[str, int] | None = None,
     ) -> dict[str, Any] | None:
         """Write `mixture.json` from the history so far and return its content; None before the first update of λ.
 
@@ -78,7 +82,6 @@ class RunFolder:
             layer_steps: For how many of them each transformer block trained, under LISA.
             drawn: Rows drawn of each source, where they are drawn by source.
         """
-        history = self.read_history()
         if not history:
             return None
         known = replace(self.provenance, steps=steps, updates=len(history), layer_steps=layer_steps, drawn=drawn)
@@ -87,9 +90,9 @@ class RunFolder:
         write_mixture(self.path / "mixture.json", document)
         return document
 
-    def draw(self, document: dict[str, Any]) -> None:
+    def draw(self, document: dict[str, Any], history: Sequence[HistoryRecord]) -> None:
         """`mixture.png` and `report.html`, from what `write_mixture` returned."""
-        write_report(self.path, document, read_history(self.history))
+        write_report(self.path, document, history)
 
     def read_cost(self) -> Cost:
         return read_cost(self.path)

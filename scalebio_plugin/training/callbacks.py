@@ -80,9 +80,9 @@ class ScaleBiOCallback(TrainerCallback):
 
     def on_save(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            document = self._write_mixture(state.global_step)
+            read = cache(self.learning.folder.read_history)
+            document = self._write_mixture(state.global_step, read)
             if document is not None:
-                read = cache(self.learning.folder.read_history)
                 with _not_at_the_price_of_the_model("report.html; `scalebio report` writes it"):
                     self.learning.folder.write_page(document, read())
                 self._show(document, read)
@@ -91,13 +91,13 @@ class ScaleBiOCallback(TrainerCallback):
         if state.is_world_process_zero:
             self._leave(state.global_step)
 
-    def _write_mixture(self, steps: int) -> dict[str, Any] | None:
+    def _write_mixture(self, steps: int, history: Callable[[], list[HistoryRecord]]) -> dict[str, Any] | None:
         layers = self.learning.layers
         trained = None if layers is None else layers.steps_trained(steps)
         with _not_at_the_price_of_the_model("cost.json"):
             self.learning.folder.write_cost(self.learning.pace.cost)
         with _not_at_the_price_of_the_model("mixture.json", "It is left as it was"):
-            return self.learning.folder.write_mixture(steps, trained, self.learning.drawn_rows)
+            return self.learning.folder.write_mixture(history(), steps, trained, self.learning.drawn_rows)
         return None
 
     def _show(self, document: dict[str, Any], history: Callable[[], list[HistoryRecord]]) -> None:
@@ -108,14 +108,16 @@ class ScaleBiOCallback(TrainerCallback):
         if self.learning.record is None:
             LOG.warning("scalebio: the run ended before the first update of the mixture, so there is none to write")
             return
-        document, folder = self._write_mixture(steps), self.learning.folder
+        folder = self.learning.folder
+        read = cache(folder.read_history)
+        document = self._write_mixture(steps, read)
         if document is None:
             return
         with _not_at_the_price_of_the_model("next.yml"):
             folder.write_next_config()
         with _not_at_the_price_of_the_model("mixture.png and report.html; `scalebio report` draws them again"):
-            folder.draw(document)
-        self._show(document, folder.read_history)
+            folder.draw(document, read())
+        self._show(document, read)
         self.dashboards.keep(folder.path)
         helped = goals_table(goals_of(document))
         with own_line():

@@ -47,7 +47,7 @@ def test_of_a_checkpoint_whose_last_line_is_cut_off_the_others_are_taken(
     assert folder.restore_history(copy)
     append_history(folder.history, HISTORY[2])
     assert read_history(folder.history) == (HISTORY if lost == 1 else HISTORY[:2]) + HISTORY[2:]
-    assert folder.write_mixture(3, None) is not None
+    assert folder.write_mixture(folder.read_history(), 3, None) is not None
 
 
 def test_a_checkpoint_before_the_first_update_has_none(folder: RunFolder, copy: Path, tmp_path: Path) -> None:
