@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from .history import Floats, HistoryRecord, series
+from .history import Floats, HistoryRecord, series, spread
 from .picture import PALETTE, colours_of, interval_ends, running_mean
 from .tables import decimals_of
 from .words import printable
@@ -84,13 +84,12 @@ def _data(history: Sequence[HistoryRecord]) -> dict[str, Any]:
 
 
 def positions(count: int, columns: int) -> list[int]:
-    """Of the updates that are drawn, evenly spread, the first and the last among them.
+    """Of the updates that are drawn.
 
     Args:
         columns: Numbers that each of them takes.
     """
-    most = min(count, MOST_POINTS, max(2, MOST_NUMBERS // columns))
-    return [round(i) for i in np.linspace(0, count - 1, most)]
+    return spread(count, min(MOST_POINTS, max(2, MOST_NUMBERS // columns)))
 
 
 def _gaps(kept: Sequence[HistoryRecord], names: Sequence[str], colours: Mapping[int, str]) -> Iterator[dict[str, Any]]:

@@ -114,11 +114,13 @@ def series(history: Sequence[HistoryRecord], key: str, names: Sequence[str]) -> 
     return np.array([[row[name] for name in names] for row in rows], dtype=np.float64)
 
 
+def spread(count: int, most: int) -> list[int]:
+    """At most so many of `count` positions, evenly spread, the first and the last among them."""
+    return [round(i) for i in np.linspace(0, count - 1, min(count, most))]
+
+
 def thinned(history: Sequence[HistoryRecord], most: int) -> list[HistoryRecord]:
-    """Updates evenly spread, the first and the last among them; all where there are no more than `most`."""
-    if len(history) <= most:
-        return list(history)
-    return [history[round(i)] for i in np.linspace(0, len(history) - 1, most)]
+    return [history[i] for i in spread(len(history), most)]
 
 
 def metrics(record: HistoryRecord) -> dict[str, float]:

@@ -62,6 +62,18 @@ pre { background: var(--block); padding: .5rem .7rem; margin: .2rem 0; white-spa
 """
 
 
+def page(title: str, parts: Iterable[str], *, style: str = "", head: str = "") -> str:
+    """All of it, which needs no other file.
+
+    Args:
+        parts: Of its body.
+        style: Beside STYLE. head: Beside what every page has there.
+    """
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>{head}'
+    head, body = f"<head>{head}\n<style>{STYLE}{style}</style></head>", "\n".join(parts)
+    return f'<!doctype html>\n<html lang="en">\n{head}\n<body>\n{body}\n</body>\n</html>\n'
+
+
 def shown(text: str) -> str:
     """Text from elsewhere, which nothing of is taken for markup, nor turns a line."""
     return escape(printable(text))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -19,9 +17,9 @@ from .evidence_seen import rests_on
 from .files import StrPath, replace_file
 from .history import Floats, HistoryRecord, read_history, series
 from .leaks import leaks_section
-from .markup import STYLE, cell, many, pairs, shown, table
+from .markup import cell, many, page, pairs, shown, table
 from .mixture_file import fractions_of_rows, goals_of, read_mixture, summaries_of
-from .picture import draw_mixture
+from .picture import draw_mixture, embedded
 from .summary import Cosine, Goals, SourceSummary
 from .tables import cosine_in_words, interval_in_words, layers_line, verdict_in_words
 
@@ -47,7 +45,6 @@ column.</p>
 """
 
 _FACTS = ("estimator", "loss_unit", "mixture_update", "penalty", "steps", "updates", "seed")
-COLOURS = 64  # of the picture in the page
 NEEDED = ("sources", "versions", "fingerprint", *_FACTS)  # of the document
 
 
@@ -65,7 +62,8 @@ def write_report(folder: StrPath, document: Mapping[str, Any], history: Sequence
     until_then = _until(document, history)
     picture = Path(folder) / "mixture.png"
     draw_mixture(until_then, picture, list(document["weights"]))
-    return _write(folder, document, until_then, _picture(picture))
+    shows = "Weights, training losses and validation loss over the run"
+    return _write(folder, document, until_then, embedded(picture, shows, "picture"))
 
 
 def write_page(folder: StrPath, document: Mapping[str, Any], history: Sequence[HistoryRecord]) -> Path:
@@ -80,22 +78,10 @@ def _until(document: Mapping[str, Any], history: Sequence[HistoryRecord]) -> lis
 
 
 def _write(folder: StrPath, document: Mapping[str, Any], history: Sequence[HistoryRecord], picture: str) -> Path:
-    page, comparison = Path(folder) / "report.html", comparison_beside(folder)
+    path, comparison = Path(folder) / "report.html", comparison_beside(folder)
     run = about(folder, document, history)
-    replace_file(page, _page(document, picture, history, run, _comparison(comparison)).encode())
-    return page
-
-
-def _picture(path: Path) -> str:
-    """As an element, in few colours: a fourth of the bytes."""
-    from PIL import Image  # as late as what draws it
-
-    buffer = io.BytesIO()
-    with Image.open(path) as image:
-        few = image.convert("RGB").quantize(COLOURS, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
-    few.save(buffer, "PNG", optimize=True)
-    source = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-    return f'<img class="picture" alt="Weights, training losses and validation loss over the run" src="{source}">'
+    replace_file(path, _page(document, picture, history, run, _comparison(comparison)).encode())
+    return path
 
 
 def draw_again(mixture: Path) -> Path:
@@ -123,11 +109,8 @@ def _page(
         "<h2>How to read this</h2>" + _HOW_TO_READ.format(rows=_rows_in_words(document)),
         "<h2>How it was learned</h2>" + _facts(document),
     ]
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
-    head += f'<meta http-equiv="Content-Security-Policy" content="{policy()}">'
-    body = "\n".join(parts)
-    head = f"<head>{head}\n<style>{STYLE}{style()}</style></head>"
-    return f'<!doctype html>\n<html lang="en">\n{head}\n<body>\n{body}\n</body>\n</html>\n'
+    safe = f'<meta http-equiv="Content-Security-Policy" content="{policy()}">'
+    return page(title, parts, style=style(), head=safe)
 
 
 def _in_a_sentence(document: Mapping[str, Any]) -> str:

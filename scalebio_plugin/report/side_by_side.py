@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +12,9 @@ from typing import Any
 from .about_run import validation_loss
 from .files import StrPath, replace_file
 from .history import HistoryRecord, read_history
-from .markup import STYLE, cell, shown, table
+from .markup import cell, page, shown, table
 from .mixture_file import read_mixture, summaries_of
-from .picture import draw_mixture
+from .picture import draw_mixture, embedded
 from .summary import SourceSummary
 from .tables import align, interval_in_words, shorten, verdict_in_words
 
@@ -79,7 +78,7 @@ def _fact(value: Any) -> str:
     return "-" if value is None else f"{value:g}" if isinstance(value, float) else shorten(str(value), _WIDTH)
 
 
-def write_side_by_side(page: StrPath, runs: Sequence[Learned]) -> None:
+def write_side_by_side(path: StrPath, runs: Sequence[Learned]) -> None:
     """One page of them all, in one file."""
     title = f"{len(runs)} learned mixtures side by side"
     parts = [
@@ -91,9 +90,7 @@ def write_side_by_side(page: StrPath, runs: Sequence[Learned]) -> None:
         f'<div class="goals facts">{_facts(runs)}</div>',
         *(f"<h2>{shown(run.label)}</h2>{_picture(run)}" for run in runs if run.history),
     ]
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
-    head, body = f"<head>{head}\n<style>{STYLE}.facts th {{ text-align: left }}</style></head>", "\n".join(parts)
-    replace_file(page, f'<!doctype html>\n<html lang="en">\n{head}\n<body>\n{body}\n</body>\n</html>\n'.encode())
+    replace_file(path, page(title, parts, style=".facts th { text-align: left }").encode())
 
 
 def _head(first: str, runs: Sequence[Learned]) -> list[str]:
@@ -137,5 +134,4 @@ def _picture(run: Learned) -> str:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "mixture.png")
         draw_mixture(run.history, path, list(run.document["weights"]))
-        image = base64.b64encode(path.read_bytes()).decode()
-    return f'<img alt="Weights and losses of {shown(run.label)}" src="data:image/png;base64,{image}">'
+        return embedded(path, f"Weights and losses of {shown(run.label)}")
