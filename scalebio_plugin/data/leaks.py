@@ -5,6 +5,7 @@ A source that holds rows of the data that judge it wins every mixture, so this c
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 from axolotl.utils.logging import get_logger
 from datasets import Dataset
 
+from ..config.block import ScaleBiOSettings
 from ..report.leaks import Leak, Leaks, LeakSet, leak_line, nothing_found
 from ..report.tables import shorten
 from ..report.words import printable
@@ -36,6 +38,12 @@ class Found:
     of_set: np.ndarray
     wanted: np.ndarray
     same: np.ndarray
+
+
+def looks_here(settings: ScaleBiOSettings) -> bool:
+    """Whether this process looks for leaks. Where all rows stay, the first rank does it for all: it tells of them."""
+    first = int(os.environ.get("RANK", "0")) == 0
+    return settings.looks_for_leaks and (first or settings.on_leak != "warn")
 
 
 def settle_leaks(

@@ -25,7 +25,7 @@ from ..config.block import ScaleBiOSettings
 from ..config.names import numbered, source_names
 from ..report.leaks import Leaks
 from ..report.tables import shorten
-from .leaks import settle_leaks
+from .leaks import looks_here, settle_leaks
 from .loading import load_evaluation, measurable, training_parts
 from .merging import aligned, merged_parts
 from .splits import sources_of_parts, splits_of
@@ -64,7 +64,7 @@ class Prepared:
         validation: None with `apply`.
         test_sets: Whose losses are told apart: each of several `test_datasets`, what is held out of each source; empty
             with `apply`.
-        leaks: Training rows that stand in validation or test data; None where nobody looked.
+        leaks: Training rows that stand in validation or test data; None where this process did not look.
     """
 
     rows: Dataset
@@ -95,7 +95,7 @@ def prepare(cfg: DictDefault, settings: ScaleBiOSettings) -> Prepared:
     )
     evaluation = untagged(evaluation if split_off is None else split_off)
     merged, number = without_numbers(merged)
-    learns, looks = settings.apply is None, settings.looks_for_leaks
+    learns, looks = settings.apply is None, looks_here(settings)
     has_validation = settings.validation_datasets is not None or evaluation is not None
     validation = _load_validation(cfg, settings, evaluation) if learns or (looks and has_validation) else None
     each = tests if len(tests) > 1 and (learns or looks) else []

@@ -146,6 +146,18 @@ def test_warn_changes_no_row_and_off_does_not_look(leaky: Path) -> None:
         assert str(columns[0]) == str(columns[1])
 
 
+@pytest.mark.parametrize(("on_leak", "rows"), [("warn", None), ("drop", 175)])
+def test_of_several_ranks_the_first_looks_for_all_where_no_row_goes(
+    leaky: Path, monkeypatch: pytest.MonkeyPatch, on_leak: str, rows: int | None
+) -> None:
+    first = loaded(leaky, on_leak)
+    monkeypatch.setenv("RANK", "1")
+    second = loaded(leaky, on_leak)
+    assert tokens(second) == tokens(first)
+    assert (second.prepared.leaks is None) == (rows is None)
+    assert rows in (None, len(second.meta.train_dataset))
+
+
 def test_error_says_all_and_what_to_do(leaky: Path) -> None:
     with pytest.raises(ValueError, match=r"scalebio\.on_leak: error.*\n.*5 of its 25 rows stand in two") as raised:
         loaded(leaky, "error")
