@@ -138,7 +138,7 @@ def test_mlflow_has_the_files_among_its_artifacts(
 @pytest.mark.slow
 def test_trackio_takes_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the host, whose older versions cannot start it: they pass an argument that it does not know."""
-    trackio = pytest.importorskip("trackio")
+    import trackio
     from transformers.integrations import TrackioCallback
 
     logged: list[dict[str, Any]] = []
@@ -157,7 +157,8 @@ def test_trackio_takes_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.host_contract
 @pytest.mark.skipif(HOST < (0, 21), reason="before 0.21 the host passes trackio an argument that it does not know")
 def test_trackio_has_a_table_of_every_save(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("trackio")
+    import trackio  # noqa: F401
+
     for module in [module for name, module in sys.modules.items() if name.startswith("trackio")]:
         if hasattr(module, "TRACKIO_DIR"):  # read from the environment when it is imported
             monkeypatch.setattr(module, "TRACKIO_DIR", tmp_path / "trackio")
