@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from . import operators
+
 os.environ.update(
     {
         "AXOLOTL_DO_NOT_TRACK": "1",
@@ -33,6 +35,11 @@ ON_RANKS = (
     "test_packed_on_ranks.py",
     "test_zero.py",
 )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.cache is not None and not hasattr(config, "workerinput"):  # workers have what this process sets
+        os.environ["TORCH_EXTENSIONS_DIR"] = str(operators.place(config.cache.mkdir("torch_extensions")))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
