@@ -1,11 +1,15 @@
 """What a learned mixture is worth on real data, with a model so small that mixtures differ by more than their noise.
 
-    python -m benchmarks.small_model --data DIR [--work DIR] [--seeds 1 2] [--arms uniform new ...] [--table]
+    python -m benchmarks.small_model --data DIR [--work DIR] [--target gpteacher] [--seeds 1 2]
+                                     [--arms uniform new ...] [--grid] [--table]
 
 A Llama of 1.4M parameters with a vocabulary of its own is pretrained on Alpaca, once. From it starts every arm of every
 seed: ordinary runs on given mixtures, runs that learn the mixture of three sources for GSM8K-style validation rows, and
 ordinary runs on what those have learned, all of as many steps. Every arm is a run of the host, tested on rows that no
 run has seen. An arm whose test.json is in `--work` is not run again.
+
+With `--target gpteacher` the rows to tune for and those to test on are GPTeacher's own, held out of that source: thus
+another source should win. `--grid` runs every mixture in quarters in the place of the arms: what a search would take.
 
 `--data` holds instruction/ (the sources, val_gsm8k.jsonl, test_gsm8k.jsonl) and alpaca/alpaca.jsonl. An arm leaves
 WORK/ARM-SEED, with scalebio/history.jsonl where it learned, as benchmarks/evidence.py --recorded reads it.
@@ -43,45 +47,71 @@ LEARNING: dict[str, Config] = {
     "learn-0.4": {"learn": {"fraction": 0.4}},
     "until-converged": {"learn": {"until": "converged", "at_most": 0.5}},
 }
-GIVEN = {"uniform": (1 / 3, 1 / 3, 1 / 3)}  # weights, by which an ordinary run draws its rows
-ROWS = {"all-rows": list(SOURCES), "math": ["math"], "all-rows-and-validation": [*SOURCES, "validation"]}
+QUARTERS = [(first, second, 4 - first - second) for first in range(5) for second in range(5 - first)]
+GRID = {f"grid-{'-'.join(map(str, point))}": tuple(part / 4 for part in point) for point in QUARTERS}
+GIVEN = {"uniform": (1 / 3, 1 / 3, 1 / 3), **GRID}  # weights, by which an ordinary run draws its rows
+ROWS = {"all-rows": list(SOURCES), **{name: [name] for name in SOURCES}}
+ROWS["all-rows-and-validation"] = [*SOURCES, "validation"]
 APPLIED = "-applied"  # an ordinary run on what the arm of that name has learned
-ARMS = ["uniform", "new", "new-applied", "math", "old", "old-applied", "all-rows"]
+ARMS = ["uniform", "new", "new-applied", *SOURCES, "old", "old-applied", "all-rows"]
 ARMS += ["learn-0.4", "all-rows-and-validation", "until-converged", "keep-inner"]
-PAIRS = [("new-applied", arm) for arm in ("uniform", "math", "all-rows", "old-applied")]
+PAIRS = [("new-applied", arm) for arm in ("uniform", *SOURCES, "all-rows", "old-applied")]
 PAIRS += [("new", "old"), ("all-rows-and-validation", "new-applied"), ("new", "all-rows-and-validation")]
-FILES = {**SOURCES, "validation": VALIDATION, "test": TEST}
+TARGETS = {"gsm8k": "math", "gpteacher": "gpteacher"}  # and the source that is like it
+HELD_OUT = {"validation": 150, "test": 200}  # rows of that source, from its end, where there are no others like them
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=lambda value: Path(value).resolve(), required=True)
     parser.add_argument("--work", type=lambda value: Path(value).resolve(), default=Path("small_model").resolve())
+    parser.add_argument("--target", choices=TARGETS, default="gsm8k")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, help="each -applied after what it applies")
+    parser.add_argument("--grid", action="store_true", help="every mixture in quarters in the place of the arms")
     parser.add_argument("--table", action="store_true", help="run nothing, print the tables of what is there")
     arguments = parser.parse_args()
+    target, seeds = arguments.target, arguments.seeds
+    work = arguments.work if target == "gsm8k" else arguments.work / target
     if not arguments.table:
-        prepare(arguments.data, arguments.work)
-        for seed in arguments.seeds:
-            for arm in arguments.arms:
-                run_arm(arguments.data, arguments.work, arm, seed)
-    for table in (results_table, pairs_table, mixtures_table, cost_table, evidence_table):
-        print("\n".join(table(arguments.work, arguments.seeds)), end="\n\n")
+        prepare(arguments.data, work, target)
+        for seed in seeds:
+            for arm in GRID if arguments.grid else arguments.arms:
+                run_arm(work, arm, seed)
+    for table in (results_table, pairs_table, mixtures_table, cost_table, grid_table):
+        print("\n".join(table(work, seeds)), end="\n\n")
+    print("\n".join(evidence_table(work, seeds, TARGETS[target])))
 
 
 # ---- data, model, configs
 
 
-def prepare(data: Path, work: Path) -> None:
-    """Tokenizer, pretrained model, and the test rows as the host tokenises and cuts them."""
+def prepare(data: Path, work: Path, target: str) -> None:
+    """Rows, tokenizer, pretrained model, and the test rows as the host tokenises and cuts them."""
+    for name, lines in rows_of(data, target).items():
+        file = work / "rows" / f"{name}.jsonl"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("".join(lines), encoding="utf-8")
     if not (work / "random").exists():
         build_model(data, work / "random")
     if not (work / "base/test.json").exists():
-        run(_tokenise_test_rows, work, {**base_config(data, work, ["test"]), "base_model": str(work / "random")})
+        run(_tokenise_test_rows, work, {**base_config(work, ["test"]), "base_model": str(work / "random")})
         alpaca = [{"path": str(data / "alpaca/alpaca.jsonl"), "type": FORMAT}]
-        config = base_config(data, work, []) | {"base_model": str(work / "random"), "datasets": alpaca, **PRETRAINING}
+        config = base_config(work, []) | {"base_model": str(work / "random"), "datasets": alpaca, **PRETRAINING}
         run(_train, work / "base", config)
+
+
+def rows_of(data: Path, target: str) -> dict[str, list[str]]:
+    """Lines of each source, of `validation` and of `test`."""
+    files = {**SOURCES, "validation": VALIDATION, "test": TEST}
+    folder = data / "instruction"
+    rows = {name: (folder / file).read_text(encoding="utf-8").splitlines(True) for name, file in files.items()}
+    if target != "gsm8k":
+        own = rows[TARGETS[target]]
+        for name, number in HELD_OUT.items():
+            rows[name] = own[-number:]
+            del own[-number:]
+    return rows
 
 
 def build_model(data: Path, directory: Path) -> None:
@@ -113,12 +143,12 @@ def texts(data: Path) -> Iterator[str]:
             yield prompt_of(row) + row["output"]
 
 
-def base_config(data: Path, work: Path, sources: Sequence[str]) -> Config:
+def base_config(work: Path, sources: Sequence[str]) -> Config:
     """Of an ordinary run."""
     return {
         "base_model": str(work / "base"),
         "plugins": ["benchmarks.small_model.NotesPlugin"],
-        "datasets": [entry(data, name) for name in sources],
+        "datasets": [entry(work, name) for name in sources],
         **ON_A_CPU,
         "dataset_prepared_path": str(work / "prepared"),
         "sequence_len": LENGTH,
@@ -132,16 +162,16 @@ def base_config(data: Path, work: Path, sources: Sequence[str]) -> Config:
     }
 
 
-def entry(data: Path, name: str) -> Config:
-    return {"path": str(data / "instruction" / FILES[name]), "type": FORMAT}
+def entry(work: Path, name: str) -> Config:
+    return {"path": str(work / "rows" / f"{name}.jsonl"), "type": FORMAT}
 
 
-def arm_config(data: Path, work: Path, arm: str, seed: int) -> Config:
-    config = {**base_config(data, work, ROWS.get(arm, list(SOURCES))), "seed": seed}
+def arm_config(work: Path, arm: str, seed: int) -> Config:
+    config = {**base_config(work, ROWS.get(arm, list(SOURCES))), "seed": seed}
     if arm in ROWS:
         return config
     if arm in LEARNING:
-        block = {"validation_datasets": [entry(data, "validation")], **LEARNING[arm]}
+        block = {"validation_datasets": [entry(work, "validation")], **LEARNING[arm]}
     elif arm in GIVEN:
         weights = dict(zip(SOURCES, GIVEN[arm], strict=True))
         write_mixture(work / f"{arm}.json", {"schema": SCHEMA, "weights": weights})
@@ -154,11 +184,11 @@ def arm_config(data: Path, work: Path, arm: str, seed: int) -> Config:
 # ---- runs
 
 
-def run_arm(data: Path, work: Path, arm: str, seed: int) -> None:
+def run_arm(work: Path, arm: str, seed: int) -> None:
     folder = work / f"{arm}-{seed}"
     if not (folder / "test.json").exists():
         began = time.perf_counter()
-        run(_train, folder, arm_config(data, work, arm, seed))
+        run(_train, folder, arm_config(work, arm, seed))
         print(f"{arm}-{seed} {token_mean(losses_of(folder)):.4f} {time.perf_counter() - began:.0f} s", flush=True)
 
 
@@ -250,7 +280,7 @@ def losses_of(folder: Path) -> RowLosses:
 
 def finished(work: Path, seeds: Sequence[int]) -> Iterator[tuple[str, int, Path]]:
     for seed in seeds:
-        for arm in ARMS:
+        for arm in (*ARMS, *GRID):
             if (work / f"{arm}-{seed}/test.json").exists():
                 yield arm, seed, work / f"{arm}-{seed}"
 
@@ -283,6 +313,23 @@ def pairs_table(work: Path, seeds: Sequence[int]) -> Iterator[str]:
         yield f"| {first} | {second} | {', '.join(cells)} |"
 
 
+def grid_table(work: Path, seeds: Sequence[int]) -> Iterator[str]:
+    """What is left between what was learned and every mixture of the grid, the best first."""
+    yield f"| {' | '.join(SOURCES)} | less what was learned, mean | seed: difference ± standard error over test rows |"
+    yield "|---" * (len(SOURCES) + 2) + "|"
+    there = {(arm, seed): folder for arm, seed, folder in finished(work, seeds)}
+    found = {}
+    for arm in GRID:
+        of_seeds = [seed for seed in seeds if (arm, seed) in there and ("new-applied", seed) in there]
+        pairs = [(losses_of(there[arm, seed]), losses_of(there["new-applied", seed])) for seed in of_seeds]
+        if pairs:
+            found[arm] = dict(zip(of_seeds, (paired_difference(*pair) for pair in pairs), strict=True))
+    means = {arm: statistics.mean(mean for mean, _ in of_seeds.values()) for arm, of_seeds in found.items()}
+    for arm in sorted(means, key=means.__getitem__):
+        cells = [f"{seed}: {mean:+.3f} ± {error:.3f}" for seed, (mean, error) in found[arm].items()]
+        yield f"| {' | '.join(f'{part:.2f}' for part in GRID[arm])} | {means[arm]:+.3f} | {', '.join(cells)} |"
+
+
 def mixtures_table(work: Path, seeds: Sequence[int]) -> Iterator[str]:
     yield f"| seed | arm | verdict | {' | '.join(SOURCES)} | largest z / z₀ |"
     yield "|---" * (len(SOURCES) + 4) + "|"
@@ -312,14 +359,14 @@ def _steps(folder: Path) -> dict[str, list[float]]:
     return json.loads((folder / "steps.json").read_text())
 
 
-def evidence_table(work: Path, seeds: Sequence[int]) -> Iterator[str]:
-    """Weight of `math`, its largest z / z₀ and the verdict over time."""
+def evidence_table(work: Path, seeds: Sequence[int], name: str) -> Iterator[str]:
+    """Weight of source `name`, its largest z / z₀ and the verdict over time."""
     marks = [10, 20, 30, 40, 60, 80, 120, 160, STEPS]
     yield f"| seed | arm | step: {' | '.join(map(str, marks))} |"
     yield "|---" * (len(marks) + 2) + "|"
     for arm, seed, history in histories(work, seeds):
-        weights = series(history, "weights", ["math"])[:, 0]
-        peaks = series(history, "evidence", ["math"])[:, 0]
+        weights = series(history, "weights", [name])[:, 0]
+        peaks = series(history, "evidence", [name])[:, 0]
         cells = [f"{weights[mark - 1]:.2f} ({peaks[mark - 1]:+.1f})" if mark <= len(weights) else "" for mark in marks]
         yield f"| {seed} | {arm} | {' | '.join(cells)} |"
 

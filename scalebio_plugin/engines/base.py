@@ -133,7 +133,7 @@ class Engine:
             parameters, optimizer, device, transfer_between(self.trainer.accelerator.device, device)
         )
         if inner.transfer is not None and not self.trainer.args.torch_compile:  # hooks would cut a compiled graph
-            inner.wait_in(self.trainer.accelerator.unwrap_model(self.trainer.model))
+            inner.wait_in(self.trainer.bare_model())
         return inner
 
     def model_part(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:

@@ -203,7 +203,7 @@ class FSDP2Engine(Engine):
 
     def model_part(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
         """This rank's shards of an adapter: the host's resume gives sharded adapters their values on no rank."""
-        if not hasattr(self.trainer.accelerator.unwrap_model(self.trainer.model), "peft_config"):
+        if not hasattr(self.trainer.bare_model(), "peft_config"):
             return {}
         return {name: _local(parameter).detach().cpu().clone() for name, parameter in parameters.items()}
 

@@ -83,7 +83,7 @@ class Probe:
         def loss_of(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
             return weighted_loss(losses_of(outputs), targets, ones, total) * scale
 
-        model = self.host.accelerator.unwrap_model(self.host.model)
+        model = self.host.bare_model()
         with self.learning.losses.within(model, targets.labels) as losses_of, engine.synced(self.model, engine.sharded):
             self.host.backward_pass(self.model, batch, loss_of)
 

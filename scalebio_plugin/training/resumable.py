@@ -31,6 +31,7 @@ class ResumableTrainer(AxolotlTrainer):
     learning: Learning | None = None
     optimizer: Any
     _is_over = False  # it was when it was resumed
+    _bare: tuple[nn.Module, nn.Module] | None = None  # what `bare_model` found last, and in what
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         learning = self.learning
@@ -202,9 +203,14 @@ class ResumableTrainer(AxolotlTrainer):
 
     # ---- parameters
 
+    def bare_model(self) -> nn.Module:
+        """The model without its wrappers; accelerate reads from the disk each time which of them there can be."""
+        if self._bare is None or self._bare[0] is not self.model:
+            self._bare = self.model, self.accelerator.unwrap_model(self.model)
+        return self._bare[1]
+
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
-        model = self.accelerator.unwrap_model(self.model)
-        named = {plain_name(name): parameter for name, parameter in model.named_parameters()}
+        named = {plain_name(name): parameter for name, parameter in self.bare_model().named_parameters()}
         return {name: named[name] for name in self._connected().trainable}
 
     def raw_optimizer(self) -> torch.optim.Optimizer:

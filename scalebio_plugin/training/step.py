@@ -41,8 +41,10 @@ class Host(Protocol):
     """What a step asks of the host's trainer."""
 
     accelerator: Any
-    model: Any
     state: Any
+
+    def bare_model(self) -> nn.Module:
+        """The model without its wrappers."""
 
     def backward_pass(self, model: nn.Module, batch: Batch, loss_of: LossOf) -> Tensor:
         """The host's own training step with another loss, which is scaled for accumulation already."""
@@ -169,7 +171,7 @@ class Step:
     def _train_pass(self, index: int, sums_S: Tensor) -> Tensor:
         """Backward of L2 on one micro-batch, at whichever set is in place; adds its losses to `sums_S`."""
         targets, world = self.targets[index], self.learning.engine.world
-        model = self.host.accelerator.unwrap_model(self.host.model)
+        model = self.host.bare_model()
 
         def loss_of(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
             losses = losses_of(outputs)
@@ -199,7 +201,7 @@ class Step:
         self.validation_V = engine.total(torch.stack([target.counts(sets) for target in targets]).sum(0))
         total = self.validation_V.sum().clamp(min=1.0)
         value = torch.zeros(1 + sets, dtype=torch.float64, device=total.device)
-        model = self.host.accelerator.unwrap_model(self.host.model)
+        model = self.host.bare_model()
         for number, (chunk, target) in enumerate(zip(chunks, targets, strict=True), start=1):
             with self.learning.losses.within(model, target.labels) as losses_of, self.host.uncounted():
 

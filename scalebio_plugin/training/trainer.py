@@ -222,7 +222,7 @@ class ScaleBiOTrainer(ResumableTrainer):
             warnings.filterwarnings("ignore", "None of the inputs have requires_grad")  # of checkpointed blocks
             inputs = self._prepare_inputs(dict(batch))
             own, outputs = self.compute_loss(model, dict(inputs), return_outputs=True)
-            unwrapped, labels = self.accelerator.unwrap_model(self.model), inputs["labels"][:, 1:]
+            unwrapped, labels = self.bare_model(), inputs["labels"][:, 1:]
             self._connected().losses.check(
                 own, outputs, unwrapped, labels, lambda loss_of: self.forward_pass(model, inputs, loss_of)
             )

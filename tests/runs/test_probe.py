@@ -96,7 +96,7 @@ def test_nothing_of_a_run_changes_by_probes(case: str, inputs: Path, tmp_path: P
 
 def exact(probe: Probe, batches: Any) -> Tensor:
     """The slow twin: sequence by sequence, whole gradients by autograd; (S, V)."""
-    learning, model = probe.learning, probe.host.accelerator.unwrap_model(probe.model)
+    learning, model = probe.learning, probe.host.bare_model()
     parameters = [of for of in probe.host.trainable_parameters().values() if of.requires_grad]
     chunks = list(learning.validation.batches(probe.host.state.global_step))
 

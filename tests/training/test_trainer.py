@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from scalebio_plugin.hooks.spec import hookimpl
 from scalebio_plugin.report.cost import read_cost
@@ -45,6 +47,22 @@ def test_the_log_says_how_long_learning_goes_on(inputs: Path, tmp_path: Path, ca
         "; 1 learning step left, about ",
         "",
     ]
+
+
+def test_no_step_asks_what_the_model_is_wrapped_in(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer takes accelerate a millisecond, for it looks on the disk which wrappers are installed."""
+    asked, unwrap = [], Accelerator.unwrap_model
+
+    def noted(self: Accelerator, *args: Any, **kwargs: Any) -> Any:
+        asked.append(sys._getframe(1).f_globals["__name__"])
+        return unwrap(self, *args, **kwargs)
+
+    monkeypatch.setattr(Accelerator, "unwrap_model", noted)
+    host.train(inputs, output_dir=str(tmp_path / "out"), max_steps=4)
+    assert [name.split(".")[0] for name in asked].count("scalebio_plugin") == 1
+    assert len(asked) > 4  # the host does
 
 
 def test_tensorboard_shows_them(finished: host.Run) -> None:
