@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import random
 import re
 import shutil
@@ -101,9 +102,17 @@ def train(inputs: Path, out: Path, began: Path, keys: dict[str, Any]) -> None:
     host.train(inputs, output_dir=str(out), on_batch=lambda *_: began.touch(), **keys)
 
 
+def forget_locks(folder: Path) -> None:
+    """DeepSpeed builds its operators there; a process killed meanwhile leaves a lock for which others would wait."""
+    os.environ["TORCH_EXTENSIONS_DIR"] = str(folder)
+    for lock in folder.glob("*/lock"):
+        lock.unlink()
+
+
 def launched(inputs: Path, out: Path, keys: dict[str, Any], ranks: int) -> Launched:
     began, folder = out.with_suffix(".began"), out.parent
     began.unlink(missing_ok=True)
+    forget_locks(folder / "operators")
     log, port = out.with_suffix(".log"), free_port()
     log.unlink(missing_ok=True)
     arguments = (inputs, out, began, keys)
