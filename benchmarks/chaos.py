@@ -164,6 +164,15 @@ def by_name(path: Path, out: Path) -> Any:
     }
 
 
+def of_deepspeed(path: Path, out: Path) -> Any:
+    """Holds objects of DeepSpeed's own; it is a file that was just written here."""
+    saved = torch.load(path, weights_only=False)
+    optimizer = saved.get("optimizer_state_dict") or {}
+    if "loss_scaler" in optimizer:
+        optimizer["loss_scaler"] = vars(optimizer["loss_scaler"])
+    return saved
+
+
 def plain(path: Path, out: Path) -> bytes:
     """Without the name of its folder (the host's README has it without a slash), tokens so far, and the date."""
     return PASSING.sub(b"", path.read_bytes().replace(str(out).lstrip("/").encode(), b"OUT"))
@@ -173,6 +182,8 @@ READ: dict[str, Callable[[Path, Path], Any]] = {".pt": unpickled, "optimizer.bin
 
 
 def reader_of(path: Path) -> Callable[[Path, Path], Any]:
+    if path.parent.name.startswith("global_step") and path.suffix == ".pt":
+        return of_deepspeed
     return READ.get(path.name) or READ.get(path.suffix, plain)
 
 
