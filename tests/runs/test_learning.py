@@ -86,22 +86,19 @@ def test_the_planted_mixture_is_found_by_an_adapter(tmp_path: Path) -> None:
 
 class TestLisaLearns:
     @pytest.mark.slow
-    @pytest.mark.parametrize("seed", [0, 1])
-    def test_the_planted_mixture_is_found_and_not_with_layers_drawn_apart(self, tmp_path: Path, seed: int) -> None:
-        """A pretrained model, LISA, the paper's update of λ at 0.02, 100 steps: found at step 60 (seed 0) and 62 (1).
+    def test_the_planted_mixture_is_found_and_not_with_layers_drawn_apart(self, tmp_path: Path) -> None:
+        """A pretrained model, LISA, the paper's update of λ at 0.02, 100 steps: found at step 60 (with seed 1 at 62).
 
         With layers drawn apart it is found in a longer run, at step 142 and 136: where the data is this clear, the
-        noise between the sets averages out. benchmarks/denoising.md has a case where it does not.
+        noise between the sets averages out. benchmarks/denoising.md (`--lisa`) has a case where it does not.
         """
-        planted.build_model(tmp_path / "model", seed=seed, **FOUR_LAYERS)
-        planted.write_data(tmp_path / "data", seed=seed)
-        host.train(
-            tmp_path, plugins=["tests.host.ProbePlugin"], output_dir="base", max_steps=100, seed=seed, **SETTINGS
-        )
+        planted.build_model(tmp_path / "model", **FOUR_LAYERS)
+        planted.write_data(tmp_path / "data")
+        host.train(tmp_path, plugins=["tests.host.ProbePlugin"], output_dir="base", max_steps=100, seed=0, **SETTINGS)
         keys = {**SETTINGS, "base_model": "base", "learning_rate": 5e-4, "num_epochs": 9, "max_steps": 100}
 
         def found(name: str) -> int | None:
-            return first_found(host.train(tmp_path, output_dir=name, seed=seed, scalebio=PAPER_WITH_LISA, **keys))
+            return first_found(host.train(tmp_path, output_dir=name, seed=0, scalebio=PAPER_WITH_LISA, **keys))
 
         assert found("same") is not None
         with layers_drawn_apart():
