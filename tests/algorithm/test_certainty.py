@@ -48,7 +48,11 @@ def test_total_variation_is_the_weight_that_another_source_has() -> None:
 
 @pytest.mark.parametrize(
     ("sources", "signal", "rho"),
-    [(3, "0.5", 0.5), (10, "0.5", 0.5), pytest.param(40, "0.5", 0.0, marks=pytest.mark.slow)],
+    [
+        pytest.param(3, "0.5", 0.5, marks=pytest.mark.slow),
+        (10, "0.5", 0.5),
+        pytest.param(40, "0.5", 0.0, marks=pytest.mark.slow),
+    ],
     ids=["3", "10", "40"],
 )
 def test_on_its_way_a_weights_interval_covers_what_the_rule_makes_of_gaps_without_noise(
@@ -93,7 +97,7 @@ def test_of_few_updates_nothing_is_known() -> None:
 
 
 @pytest.mark.parametrize("weights", [[1 / 3] * 3, [0.998, 0.001, 0.001], [1.0, 0.0, 0.0]], ids=str)
-@pytest.mark.parametrize("updates", [100, 2000])
+@pytest.mark.parametrize("updates", [100, pytest.param(2000, marks=pytest.mark.slow)])
 def test_an_interval_holds_its_weight_and_stays_on_the_simplex(weights: list[float], updates: int) -> None:
     known = seen([-0.3, 0.0, 0.3], updates=updates)
     for state in (
@@ -231,7 +235,9 @@ class Said:
         return verdict(known, self.run.logits[run], moved=moved, away=away, bounded=lambda p: p, interval=(low, high))
 
 
-@pytest.mark.parametrize(("sources", "rho"), [(3, 0.0), (3, 0.5), (10, 0.5)])
+@pytest.mark.parametrize(
+    ("sources", "rho"), [*(pytest.param(3, rho, marks=pytest.mark.slow) for rho in (0.0, 0.5)), (10, 0.5)]
+)
 def test_noise_is_called_something_else_in_a_twentieth_of_runs_at_most(sources: int, rho: float) -> None:
     runs = Said(200, sources, rho)
     for updates in (100, 200):
@@ -239,7 +245,7 @@ def test_noise_is_called_something_else_in_a_twentieth_of_runs_at_most(sources: 
         assert counted["no signal"] >= 190
 
 
-@pytest.mark.parametrize("rho", [0.0, 0.5])
+@pytest.mark.parametrize("rho", [pytest.param(0.0, marks=pytest.mark.slow), 0.5])
 def test_a_mixture_on_its_way_is_called_converged_in_a_twentieth_of_runs_at_most(rho: float) -> None:
     runs = Said(200, 3, rho)
     true = tensor(-0.5, 0.0, 0.0)

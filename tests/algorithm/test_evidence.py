@@ -185,8 +185,8 @@ def test_white_noise_of_known_variance_passes_it_at_any_time_as_seldom_as_promis
     assert 0.005 < passed <= 0.05  # and not for nothing
 
 
-@CORRELATED
-@pytest.mark.parametrize("sources", [3, 10])
+@pytest.mark.parametrize("rho", [pytest.param(0.0, marks=pytest.mark.slow), 0.5])
+@pytest.mark.parametrize("sources", [pytest.param(3, marks=pytest.mark.slow), 10])
 def test_noise_of_unknown_variance_and_correlation_passes_it_in_a_twentieth_of_runs_at_most(
     sources: int, rho: float
 ) -> None:
@@ -441,7 +441,7 @@ def test_the_rule_is_what_the_slow_twin_does(kind: str) -> None:
 
 
 @pytest.mark.parametrize("rho", [0.0, 0.5, 0.9])
-@pytest.mark.parametrize("sources", [3, 10])
+@pytest.mark.parametrize("sources", [pytest.param(3, marks=pytest.mark.slow), 10])
 def test_on_noise_the_mixture_stays(sources: int, rho: float) -> None:
     noise, run = simulated.Noise("AR(1)", rho, 200, sources, seed=1), simulated.Evident(200, sources)
     for _ in range(300):

@@ -62,7 +62,7 @@ def test_it_is_the_host_where_the_mixture_is_out_of_play(inputs: Path, tmp_path:
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-@pytest.mark.parametrize("sampling", ["host", "mixture"])
+@pytest.mark.parametrize("sampling", [pytest.param("host", marks=pytest.mark.slow), "mixture"])
 def test_it_learns_what_padding_learns(inputs: Path, tmp_path: Path, sampling: str) -> None:
     padded, flat = (
         host.train(

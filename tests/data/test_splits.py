@@ -101,7 +101,7 @@ def numbers(data: Any, decode: Callable[[Any], str]) -> Iterator[tuple[int, str]
 # ---- ten thousand rows of twelve values
 
 
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("packed", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_values_are_sources_and_rare_ones_together(
     folder: Path, monkeypatch: pytest.MonkeyPatch, decode: Any, packed: bool
 ) -> None:

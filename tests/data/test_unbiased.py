@@ -45,7 +45,7 @@ SLOW = pytest.mark.slow  # the same with fewer steps, which see less, by default
 @pytest.mark.parametrize(
     ("rows", "steps", "name"),
     [
-        (2, 10_000, "none"),
+        pytest.param(2, 10_000, "none", marks=SLOW),
         (3, STEPS, "far off"),
         *(pytest.param(*case, marks=SLOW) for case in ((3, 10_000, "far off"), (4, 10_000, "none"))),
     ],
@@ -58,7 +58,7 @@ def test_few_rows_drawn_by_the_mixture_have_no_bias(rows: int, steps: int, name:
 
 
 @pytest.mark.parametrize("steps", [STEPS // 2, pytest.param(5_000, marks=SLOW)])
-@pytest.mark.parametrize("bins", [1, 4])
+@pytest.mark.parametrize("bins", [1, pytest.param(4, marks=SLOW)])
 def test_packed_they_have_next_to_none(bins: int, steps: int) -> None:
     """Rows of a step are known only once they are drawn, and long ones wait for room."""
     like = MicroBatches(bins, 1, 1, capacity=100, members=100)

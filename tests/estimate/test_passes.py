@@ -37,7 +37,12 @@ def spent(module: nn.Module, one: Pass) -> int:
 
 @pytest.mark.parametrize(  # every two of these meet
     ("adapter", "checkpointing", "half"),
-    [(False, False, False), (False, True, True), (True, False, True), (True, True, False)],
+    [
+        pytest.param(False, False, False, marks=pytest.mark.slow),
+        (False, True, True),
+        (True, False, True),
+        pytest.param(True, True, False, marks=pytest.mark.slow),
+    ],
     ids=["full", "full, checkpointing, bf16", "lora, bf16", "lora, checkpointing"],
 )
 @pytest.mark.parametrize(
@@ -63,7 +68,7 @@ def test_a_pass_takes_what_was_counted_without_memory(
     assert counted.total == pytest.approx(spent(module, one), rel=0.15)
 
 
-@pytest.mark.parametrize("adapter", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("adapter", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["full", "lora"])
 def test_a_pass_in_pieces_takes_what_was_counted_and_less(adapter: bool) -> None:
     cfg, vocabulary = LORA if adapter else {}, VOCABULARY
     whole, cut = (Pass(4, 256, None, pieces=pieces) for pieces in (None, Pieces(100)))

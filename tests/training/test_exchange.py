@@ -21,6 +21,8 @@ CASES: dict[str, dict[str, Any]] = {
     "symmetric, bf16": {"scalebio": {"estimator": "symmetric", "penalty": 5.0}, "bf16": True},
 }
 
+QUICK = ("full, accumulated, checkpointed", "lisa")
+
 
 @pytest.fixture
 def beside(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
@@ -35,7 +37,9 @@ def beside(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return made
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[] if case in QUICK else [pytest.mark.slow]) for case in CASES]
+)
 def test_it_trains_the_same_bits(case: str, inputs: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     plain = host.train(inputs, output_dir=str(tmp_path / "plain"), parameters=True, **CASES[case])
     made = request.getfixturevalue("beside")

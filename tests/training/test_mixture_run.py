@@ -312,7 +312,13 @@ def test_bounds_hold_after_every_update(rule, bounds, groups):
 
 
 @pytest.mark.parametrize(
-    ("rule", "strength"), [("evidence", 0.5), ("evidence", 2.0), ("adam", 0.5), ("exponentiated_gradient", 2.0)]
+    ("rule", "strength"),
+    [
+        pytest.param("evidence", 0.5, marks=pytest.mark.slow),
+        ("evidence", 2.0),
+        ("adam", 0.5),
+        pytest.param("exponentiated_gradient", 2.0, marks=pytest.mark.slow),
+    ],
 )
 def test_with_a_prior_a_run_rests_where_no_weight_gains_more_than_it_costs(rule, strength):
     """α g_i + strength · log(p_i / prior_i) is the same for all sources, whatever the size of their gaps."""

@@ -64,10 +64,11 @@ CASES = {
 
 
 STATES = ("mixture", "inner", "optimizer.pt", "scheduler.pt")
-SLOW = {  # two of what is there by default at a time, or more of it
+SLOW = {  # other twos of what is there by default, or more of it
     *("accumulated", "epochs", "quantisation-aware", "after learning, packed", "drawn by source, lora, warmup"),
     *("drawn by source, after learning", "drawn by source, between epochs, lora"),
     "after learning, between laps, lora",
+    *("full", "lora", "packed", "bf16", "after learning", "warmup", "drawn by source, packed"),  # less of it
 }
 
 
