@@ -35,6 +35,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "one source at a time": ({"curriculum_sampling": True, "shuffle_merged_datasets": False}, {}),
 }
 
+QUICK = ("accumulated, workers", "lora, packed, accumulated", "learn, packed, workers", "one source at a time")
+
 
 def train(inputs: Path, out: Path, steps: int = STEPS, *, scalebio: dict[str, Any], **keys: Any) -> host.Run:
     return host.train(
@@ -61,7 +63,9 @@ def sequences(run: host.Run, inputs: Path) -> np.ndarray:  # (steps, S)
 
 
 @pytest.mark.host_contract
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in CASES]
+)
 def test_what_is_drawn_is_what_is_weighed(
     name: str, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

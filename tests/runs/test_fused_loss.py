@@ -65,7 +65,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "lora on the head": ON_THE_HEAD,
     "head saved": {**host.LORA, "lora_modules_to_save": ["lm_head", "embed_tokens"]},
 }
-QUICK = ("packed", "soft cap", "lora on the head")
+QUICK = ("packed", "lora on the head")
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,10 @@ CASES: dict[str, dict[str, Any]] = {
     "an optimizer that counts in its groups": {"optimizer": "schedule_free_adamw", "lr_scheduler": "constant"},
     "an optimizer whose state is quantised": {"optimizer": "adamw_bnb_8bit"},
 }
-SLOW = {"full, accumulated, bf16", "packed", "lisa", "as it is due", "after it, lora", "after it, lisa"}
+SLOW = {
+    *("full", "full, accumulated, bf16", "packed", "lisa"),
+    *("as it is due", "after it, lora", "after it, lisa", "learning to its end"),
+}
 EVALUATED = {"test_datasets": [{"path": "data/test.jsonl", "type": "alpaca", "split": "train"}], "eval_steps": 2}
 
 

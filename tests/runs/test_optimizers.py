@@ -23,18 +23,16 @@ STEPS = 6
 GALORE = {"optim_target_modules": ["attn", "mlp"], "optim_args": "rank=4,update_proj_gap=2"}
 CONSTANT = {"lr_scheduler": "constant"}
 QUICK: dict[str, dict[str, Any]] = {
-    "adamw_torch_fused": {},
     "adamw_torch_8bit": {},
     "adafactor": {},
-    "sgd": {"optim_args": "momentum=0.9"},
     "adamw_bnb_8bit": {},
-    "paged_adamw_32bit": {},
-    "lion_8bit": {},
     "schedule_free_adamw": CONSTANT,
     "muon": {},
-    "adopt_adamw": {},
 }
 SLOW: dict[str, dict[str, Any]] = {
+    "adamw_torch_fused": {},  # every other run's
+    "sgd": {"optim_args": "momentum=0.9"},
+    "adopt_adamw": {},
     "adamw_torch": {},
     "adamw_torch_4bit": {},
     "ao_adamw_fp8": {},
@@ -45,6 +43,7 @@ SLOW: dict[str, dict[str, Any]] = {
     **dict.fromkeys(["adamw_8bit", "ademamix", "ademamix_8bit", "lion_32bit", "rmsprop_bnb"], {}),
     **dict.fromkeys(["rmsprop_bnb_8bit", "rmsprop_bnb_32bit", "paged_adamw_8bit", "paged_lion_32bit"], {}),
     **dict.fromkeys(["paged_lion_8bit", "paged_ademamix_32bit", "paged_ademamix_8bit"], {}),
+    **dict.fromkeys(["paged_adamw_32bit", "lion_8bit"], {}),
     "schedule_free_radam": CONSTANT,
     "schedule_free_sgd": CONSTANT,
     "dion": {"dion_lr": 1e-3, "dion_momentum": 0.95, "dion_rank_fraction": 1.0},
@@ -115,7 +114,11 @@ class TestBothSets:
 
 @pytest.mark.parametrize(
     "name",
-    [case(name, name in OF_EACH_KIND) for name in KEYS if not name.startswith(NO_RESUME)],
+    [
+        case(name, name in ("adamw_torch_8bit", "schedule_free_adamw"))
+        for name in KEYS
+        if not name.startswith(NO_RESUME)
+    ],
 )
 def test_resumed_run_ends_with_the_same_bytes(name: str, inputs: Path, tmp_path: Path) -> None:
     saving = {"save_strategy": "steps", "save_steps": 2}

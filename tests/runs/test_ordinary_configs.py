@@ -21,8 +21,8 @@ from tests.runs.ordinary import ROWS, Row
 from tests.runs.test_inert import OUT_OF_PLAY
 from tests.training.test_resume import assert_same_end
 
-# In little time: every level of every choice, or both ways to pack, both lengths and all kinds of validation data; the
-# other rows are among the slow.
+# Also on the newest host: every level of every choice, or both ways to pack, both lengths and all kinds of validation
+# data. By default the first of these, or those that differ in most; the others are among the slow.
 APPLIED = [ROWS[i] for i in (0, 4, 8, 11)]
 RESUMED = [ROWS[i] for i in (2, 3, 4)]
 SAME_AS_HOST = [ROWS[i] for i in (1, 2, 9)]
@@ -31,10 +31,17 @@ WHOLE = [row for row in ROWS if row.learn == "whole"]
 KINDS = ("validation", "packed", "length")
 
 
-def each(argument: str, rows: list[Row], quick: list[Row]) -> pytest.MarkDecorator:
-    """Of `rows` the `quick` ones by default and on the newest host, the others with the slow tests."""
+def each(argument: str, rows: list[Row], newest: list[Row], quick: list[Row]) -> pytest.MarkDecorator:
+    """Of `rows` the `newest` also on the newest host; the `quick` by default, the others with the slow tests."""
     params = [
-        pytest.param(row, id=str(row), marks=pytest.mark.host_contract if row in quick else pytest.mark.slow)
+        pytest.param(
+            row,
+            id=str(row),
+            marks=[
+                *([pytest.mark.host_contract] if row in newest else []),
+                *([] if row in quick else [pytest.mark.slow]),
+            ],
+        )
         for row in rows
     ]
     return pytest.mark.parametrize(argument, params, indirect=True)
@@ -73,7 +80,7 @@ def test_every_pair_is_there() -> None:
         assert all({getattr(row, kind) for row in some} == set(ordinary.LEVELS[kind]) for kind in KINDS)
 
 
-@each("learned", ROWS, ROWS)
+@each("learned", ROWS, ROWS, APPLIED)
 def test_learns(learned: Learned) -> None:
     mixture = json.loads((learned.out / "scalebio/mixture.json").read_text())
     assert sorted(mixture["weights"]) == sorted(ordinary.SOURCES)
@@ -85,7 +92,7 @@ def test_learns(learned: Learned) -> None:
     assert_whole(learned.run, learned.config)
 
 
-@each("learned", ROWS, APPLIED)
+@each("learned", ROWS, APPLIED, APPLIED[2:])
 def test_the_next_config_runs_for_as_long_as_the_host_would(learned: Learned, inputs: Path) -> None:
     config = yaml.safe_load((learned.out / "scalebio/next.yml").read_text())
     applied = host.train(inputs, whole_config=config)
@@ -124,14 +131,14 @@ def host_counts(inputs: Path, config: dict[str, Any], rows: Any) -> set[int]:
     return {min(count, config.get("max_steps", count)) for count in counts}
 
 
-@each("learned", ROWS, RESUMED)
+@each("learned", ROWS, RESUMED, [row for row in RESUMED if row in APPLIED])
 def test_resumed_from_the_middle_of_an_epoch_it_ends_with_the_same_bytes(
     learned: Learned, inputs: Path, tmp_path: Path
 ) -> None:
     assert_resumes(learned, learned.saved[0], inputs, tmp_path / "out")
 
 
-@each("learned", BETWEEN, [])
+@each("learned", BETWEEN, [], [])
 def test_resumed_between_two_epochs_it_ends_with_the_same_bytes(learned: Learned, inputs: Path, tmp_path: Path) -> None:
     between = learned.run.trainer.state.global_step // 2
     assert_resumes(learned, between, inputs, tmp_path / "out")
@@ -183,7 +190,7 @@ def logged(state: Any, key: str) -> list[float]:
     return [entry[key] for entry in state.log_history if key in entry]
 
 
-@each("same", WHOLE, SAME_AS_HOST)
+@each("same", WHOLE, SAME_AS_HOST, SAME_AS_HOST[:2])
 def test_with_all_of_ours_out_of_play_it_is_the_hosts_run(same: tuple[Any, Any]) -> None:
     ours, theirs = same
     assert len(logged(ours, "loss")) == ours.max_steps
@@ -193,7 +200,7 @@ def test_with_all_of_ours_out_of_play_it_is_the_hosts_run(same: tuple[Any, Any])
         assert getattr(ours, key) == getattr(theirs, key), key
 
 
-@each("same", WHOLE, SAME_AS_HOST)
+@each("same", WHOLE, SAME_AS_HOST, SAME_AS_HOST[:2])
 def test_the_evaluation_is_the_hosts_too(same: tuple[Any, Any], request: pytest.FixtureRequest) -> None:
     ours, theirs = same
     assert logged(ours, "eval_loss") == logged(theirs, "eval_loss")

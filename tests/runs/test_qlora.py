@@ -29,6 +29,8 @@ BASES: dict[str, dict[str, Any]] = {
     "4-bit, bf16, checkpointed, dropout": {**QLORA, "bf16": True, "gradient_checkpointing": True, "lora_dropout": 0.1},
     "8-bit": {**host.LORA, "load_in_8bit": True},
 }
+QUICK = ("4-bit, bf16, checkpointed, dropout", "8-bit")
+EVERY = [pytest.param(base, marks=[] if base in QUICK else [pytest.mark.slow]) for base in BASES]
 LINEAR = 14  # q, k, v, o, gate, up and down, in two layers
 
 
@@ -71,7 +73,7 @@ class Trained:
     before: dict[str, Tensor]
 
 
-@pytest.fixture(scope="module", params=BASES)
+@pytest.fixture(scope="module", params=EVERY)
 def trained(request: pytest.FixtureRequest, inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     before: dict[str, Tensor] = {}
 
@@ -107,7 +109,7 @@ class TestQuantisedBase:
             assert {name: value.data_ptr() for name, value in base_of(model).items()} == places
             assert all(torch.equal(adapter[name], run.inner[-1][name]) for name in adapter)
 
-    @pytest.mark.parametrize("base", BASES)
+    @pytest.mark.parametrize("base", EVERY)
     def test_without_a_pull_both_sets_stay_the_same_bits(self, base: str, inputs: Path, tmp_path: Path) -> None:
         run = train(base, inputs, tmp_path, scalebio={"penalty": float("inf")})
         for model, inner in zip(run.model, run.inner, strict=True):

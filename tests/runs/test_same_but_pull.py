@@ -40,8 +40,15 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
 }
 
+QUICK = (
+    *("full, attention dropout, sdpa, symmetric", "lora, dropout, drawn by source, packed", "quantisation-aware"),
+    *("lisa, embeddings, accumulated", "packed, accumulated, attention dropout"),
+)
 
-@pytest.mark.parametrize("name", CASES)
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in CASES]
+)
 def test_without_pull_both_sets_stay_the_same_bits(name: str, inputs: Path, tmp_path: Path) -> None:
     run = train(name, float("inf"), 20, inputs, tmp_path)
     history = [json.loads(line) for line in (run.folder / "history.jsonl").read_text().splitlines()]

@@ -95,6 +95,14 @@ CASES = {
         scalebio={"validation_batch_size": 6, "validation_datasets": TWO_VALIDATION_SETS}
     ),
 }
+QUICK = (
+    *("full, packed, accumulated, proportional", "full, dropout, symmetric", "lora, packed, dropout"),
+    "lisa, packed, accumulated, embeddings, symmetric",
+    "gpt2, lisa with tied embeddings, dropout",
+    "drawn by source, lora, accumulated with a remainder, sequence, symmetric, float32",
+    "drawn by source, packed, accumulated, after a warmup",
+    "two weighted validation sets, in chunks",
+)
 METHODS = {
     "full": Case(),
     "lora": Case(host.LORA),
@@ -117,7 +125,9 @@ PRODUCT = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in CASES]
+)
 def test_same_as_two_models(name: str, inputs: Path, tmp_path: Path) -> None:
     assert_same_as_two_models(CASES[name], inputs, tmp_path)
 
