@@ -64,7 +64,9 @@ def test_on_its_way_a_weights_interval_covers_what_the_rule_makes_of_gaps_withou
     assert settled >= 0.90
 
 
-@pytest.mark.parametrize(("sources", "signal", "rho"), [(3, 0.2, 0.0), (3, 0.2, 0.5), (10, 0.5, 0.5)])
+@pytest.mark.parametrize(
+    ("sources", "signal", "rho"), [pytest.param(3, 0.2, 0.0, marks=pytest.mark.slow), (3, 0.2, 0.5), (10, 0.5, 0.5)]
+)
 def test_the_exponentiated_gradients_interval_covers(sources: int, signal: float, rho: float) -> None:
     noise, run = simulated.Noise("AR(1)", rho, 300, sources, seed=8), simulated.Exponentiated(300, sources)
     known, expected = Evidence.zeros(300, sources), run.logits

@@ -427,7 +427,15 @@ def example(kind: str) -> np.ndarray:  # (T, S) raw gaps
     return 1e-3 * (noise + [-1.5, -1.0, 1.0, 0.5]) + 7.0
 
 
-@pytest.mark.parametrize("kind", ["a loud source", "two sources", "a source that turns", "small gaps, all shifted"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "a loud source",
+        pytest.param("two sources", marks=pytest.mark.slow),
+        "a source that turns",
+        pytest.param("small gaps, all shifted", marks=pytest.mark.slow),
+    ],
+)
 def test_the_rule_is_what_the_slow_twin_does(kind: str) -> None:
     raw = example(kind)
     start = np.log(np.arange(1.0, raw.shape[1] + 1) ** 2)
@@ -449,7 +457,7 @@ def test_on_noise_the_mixture_stays(sources: int, rho: float) -> None:
     assert float(simulated.total_variation(weights, torch.softmax(run.first, -1)).quantile(0.9)) <= 0.02
 
 
-@pytest.mark.parametrize("sources", [3, 10])
+@pytest.mark.parametrize("sources", [pytest.param(3, marks=pytest.mark.slow), 10])
 def test_on_slow_noise_under_white_noise_it_nearly_does(sources: int) -> None:
     noise, run = simulated.Noise("slow", 0.0, 200, sources, seed=1), simulated.Evident(200, sources)
     for _ in range(300):
@@ -464,7 +472,7 @@ def test_on_the_same_noise_the_exponentiated_gradient_does_not() -> None:
     assert float(simulated.total_variation(weights, torch.softmax(run.first, -1)).quantile(0.9)) > 0.2
 
 
-@pytest.mark.parametrize(("signal", "rho"), [(0.5, 0.0), (1.0, 0.5)])
+@pytest.mark.parametrize(("signal", "rho"), [pytest.param(0.5, 0.0, marks=pytest.mark.slow), (1.0, 0.5)])
 def test_a_signal_is_found_nearly_as_soon_as_by_the_exponentiated_gradient(signal: float, rho: float) -> None:
     ours, theirs = (
         float(simulated.updates_until(rule, 200, 3, signal, rho).median())
@@ -473,7 +481,9 @@ def test_a_signal_is_found_nearly_as_soon_as_by_the_exponentiated_gradient(signa
     assert ours <= 1.5 * theirs
 
 
-@pytest.mark.parametrize(("sources", "rho", "updates"), [(3, 0.0, 110), (10, 0.0, 110), (3, 0.5, 150)])
+@pytest.mark.parametrize(
+    ("sources", "rho", "updates"), [pytest.param(3, 0.0, 110, marks=pytest.mark.slow), (10, 0.0, 110), (3, 0.5, 150)]
+)
 def test_of_the_signals_that_are_found_in_time_a_twentieth_at_most_is_given_up_before(
     sources: int, rho: float, updates: int
 ) -> None:
@@ -488,7 +498,9 @@ def test_of_the_signals_that_are_found_in_time_a_twentieth_at_most_is_given_up_b
     assert int((moved & gave_up).sum()) <= 0.05 * int(moved.sum())
 
 
-@pytest.mark.parametrize(("sources", "rho", "most"), [(3, 0.0, 0.6), (3, 0.9, 0.75), (10, 0.5, 0.75)])
+@pytest.mark.parametrize(
+    ("sources", "rho", "most"), [(3, 0.0, 0.6), pytest.param(3, 0.9, 0.75, marks=pytest.mark.slow), (10, 0.5, 0.75)]
+)
 def test_on_noise_a_run_gives_up_after_half_to_three_quarters_of_its_time(
     sources: int, rho: float, most: float
 ) -> None:
@@ -509,7 +521,9 @@ def test_there_is_no_hope_for_gaps_of_zero_nor_at_the_end_below_the_boundary() -
     assert [bool(known.may_become_evidence(updates)) for updates in (50, 60, 1000)] == [False, False, True]
 
 
-@pytest.mark.parametrize(("signal", "most"), [(0.5, 1 / 3 + 0.02), (1.0, 1 / 3 + 0.005)])
+@pytest.mark.parametrize(
+    ("signal", "most"), [pytest.param(0.5, 1 / 3 + 0.02, marks=pytest.mark.slow), (1.0, 1 / 3 + 0.005)]
+)
 def test_a_best_source_that_turns_worst_loses_what_it_gained_in_the_time_that_it_rose(
     signal: float, most: float
 ) -> None:

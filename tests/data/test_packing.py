@@ -51,7 +51,7 @@ def learned(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> host.Run:
 
 
 @pytest.mark.host_contract
-@pytest.mark.parametrize("epochs", [1, 3])
+@pytest.mark.parametrize("epochs", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_the_next_run_has_as_many_steps_as_the_host_counts_on_its_rows(
     inputs: Path, learned: host.Run, tmp_path: Path, epochs: int
 ) -> None:
@@ -76,7 +76,9 @@ def test_the_part_after_learning_ends_where_the_hosts_run_would(inputs: Path, tm
 
 
 @pytest.mark.host_contract
-@pytest.mark.parametrize("keys", [{}, {"max_steps": 3}, {"eval_sample_packing": False}], ids=str)
+@pytest.mark.parametrize(
+    "keys", [{}, {"max_steps": 3}, pytest.param({"eval_sample_packing": False}, marks=pytest.mark.slow)], ids=str
+)
 def test_test_datasets_load_with_sample_packing(inputs: Path, tmp_path: Path, keys: dict[str, Any]) -> None:
     run = host.train(inputs, output_dir=str(tmp_path / "out"), **{**PACKED, **TEST_SETS, **keys})
     assert run.trainer.state.global_step == min(counted_anew(run), keys.get("max_steps", 1000))

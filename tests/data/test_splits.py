@@ -153,7 +153,7 @@ def test_every_token_of_a_batch_knows_the_value_of_its_row(folder: Path, packed:
         {},
         {"sample_packing": True, "eval_sample_packing": False},
         {"dataset_num_proc": 2},
-        {"excess_length_strategy": "truncate"},
+        pytest.param({"excess_length_strategy": "truncate"}, marks=pytest.mark.slow),
     ],
     ids=lambda keys: "+".join(keys) or "plain",
 )

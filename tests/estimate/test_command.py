@@ -210,7 +210,10 @@ def test_every_example_can_be_estimated(path: Path) -> None:
     assert math.isfinite(found.run.peak)
 
 
-@pytest.mark.parametrize(("key", "ordinary"), [("cut_cross_entropy", True), ("chunked_cross_entropy", False)])
+@pytest.mark.parametrize(
+    ("key", "ordinary"),
+    [("cut_cross_entropy", True), pytest.param("chunked_cross_entropy", False, marks=pytest.mark.slow)],
+)
 def test_a_fused_loss_has_no_logits_of_a_batch(tmp_path: Path, key: str, ordinary: bool) -> None:
     """The host's chunked loss has them; our passes have none with any of the keys."""
     cfg = {**bilevel(tmp_path), "micro_batch_size": 64, "overrides_of_model_config": {"vocab_size": 100_000}}

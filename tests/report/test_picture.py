@@ -21,7 +21,16 @@ def colours_in(path):
 
 
 class TestPicture:
-    @pytest.mark.parametrize(("sources", "coloured"), [(1, 1), (2, 2), (10, 10), (11, 8), (40, 8)])
+    @pytest.mark.parametrize(
+        ("sources", "coloured"),
+        [
+            (1, 1),
+            pytest.param(2, 2, marks=pytest.mark.slow),
+            (10, 10),
+            (11, 8),
+            pytest.param(40, 8, marks=pytest.mark.slow),
+        ],
+    )
     def test_up_to_ten_sources_are_in_colour_and_of_more_the_top_eight(self, tmp_path, sources, coloured):
         draw_mixture(drifting_history(sources, 30)[0], tmp_path / "mixture.png", drifting_history(sources, 1)[1])
         assert colours_in(tmp_path / "mixture.png") == set(PALETTE[:coloured])

@@ -106,7 +106,7 @@ SAME_AS_HOST = [
     ),
     pytest.param(PACKED, id="packed"),
     # Layers that round their weights are there before the plugin is; they begin to round in mid-run.
-    pytest.param({"qat": host.QAT}, id="quantisation-aware"),
+    pytest.param({"qat": host.QAT}, id="quantisation-aware", marks=pytest.mark.slow),
     # Symmetric: validation passes in both sets, which must not move the masks of the next step either.
     pytest.param(
         {**host.LORA, "lora_dropout": 0.1, "scalebio": {"estimator": "symmetric"}}, id="lora, dropout, symmetric"

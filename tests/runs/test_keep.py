@@ -199,7 +199,9 @@ def test_a_run_that_learns_to_its_end_saves_u(case: str, inputs: Path, tmp_path:
     assert kept["inner"].trainer.learning.inner is None
 
 
-@pytest.mark.parametrize("learn", [{}, FIRST_HALF], ids=["to its end", "half of the run"])
+@pytest.mark.parametrize(
+    "learn", [{}, pytest.param(FIRST_HALF, marks=pytest.mark.slow)], ids=["to its end", "half of the run"]
+)
 def test_without_a_pull_both_save_the_same_bytes(learn: dict[str, Any], inputs: Path, tmp_path: Path) -> None:
     for keep in (INNER, MODEL):
         train(inputs, tmp_path / keep["keep"], learn, keep, {"penalty": float("inf")})

@@ -63,7 +63,9 @@ def test_without_pull_both_sets_stay_the_same_bits(name: str, inputs: Path, tmp_
     assert all(torch.equal(weights, run.weights[0]) for weights in run.weights)
 
 
-@pytest.mark.parametrize("name", ["full, attention dropout, sdpa, symmetric", "lora, dropout", "lisa"])
+@pytest.mark.parametrize(
+    "name", ["full, attention dropout, sdpa, symmetric", pytest.param("lora, dropout", marks=pytest.mark.slow), "lisa"]
+)
 def test_the_pull_sets_them_apart(name: str, inputs: Path, tmp_path: Path) -> None:
     run = train(name, 10.0, 5, inputs, tmp_path)
     differing = {

@@ -31,7 +31,7 @@ def token_mean(trainer: Any, rows: Any) -> float:
     return total / targets
 
 
-@pytest.mark.parametrize("packing", [{}, PACKED], ids=["plain", "packed"])
+@pytest.mark.parametrize("packing", [pytest.param({}, marks=pytest.mark.slow), PACKED], ids=["plain", "packed"])
 def test_the_loss_of_each(inputs: Path, tmp_path: Path, packing: dict[str, Any]) -> None:
     found: dict[str, float] = {}
 

@@ -96,7 +96,7 @@ CASES = {
     ),
 }
 QUICK = (
-    *("full, packed, accumulated, proportional", "full, dropout, symmetric", "lora, packed, dropout"),
+    *("full, packed, accumulated, proportional", "lora, packed, dropout"),
     "lisa, packed, accumulated, embeddings, symmetric",
     "gpt2, lisa with tied embeddings, dropout",
     "drawn by source, lora, accumulated with a remainder, sequence, symmetric, float32",

@@ -116,7 +116,7 @@ def test_resumed_run_ends_with_the_same_bytes(inputs: Path, tmp_path: Path, case
     assert {path.name for path in (tmp_path / "killed").glob("checkpoint-*")} == newest
 
 
-@pytest.mark.parametrize("case", ["full", "drawn by source, packed"])
+@pytest.mark.parametrize("case", [pytest.param("full", marks=pytest.mark.slow), "drawn by source, packed"])
 def test_a_run_that_was_killed_has_left_what_the_others_begin_with(inputs: Path, tmp_path: Path, case: str) -> None:
     settings = {**ALL, **CASES[case]}
     host.train(inputs, output_dir=str(tmp_path / "whole"), **settings)
