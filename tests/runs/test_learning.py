@@ -82,7 +82,7 @@ def test_the_planted_mixture_is_found_by_an_adapter(tmp_path: Path) -> None:
     planted.write_data(tmp_path / "data")
     host.train(tmp_path, plugins=["tests.host.ProbePlugin"], output_dir="base", max_steps=100, **SETTINGS)
     settings = {**SETTINGS, **host.LORA, "lora_r": 8, "lora_alpha": 16}
-    assert first_found(host.train(tmp_path, base_model="base", max_steps=200, **settings)) is not None
+    assert first_found(host.train(tmp_path, base_model="base", max_steps=100, **settings)) is not None
 
 
 class TestLisaLearns:
