@@ -11,13 +11,13 @@ import pytest
 import yaml
 
 from scalebio_plugin.cli import main
-from scalebio_plugin.compare.arms import JUDGE, PROPORTIONAL, RUN, UNIFORM, VALIDATION_DRAWN
+from scalebio_plugin.compare.arms import JUDGE, RUN, UNIFORM, VALIDATION_DRAWN
 from tests import host
 from tests.engines.test_engines import LAYOUTS
 
 pytestmark = pytest.mark.slow
 TESTS = [{"path": "data/offtopic.jsonl", "type": "alpaca", "split": "train"}]
-ARMS = (PROPORTIONAL, VALIDATION_DRAWN)  # the others are configs of these kinds, or in tests/runs/test_walkthrough.py
+ARMS = (VALIDATION_DRAWN,)  # the others are configs of its kind, below, or in tests/runs/test_walkthrough.py
 DIRECT = f"{sys.executable} -m axolotl.cli.train"  # which imports the host once, and the default launcher twice
 # From the host's defaults: packed, with evaluation and epochs.
 ORDINARY = {"sample_packing": True, "micro_batch_size": 1, "num_epochs": 1, "max_steps": None, "evals_per_epoch": 2}
