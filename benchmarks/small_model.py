@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="run nothing, print the tables of what is there")
     arguments = parser.parse_args()
     target, seeds = arguments.target, arguments.seeds
-    work = arguments.work if target == "gsm8k" else arguments.work / target
+    work = place(arguments.work, target)
     if not arguments.table:
         prepare(arguments.data, work, target)
         for seed in seeds:
@@ -86,6 +86,10 @@ def main() -> None:
 # ---- data, model, configs
 
 
+def place(work: Path, target: str) -> Path:
+    return work if target == "gsm8k" else work / target
+
+
 def prepare(data: Path, work: Path, target: str) -> None:
     """Rows, tokenizer, pretrained model, and the test rows as the host tokenises and cuts them."""
     for name, lines in rows_of(data, target).items():
@@ -95,10 +99,10 @@ def prepare(data: Path, work: Path, target: str) -> None:
     if not (work / "random").exists():
         build_model(data, work / "random")
     if not (work / "base/test.json").exists():
-        run(_tokenise_test_rows, work, {**base_config(work, ["test"]), "base_model": str(work / "random")})
+        tokenise(work, "test")
         alpaca = [{"path": str(data / "alpaca/alpaca.jsonl"), "type": FORMAT}]
         config = base_config(work, []) | {"base_model": str(work / "random"), "datasets": alpaca, **PRETRAINING}
-        run(_train, work / "base", config)
+        run(train, work / "base", config)
 
 
 def rows_of(data: Path, target: str) -> dict[str, list[str]]:
@@ -188,18 +192,18 @@ def run_arm(work: Path, arm: str, seed: int) -> None:
     folder = work / f"{arm}-{seed}"
     if not (folder / "test.json").exists():
         began = time.perf_counter()
-        run(_train, folder, arm_config(work, arm, seed))
+        run(train, folder, arm_config(work, arm, seed))
         print(f"{arm}-{seed} {token_mean(losses_of(folder)):.4f} {time.perf_counter() - began:.0f} s", flush=True)
 
 
-def run(task: Callable[[Path], None], folder: Path, config: Config) -> None:
-    """`task` on the config, in a process of its own whose working directory is `folder`."""
+def run(task: Callable[..., None], folder: Path, config: Config, *arguments: Any) -> None:
+    """`task(folder, *arguments)` with the config, in a process of its own whose working directory is `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yml").write_text(yaml.safe_dump({**config, "output_dir": "."}, sort_keys=False))
-    in_process(task, folder, "log.txt", folder)
+    in_process(task, folder, "log.txt", folder, *arguments)
 
 
-def _train(folder: Path) -> None:
+def train(folder: Path) -> None:
     """As `axolotl train` does; then test.json: summed loss and response tokens of each test row."""
     from axolotl.cli.train import do_cli
 
@@ -209,14 +213,25 @@ def _train(folder: Path) -> None:
     Path("test.json").write_text(json.dumps({"losses": losses.tolist(), "tokens": tokens.tolist()}))
 
 
-def _tokenise_test_rows(folder: Path) -> None:
-    """test_rows.json, without the rows that keep no token of their response."""
+def tokenise(work: Path, name: str) -> None:
+    """`name`_rows.json: the rows that keep a token of their response, as the host cuts them."""
+    run(_tokenise, work, {**base_config(work, [name]), "base_model": str(work / "random")}, name)
+
+
+def tokenised(work: Path, name: str) -> list[Any]:
+    if not (work / f"{name}_rows.json").exists():
+        tokenise(work, name)
+    rows: list[Any] = json.loads((work / f"{name}_rows.json").read_text())
+    return rows
+
+
+def _tokenise(folder: Path, name: str) -> None:
     from axolotl.cli.config import load_cfg
     from axolotl.common.datasets import load_datasets
 
     rows = load_datasets(cfg=load_cfg("config.yml")).train_dataset
     kept = [dict(row) for row in rows if any(label != -100 for label in row["labels"][1:])]
-    (folder / "test_rows.json").write_text(json.dumps(kept))
+    (folder / f"{name}_rows.json").write_text(json.dumps(kept))
 
 
 def row_losses(model_directory: Path, rows: Sequence[Any], batch: int = 20) -> RowLosses:
@@ -298,19 +313,28 @@ def results_table(work: Path, seeds: Sequence[int]) -> Iterator[str]:
     for arm, seed, folder in finished(work, seeds):
         losses = losses_of(folder)
         difference, error = paired_difference(losses, losses_of(work / f"uniform-{seed}"))
-        yield f"| {seed} | {arm} | {token_mean(losses):.4f} | {difference:+.4f} ± {error:.4f} |"
+        if arm not in GRID:
+            yield f"| {seed} | {arm} | {token_mean(losses):.4f} | {difference:+.4f} ± {error:.4f} |"
 
 
 def pairs_table(work: Path, seeds: Sequence[int]) -> Iterator[str]:
-    """What the reading compares, of each seed: test loss of the first less the second's."""
-    yield "| first | second | seed: difference ± standard error over test rows |"
-    yield "|---|---|---|"
+    """What the reading compares: test loss of the first less the second's."""
+    yield "| first | second | mean ± standard error over seeds | seed: difference ± standard error over test rows |"
+    yield "|---|---|---|---|"
     there = {(arm, seed): folder for arm, seed, folder in finished(work, seeds)}
     for first, second in PAIRS:
         of_seeds = [seed for seed in seeds if (first, seed) in there and (second, seed) in there]
-        found = (paired_difference(*(losses_of(there[arm, seed]) for arm in (first, second))) for seed in of_seeds)
-        cells = [f"{seed}: {mean:+.3f} ± {error:.3f}" for seed, (mean, error) in zip(of_seeds, found, strict=True)]
-        yield f"| {first} | {second} | {', '.join(cells)} |"
+        found = [paired_difference(*(losses_of(there[arm, seed]) for arm in (first, second))) for seed in of_seeds]
+        if found:
+            cells = [f"{seed}: {mean:+.3f} ± {error:.3f}" for seed, (mean, error) in zip(of_seeds, found, strict=True)]
+            yield f"| {first} | {second} | {over_seeds([mean for mean, _ in found])} | {', '.join(cells)} |"
+
+
+def over_seeds(differences: Sequence[float]) -> str:
+    if len(differences) < 2:
+        return "one seed"
+    error = statistics.stdev(differences) / len(differences) ** 0.5
+    return f"{statistics.mean(differences):+.3f} ± {error:.3f}"
 
 
 def grid_table(work: Path, seeds: Sequence[int]) -> Iterator[str]:
@@ -347,6 +371,8 @@ def cost_table(work: Path, seeds: Sequence[int]) -> Iterator[str]:
     yield "| seed | arm | CPU s, all steps | of a step, median | of uniform's | loss jumps, first, last quarter |"
     yield "|---|---|---|---|---|---|"
     for arm, seed, folder in finished(work, seeds):
+        if arm in GRID or not (folder / "steps.json").exists():
+            continue
         steps, plain = (_steps(where) for where in (folder, work / f"uniform-{seed}"))
         jumps, quarter = np.diff(steps["losses"]), STEPS // 4
         median = statistics.median(steps["seconds"][: quarter + 1])
