@@ -62,14 +62,9 @@ HELD_OUT = {"validation": 150, "test": 200}  # rows of that source, from its end
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=lambda value: Path(value).resolve(), required=True)
-    parser.add_argument("--work", type=lambda value: Path(value).resolve(), default=Path("small_model").resolve())
-    parser.add_argument("--target", choices=TARGETS, default="gsm8k")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
+    parser = parser_of(__doc__)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, help="each -applied after what it applies")
     parser.add_argument("--grid", action="store_true", help="every mixture in quarters in the place of the arms")
-    parser.add_argument("--table", action="store_true", help="run nothing, print the tables of what is there")
     arguments = parser.parse_args()
     target, seeds = arguments.target, arguments.seeds
     work = place(arguments.work, target)
@@ -81,6 +76,17 @@ def main() -> None:
     for table in (results_table, pairs_table, mixtures_table, cost_table, grid_table):
         print("\n".join(table(work, seeds)), end="\n\n")
     print("\n".join(evidence_table(work, seeds, TARGETS[target])))
+
+
+def parser_of(description: str | None) -> argparse.ArgumentParser:
+    """With the options of all that runs on this problem."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=lambda value: Path(value).resolve(), required=True)
+    parser.add_argument("--work", type=lambda value: Path(value).resolve(), default=Path("small_model").resolve())
+    parser.add_argument("--target", choices=TARGETS, default="gsm8k")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--table", action="store_true", help="run nothing, print the tables of what is there")
+    return parser
 
 
 # ---- data, model, configs
