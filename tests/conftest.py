@@ -38,8 +38,8 @@ ON_RANKS = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.cache is not None and not hasattr(config, "workerinput"):  # workers have what this process sets
-        os.environ["TORCH_EXTENSIONS_DIR"] = str(operators.place(config.cache.mkdir("torch_extensions")))
+    if not hasattr(config, "workerinput"):  # workers have what this process sets
+        os.environ["TORCH_EXTENSIONS_DIR"] = str(operators.place(config.rootpath / ".pytest_cache/operators"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,4 +1,4 @@
-"""Where DeepSpeed's operators are built for the tests.
+"""Where DeepSpeed's operators are built for tests and benchmarks.
 
 PyTorch builds under a lock that is a file, and waits for as long as there is one: a process killed while it built, or
 only looked whether all is built, leaves it, and every later run waits for good. So they are built in a folder of the
@@ -28,8 +28,13 @@ def place(cache: Path) -> Path:
     except BlockingIOError:
         pass
     else:
-        for lock in folder.glob("*/lock"):
-            lock.unlink()
+        forget_locks(folder)
     fcntl.flock(session, fcntl.LOCK_SH)
     _held.append(session)
     return folder
+
+
+def forget_locks(folder: Path) -> None:
+    """Of operators that nobody is building."""
+    for lock in folder.glob("*/lock"):
+        lock.unlink()
