@@ -39,7 +39,7 @@ def test_every_arm_is_trained_and_judged_on_the_same_rows(inputs: Path, tmp_path
     assert len({of["losses"][0] for of in judged.values()}) == len(judged)  # no arm is another
 
 
-@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2", "zero3"])
 def test_two_ranks_judge_every_row_once_and_as_one_process_does(
     inputs: Path, tmp_path: Path, monkeypatch, capsys, engine: str
 ) -> None:
