@@ -216,19 +216,16 @@ def main() -> None:
 def run_way(work: Path, way: str, seed: int) -> None:
     folder = work / f"{way}-{seed}"
     if not (folder / "test.json").exists():
-        small_model.run(choose, folder, {**small_model.base_config(work, []), "way": way, "seed": seed})
+        small_model.run(choose, folder, {}, way, seed)
         mixture = {"apply": str(folder / "mixture.json"), "names": list(SOURCES)}
         config = {**small_model.base_config(work, list(SOURCES)), "seed": seed, "scalebio": mixture}
         small_model.run(small_model.train, folder, {**config, "plugins": ["scalebio", *config["plugins"]]})
         print(f"{way}-{seed} {token_mean(losses_of(folder)):.4f}", flush=True)
 
 
-def choose(folder: Path) -> None:
+def choose(folder: Path, way: str, seed: int) -> None:
     """In a process of its own: mixture.json, and way.json with the passes that it took."""
-    import yaml
-
-    config = yaml.safe_load(Path("config.yml").read_text())
-    way, seed, work = config["way"], int(config["seed"]), folder.parent
+    work = folder.parent
     torch.manual_seed(seed)
     rows = {name: small_model.tokenised(work, name) for name in SOURCES}
     problem = Problem(work / "base", rows, small_model.tokenised(work, "validation"), np.random.default_rng(seed))
