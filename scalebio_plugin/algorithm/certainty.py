@@ -19,6 +19,7 @@ LITTLE = 0.02  # total variation that is no movement
 STILL = 0.05  # total variation over the recent updates of a mixture that has settled
 FOLLOWED = 3.0  # nats for which recent gaps are followed, to see where they lead
 WIDE = 0.5  # width of an interval with which a weight is not settled
+GAIN = 0.1  # weight that a source may win beyond as much as it has, in a mixture that has settled
 KNOWN = 0.35  # of the smallest scale, up to which a recent gap is small: near an optimum inside the simplex
 
 
@@ -87,8 +88,9 @@ def verdict(
     still over the recent updates, and no recent gap says otherwise: at an optimum inside the simplex all are 0; at a
     bound and in a corner they point outwards: were those that are told from 0 followed for FOLLOWED nats, the mixture
     would move by less than LITTLE. Nor is that for want of data: where a recent gap is not told from 0, the weight's
-    interval is at most WIDE, or the gap is known to be within KNOWN of the smallest scale, as near an optimum inside
-    the simplex, where intervals do not narrow. Else `still moving`.
+    interval is at most WIDE, and one that grows would at most double in it (or win GAIN); or the gap is known to be
+    within KNOWN of the smallest scale, as near an optimum inside the simplex, where intervals do not narrow. Else
+    `still moving`.
 
     Args:
         evidence: Of all updates so far.
@@ -104,7 +106,7 @@ def verdict(
     if moved > STILL or recent.count < 2 * LEAST_UPDATES:
         return "still moving"
     certain = NormalDist().inv_cdf(1 - LEVEL / (2 * sources)) * recent.error()
-    if interval is not None and not bool(_settled(evidence, certain, interval).all()):
+    if interval is not None and not bool(_settled(evidence, certain, weights_of(logits_S), interval).all()):
         return "still moving"
     told = recent.mean().sign() * (recent.mean().abs() - certain).clamp(min=0.0)
     largest = float(told.abs().max())
@@ -114,10 +116,13 @@ def verdict(
     return "still moving" if total_variation(followed, weights_of(logits_S)) > LITTLE else "converged"
 
 
-def _settled(evidence: Evidence, certain_S: Tensor, interval: tuple[Tensor, Tensor]) -> Tensor:  # (S,), bool
-    gap_S = evidence.recent.mean().abs()
-    small = gap_S + certain_S <= KNOWN * evidence.scale_S.min()
-    return (gap_S > certain_S) | small | (interval[1] - interval[0] <= WIDE)
+def _settled(
+    evidence: Evidence, certain_S: Tensor, weights_S: Tensor, interval: tuple[Tensor, Tensor]
+) -> Tensor:  # (S,), bool
+    gap_S, (low_S, high_S) = evidence.recent.mean().abs(), interval
+    known = (gap_S > certain_S) | (gap_S + certain_S <= KNOWN * evidence.scale_S.min())
+    arrived = (evidence.standard.sum_S >= 0) | (high_S - weights_S <= weights_S.clamp(min=GAIN))
+    return known | ((high_S - low_S <= WIDE) & arrived)
 
 
 def total_variation(first_S: Tensor, second_S: Tensor) -> float:

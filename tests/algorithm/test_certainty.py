@@ -172,6 +172,35 @@ def test_a_wide_interval_is_not_settled_until_its_gap_is_known_to_be_small(
     assert said(at_rest, [0.6, 0.3, 0.1], interval=interval) == expected
 
 
+@pytest.mark.parametrize(
+    ("weights", "high", "expected"),
+    [
+        ([0.3, 0.4, 0.3], 0.55, "converged"),
+        ([0.2, 0.4, 0.4], 0.45, "still moving"),  # more than doubled
+        ([0.05, 0.45, 0.5], 0.14, "converged"),  # nearly three times as much, and little
+    ],
+    ids=str,
+)
+def test_a_source_that_grows_has_at_most_doubled_at_the_end_of_its_interval(
+    weights: list[float], high: float, expected: str
+) -> None:
+    at_rest = seen([-2.0, 0.0, 2.0], last=[0.0, 0.0, 0.0])
+    first = tensor(weights[0], 0.4, 0.3), tensor(high, 0.5, 0.5)
+    assert said(at_rest, weights, interval=first) == expected
+    falls = seen([2.0, 0.0, -2.0], last=[0.0, 0.0, 0.0])
+    assert said(falls, weights, interval=first) == "converged"
+
+
+def test_of_forty_sources_the_best_is_not_called_settled_at_a_tenth_of_its_way() -> None:
+    """A weight of 0.07 that may be 0.26 by its noise has a narrow interval, and far to go."""
+    runs, true = Said(30, 40, 0.0), torch.zeros(40, dtype=torch.float64)
+    true[0] = -0.5
+    runs.after(130, true)
+    words = runs.after(10, true)
+    assert max(runs.weights[:, 0]) > 0.05
+    assert "converged" not in words
+
+
 def test_a_gap_of_a_loud_source_is_not_known_by_its_own_noise() -> None:
     generator, known = torch.Generator().manual_seed(0), Evidence.zeros(3)
     for _ in range(600):
