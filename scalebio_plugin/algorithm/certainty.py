@@ -12,7 +12,7 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
-from .evidence import LEAST_UPDATES, LEVEL, TINY, Evidence, boundary, evident_fraction
+from .evidence import LEAST_UPDATES, LEVEL, TINY, Evidence, boundary, evident_fraction, precision_weights
 from .mixture import EvidentState, held, weights_of
 
 LITTLE = 0.02  # total variation that is no movement
@@ -81,6 +81,7 @@ def verdict(
     away: float,
     bounded: Callable[[Tensor], Tensor],
     interval: tuple[Tensor, Tensor] | None = None,
+    prior: tuple[Tensor, float] | None = None,
 ) -> str:
     """What can be said of a mixture.
 
@@ -99,6 +100,8 @@ def verdict(
         away: Total variation from the first weights.
         bounded: Weights (S,) -> the closest within the bounds.
         interval: (S,) ends of `weight_interval`. None: a rule whose noise is not known; then they are not asked.
+        prior: (S,) weights to which λ is drawn, and by how much: nats of gap for each nat away from them. Then the
+            mixture rests where gap and pull together are 0, and follows them no farther than to there.
     """
     if away <= LITTLE and not bool((evidence.ratio().abs() > 1).any()):
         return "no signal"
@@ -106,21 +109,29 @@ def verdict(
     if moved > STILL or recent.count < 2 * LEAST_UPDATES:
         return "still moving"
     certain = NormalDist().inv_cdf(1 - LEVEL / (2 * sources)) * recent.error()
-    if interval is not None and not bool(_settled(evidence, certain, weights_of(logits_S), interval).all()):
+    gap = recent.mean() if prior is None else recent.mean() + _pull(*prior, logits_S, evidence)
+    if interval is not None and not bool(_settled(evidence, gap, certain, weights_of(logits_S), interval).all()):
         return "still moving"
-    told = recent.mean().sign() * (recent.mean().abs() - certain).clamp(min=0.0)
+    told = gap.sign() * (gap.abs() - certain).clamp(min=0.0)
     largest = float(told.abs().max())
     if largest == 0.0:
         return "converged"
-    followed = bounded(weights_of(logits_S - FOLLOWED * told / largest))
+    far = FOLLOWED / largest if prior is None else min(FOLLOWED / largest, 1 / prior[1])
+    followed = bounded(weights_of(logits_S - far * told))
     return "still moving" if total_variation(followed, weights_of(logits_S)) > LITTLE else "converged"
 
 
+def _pull(prior_S: Tensor, strength: float, logits_S: Tensor, evidence: Evidence) -> Tensor:  # (S,), nats
+    """Centred as the gaps are."""
+    pull = strength * (logits_S - prior_S.log())
+    return pull - (precision_weights(evidence.spread_S, evidence.updates) * pull).sum()
+
+
 def _settled(
-    evidence: Evidence, certain_S: Tensor, weights_S: Tensor, interval: tuple[Tensor, Tensor]
+    evidence: Evidence, gap_S: Tensor, certain_S: Tensor, weights_S: Tensor, interval: tuple[Tensor, Tensor]
 ) -> Tensor:  # (S,), bool
-    gap_S, (low_S, high_S) = evidence.recent.mean().abs(), interval
-    known = (gap_S > certain_S) | (gap_S + certain_S <= KNOWN * evidence.scale_S.min())
+    low_S, high_S = interval
+    known = (gap_S.abs() > certain_S) | (gap_S.abs() + certain_S <= KNOWN * evidence.scale_S.min())
     arrived = (evidence.standard.sum_S >= 0) | (high_S - weights_S <= weights_S.clamp(min=GAIN))
     return known | ((high_S - low_S <= WIDE) & arrived)
 

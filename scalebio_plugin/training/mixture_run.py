@@ -222,10 +222,16 @@ class MixtureRun:
 
         Not for the evidence rule: no part of it is noise that a sum of gaps would have to tell it from.
         """
-        prior = self.settings.prior
-        if prior is None or self.settings.mixture_update == "evidence":
+        if self.drawn_to is None or self.settings.mixture_update == "evidence":
             return torch.zeros_like(self.logits_S)
-        return prior.strength / self.settings.penalty * (self.weights_S / self.prior_S).log()
+        prior_S, strength = self.drawn_to
+        return strength * (self.weights_S / prior_S).log()
+
+    @property
+    def drawn_to(self) -> tuple[Tensor, float] | None:
+        """(S,) a prior's weights, and its strength in nats of gap."""
+        prior = self.settings.prior
+        return None if prior is None else (self.prior_S, prior.strength / self.settings.penalty)
 
     def _drawn_to_prior(self, logits_S: Tensor, before_S: Tensor, rate: float) -> Tensor:  # (S,)
         """The same under the evidence rule, beside it: it moves each source by its gap over a scale of its own."""
@@ -248,6 +254,7 @@ class MixtureRun:
             away=total_variation(self.first_S, self.weights_S),
             bounded=self._bounded,
             interval=interval,
+            prior=self.drawn_to,
         )
 
     def interval(self) -> tuple[Tensor, Tensor] | None:

@@ -201,6 +201,21 @@ def test_of_forty_sources_the_best_is_not_called_settled_at_a_tenth_of_its_way()
     assert "converged" not in words
 
 
+def test_drawn_to_a_prior_a_mixture_rests_where_gaps_and_pull_are_equal() -> None:
+    gaps, prior = tensor(-2.0, 0.0, 2.0), (tensor(0.5, 0.3, 0.2), 2.0)
+    at_rest = (prior[0].log() - gaps / prior[1]).softmax(0)
+    known = seen(gaps.tolist())
+
+    def said_of(weights: Tensor, prior: tuple[Tensor, float] | None) -> str:
+        return verdict(known, weights.log(), moved=0.0, away=1.0, bounded=lambda p: p, prior=prior)
+
+    assert said_of(at_rest, prior) == "converged"
+    assert said_of(at_rest, None) == "still moving"
+    assert said_of(at_rest, (prior[0], 4.0)) == "still moving"  # goes back
+    assert said_of(at_rest, (prior[0], 1.0)) == "still moving"  # goes on
+    assert said_of(prior[0], prior) == "still moving"
+
+
 def test_a_gap_of_a_loud_source_is_not_known_by_its_own_noise() -> None:
     generator, known = torch.Generator().manual_seed(0), Evidence.zeros(3)
     for _ in range(600):

@@ -329,6 +329,7 @@ def test_with_a_prior_a_run_rests_where_no_weight_gains_more_than_it_costs(rule,
         observe(run, gap, step)
     expected = torch.tensor(list(prior.values())) * torch.exp(-10.0 * torch.tensor(gap) / strength)
     torch.testing.assert_close(run.weights_S, (expected / expected.sum()).double(), rtol=0, atol=4e-3)
+    assert run.verdict() == "converged"
 
 
 @RULES
