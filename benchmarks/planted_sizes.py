@@ -100,11 +100,12 @@ LEARNING: dict[str, dict[str, Any]] = {
     "learned": {},
     "old default": OLD_DEFAULT,
     "from uniform": {"mixture_init": "uniform"},
+    "with a prior": {"prior": {"strength": 0.1}},
     "frozen": FROZEN,
     "throughout": THROUGHOUT,
     "old throughout": OLD_DEFAULT | THROUGHOUT,
 }
-EQUAL = ("learned", "old default", "from uniform", "frozen")  # that learn, at equal compute
+EQUAL = ("learned", "old default", "from uniform", "with a prior", "frozen")  # that learn, at equal compute
 ORDINARY_ARMS = ("uniform", "proportional", "truth")
 
 

@@ -43,6 +43,7 @@ PRETRAINING: Config = {"max_steps": 250, "train_on_inputs": True, "learning_rate
 LEARNING: dict[str, Config] = {
     "new": {},
     "old": {"mixture_update": "exponentiated_gradient", "sampling": "host", "mixture_init": "uniform"},
+    "prior": {"prior": {"strength": 0.1}},
     "keep-inner": {"keep": "inner"},
     "learn-0.4": {"learn": {"fraction": 0.4}},
     "until-converged": {"learn": {"until": "converged", "at_most": 0.5}},
@@ -54,7 +55,7 @@ ROWS = {"all-rows": list(SOURCES), **{name: [name] for name in SOURCES}}
 ROWS["all-rows-and-validation"] = [*SOURCES, "validation"]
 APPLIED = "-applied"  # an ordinary run on what the arm of that name has learned
 ARMS = ["uniform", "new", "new-applied", *SOURCES, "old", "old-applied", "all-rows"]
-ARMS += ["learn-0.4", "all-rows-and-validation", "until-converged", "keep-inner"]
+ARMS += ["prior", "prior-applied", "learn-0.4", "all-rows-and-validation", "until-converged", "keep-inner"]
 PAIRS = [("new-applied", arm) for arm in ("uniform", *SOURCES, "all-rows", "old-applied")]
 PAIRS += [("new", "old"), ("all-rows-and-validation", "new-applied"), ("new", "all-rows-and-validation")]
 TARGETS = {"gsm8k": "math", "gpteacher": "gpteacher"}  # and the source that is like it
