@@ -1,11 +1,12 @@
 """Small faults put into the code one at a time, and whether the tests notice.
 
-    python -m benchmarks.mutation [--sample 60] [--seed 0] [--out mutation.jsonl]
+    python -m benchmarks.mutation [file ...] [--sample 60] [--seed 0] [--out mutation.jsonl]
 
 A mutant is one change of one place: a comparison, an operator, a constant, `and` for `or`, a condition turned round, a
 statement left out. Each is tried by the tests of its file alone (OF), in a fork of a process that has imported the host
-and nothing of what is changed; the first test that fails has noticed it. A line a mutant goes to --out; those there are
-not tried again. What was not noticed, and why: benchmarks/mutation.md.
+and nothing of what is changed; the first test that fails has noticed it, and so has a run of TIMES the time that the
+tests take of the code as it is. A line a try goes to --out; what was noticed there is not tried again, so that a second
+call shows what tests written since then notice. What was not noticed, and why: benchmarks/mutation.md.
 """
 
 from __future__ import annotations
@@ -17,25 +18,35 @@ import importlib
 import importlib.abc
 import importlib.util
 import json
+import math
 import os
 import random
 import signal
 import sys
-from collections import Counter
+import time
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
+ALGORITHM, TRAINING = "scalebio_plugin/algorithm", "scalebio_plugin/training"
+TESTS_OF = "tests/algorithm/test_{}.py".format
 OF = {  # file -> tests, the quick ones first
-    "scalebio_plugin/training/checkpoint.py": ("tests/training/test_checkpoint.py", "tests/training/test_manifest.py"),
-    "scalebio_plugin/training/manifest.py": ("tests/training/test_manifest.py", "tests/training/test_checkpoint.py"),
-    "scalebio_plugin/training/state_file.py": ("tests/training/test_state_file.py",),
-    "scalebio_plugin/algorithm/bilevel.py": ("tests/algorithm/test_bilevel.py", "tests/algorithm/test_closed_form.py"),
-    "scalebio_plugin/algorithm/lisa.py": ("tests/algorithm/test_lisa.py",),
+    f"{TRAINING}/checkpoint.py": ("tests/training/test_checkpoint.py", "tests/training/test_manifest.py"),
+    f"{TRAINING}/manifest.py": ("tests/training/test_manifest.py", "tests/training/test_checkpoint.py"),
+    f"{TRAINING}/state_file.py": ("tests/training/test_state_file.py",),
+    f"{ALGORITHM}/bilevel.py": (TESTS_OF("bilevel"), TESTS_OF("closed_form")),
+    f"{ALGORITHM}/lisa.py": (TESTS_OF("lisa"),),
+    f"{ALGORITHM}/mixture.py": (TESTS_OF("mixture"), TESTS_OF("evidence")),
+    f"{ALGORITHM}/evidence.py": (TESTS_OF("evidence"), TESTS_OF("certainty")),
+    f"{ALGORITHM}/certainty.py": (TESTS_OF("certainty"),),
+    f"{ALGORITHM}/inner.py": (TESTS_OF("inner"), TESTS_OF("unscale"), "tests/engines/test_transfer.py"),
+    f"{ALGORITHM}/pieces.py": (TESTS_OF("pieces"),),
+    f"{TRAINING}/resumable.py": ("tests/training/test_resume.py",),
 }
 IMPORTED = ("pytest", "tests.conftest", "axolotl.train", "axolotl.common.datasets", "axolotl.core.builders")
-SECONDS = 300  # a mutant that hangs is noticed
+TIMES = 10  # a mutant that takes so much longer hangs, which is noticed
 COMPARED = {
     **{ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq},
     **{ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In},
@@ -62,8 +73,8 @@ def changes(node: ast.AST) -> Iterator[ast.AST]:
         yield ast.Pass()
 
 
-def mutants_of(source: str) -> list[tuple[int, str, str]]:
-    """Line, what stands there, and the whole source with the change."""
+def mutants_of(source: str) -> list[tuple[str, str, str]]:
+    """Line and column, what stands there, and the whole source with the change."""
     tree, found = ast.parse(source), []
     for index, node in enumerate(ast.walk(tree)):
         for change in changes(node):
@@ -71,7 +82,8 @@ def mutants_of(source: str) -> list[tuple[int, str, str]]:
             target = next(each for number, each in enumerate(ast.walk(other)) if number == index)
             mutated = ast.fix_missing_locations(_Replace(target, ast.copy_location(change, node)).visit(other))
             said = f"{ast.unparse(node).splitlines()[0]} -> {ast.unparse(change).splitlines()[0]}"
-            found.append((node.lineno, said, ast.unparse(mutated)))  # type: ignore[attr-defined]
+            at = f"{node.lineno}:{node.col_offset}"  # type: ignore[attr-defined]
+            found.append((at, said, ast.unparse(mutated)))
     return found
 
 
@@ -96,27 +108,54 @@ class _Mutated(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         exec(compile(self.source, str(self.path), "exec"), module.__dict__)
 
 
-def is_noticed(file: str, source: str, tests: tuple[str, ...]) -> bool:
+def is_noticed(file: str, source: str, seconds: float) -> bool:
+    """Whether a test of the file fails, or all of them do not end in that time, with this source."""
     child = os.fork()
     if child == 0:
         status = 2
         try:
             import pytest
 
-            signal.alarm(SECONDS)
+            signal.alarm(math.ceil(seconds))
             silent = os.open(os.devnull, os.O_WRONLY)
             os.dup2(silent, 1)
             os.dup2(silent, 2)
             sys.meta_path.insert(0, _Mutated(file.removesuffix(".py").replace("/", "."), source, ROOT / file))
-            status = pytest.main(["-x", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", *tests])
+            status = pytest.main(["-x", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", *OF[file]])
         finally:
             os._exit(int(status))
     _, ended = os.waitpid(child, 0)
     return ended != 0
 
 
+def seconds_of(file: str) -> float:
+    """What the tests of a file take of it as it is."""
+    begun = time.monotonic()
+    assert not is_noticed(file, (ROOT / file).read_text("utf-8"), 3600), f"the tests of {file} fail without a mutant"
+    return time.monotonic() - begun
+
+
+def tried(sample: list[tuple[str, str, str, str]], out: Path) -> dict[tuple[str, ...], list[bool]]:
+    """Of each mutant, whether it was noticed, each time that it was tried."""
+    found: dict[tuple[str, ...], list[bool]] = defaultdict(list)
+    for line in out.open() if out.exists() else ():
+        *mutant, noticed = json.loads(line)
+        found[tuple(mutant)].append(noticed)
+    seconds: dict[str, float] = {}
+    for *mutant, source in sample:
+        tries, file = found[tuple(mutant)], mutant[0]
+        if not any(tries):
+            if file not in seconds:
+                seconds[file] = seconds_of(file)
+            tries.append(is_noticed(file, source, TIMES * seconds[file]))
+            with out.open("a") as lines:
+                lines.write(json.dumps([*mutant, tries[-1]]) + "\n")
+    return {tuple(mutant): found[tuple(mutant)] for *mutant, _ in sample}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="*", default=list(OF), metavar="file")
     parser.add_argument("--sample", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("mutation.jsonl"))
@@ -125,21 +164,16 @@ def main() -> None:
         importlib.import_module(name)
     changed = [file.removesuffix(".py").replace("/", ".") for file in OF]
     assert not sys.modules.keys() & set(changed), "a mutant would not be imported"
-    every = [(file, *mutant) for file in OF for mutant in mutants_of((ROOT / file).read_text("utf-8"))]
+    every = [(file, *mutant) for file in arguments.files for mutant in mutants_of((ROOT / file).read_text("utf-8"))]
     sample = random.Random(arguments.seed).sample(every, min(arguments.sample, len(every)))
-    found = [json.loads(line) for line in arguments.out.open()] if arguments.out.exists() else []
-    for file, line, said, source in sample[len(found) :]:
-        found.append({"file": file, "line": line, "change": said, "noticed": is_noticed(file, source, OF[file])})
-        with arguments.out.open("a") as out:
-            out.write(json.dumps(found[-1]) + "\n")
-    counts, of = Counter(each["file"] for each in found), Counter(file for file, *_ in every)
-    noticed = Counter(each["file"] for each in found if each["noticed"])
-    print("| file | mutants | tried | noticed |\n|---|---|---|---|")
-    for file in OF:
-        print(f"| {file} | {of[file]} | {counts[file]} | {noticed[file]} |")
-    for each in found:
-        if not each["noticed"]:
-            print(f"- {each['file']}:{each['line']}: `{each['change']}`")
+    found, of = tried(sample, arguments.out), Counter(file for file, *_ in every)
+    print("| file | mutants | tried | noticed at first | noticed now |\n|---|---|---|---|---|")
+    for file in arguments.files:
+        tries = [each for mutant, each in found.items() if mutant[0] == file]
+        print(f"| {file} | {of[file]} | {len(tries)} | {sum(t[0] for t in tries)} | {sum(t[-1] for t in tries)} |")
+    for (file, at, said), tries in found.items():
+        if not tries[0]:
+            print(f"- {file}:{at}: `{said}`{' is noticed now' * tries[-1]}")
 
 
 if __name__ == "__main__":
