@@ -6,7 +6,7 @@ Legend: R runs, S sources, T updates. Simulations go through `benchmarks.evidenc
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 import numpy as np
@@ -151,6 +151,32 @@ def test_of_a_gap_that_grows_no_more_is_believed_than_of_noise_known_to_be_slow(
     assert float(moments.inflation(DOUBT).median()) == pytest.approx(1 + 0.1 * (slow_inflation(count) - 1), rel=0.3)
 
 
+@pytest.mark.parametrize("count", [2, 10, 300])
+def test_the_inflation_of_slow_noise_is_its_sum(count: int) -> None:
+    expected = 1 + 2 * sum((1 - lag / count) * 0.97**lag for lag in range(1, count))
+    assert slow_inflation(count) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("sources", [2, 3, 10])
+@pytest.mark.parametrize("count", [40, 150, 600])
+def test_what_the_lags_see_beyond_the_first_is_counted_and_doubted_as_is_said(count: int, sources: int) -> None:
+    """Each value shares a part with the third and the sixth before it."""
+    independent = normal(count + 6, sources)
+    series = independent[6:] + independent[3:-3] + independent[:-6]
+    found = float(moments_of(series).inflation(DOUBT))
+    assert found == pytest.approx(literal_inflation(series.numpy()), rel=1e-9)
+
+
+@pytest.mark.parametrize("count", [192, 300, 1000])
+def test_what_the_lags_do_not_see_shows_in_the_means_of_stretches(count: int) -> None:
+    """Updates 1 to 64 are high, the next 64 low, and so on; three stretches of that length are enough."""
+    slow = torch.where(torch.arange(count) // 64 % 2 == 0, 1.0, -1.0)[:, None]
+    series = slow + normal(count, 3)
+    expected = of_stretches(series.numpy(), series.numpy().var(0, ddof=1), 64)
+    assert float(moments_of(series).inflation()) == pytest.approx(expected, rel=1e-9)
+    assert float(moments_of(series[:191]).inflation()) < expected / 2
+
+
 @CORRELATED
 @pytest.mark.parametrize("count", [100, 300])
 def test_the_mean_is_within_two_standard_errors_as_often_as_they_say(count: int, rho: float) -> None:
@@ -263,6 +289,28 @@ def test_recent_gaps_are_those_of_the_last_third_to_two_thirds() -> None:
     assert max(counts[20:]) < 0.7
 
 
+def test_they_begin_anew_whenever_the_updates_have_grown_by_half() -> None:
+    known, anew = Evidence.zeros(2), []
+    for raw in normal(100, 2):
+        known, _ = known.plus(raw)
+        if known.younger.count == 0:
+            anew.append(known.updates)
+    assert anew == [1, 2, 3, 5, 8, 12, 18, 27, 41, 62, 93]
+
+
+def test_the_largest_ratio_is_kept_until_the_sum_changes_its_sign() -> None:
+    known, largest, signs = Evidence.zeros(3), [0.0] * 3, set()
+    strength = torch.where(torch.arange(120) < 40, 0.5, -1.0)
+    for raw in normal(120, 3) + strength[:, None] * torch.tensor([-1.0, 0.0, 1.0]):
+        known, _ = known.plus(raw)
+        for source, ratio in enumerate(known.ratio().tolist()):
+            turned = ratio * largest[source] <= 0
+            largest[source] = ratio if turned else math.copysign(max(abs(ratio), abs(largest[source])), ratio)
+        assert known.peak_S.tolist() == largest
+        signs.add(largest[0] > 0)
+    assert signs == {False, True}
+
+
 # ---- many runs at once, checkpoints
 
 
@@ -298,6 +346,38 @@ def test_a_saved_state_goes_on_with_the_same_bits(stop: int, tmp_path: Any) -> N
 
 
 # ---- the rule, against a slow twin
+
+
+def literal_inflation(x: np.ndarray) -> float:  # (t, S)
+    """F with DOUBT, from the whole series."""
+    t, sources = x.shape
+    variance = x.var(0, ddof=1)
+    lags = min(32, max(3, t // 5))
+    rho = np.empty(lags)
+    for k in range(1, lags + 1):
+        rho[k - 1] = sum((x[k:, i] * x[:-k, i]).sum() / (t - k) - x[:, i].mean() ** 2 for i in range(sources))
+    rho /= variance.sum()
+    later = max(2, lags // 2)
+    level = rho[lags - later :].mean()  # in the middle of the later half, later / 2 before the end
+    said = 1 + 2 * rho.sum() + 2 * sum(level * 0.97 ** (later / 2 + beyond) for beyond in range(1, 2000))
+    weights = np.full(lags, 2.0)
+    weights[lags - later :] += 2 * 0.97 / 0.03 * 0.97 ** (later / 2) / later
+    said += 2.0 * math.sqrt(min(1, 200 / t)) * math.sqrt((weights**2).sum() / (t * (sources - 1)))
+    slow = sum((1 - k / t) * 0.97**k for k in range(1, t))
+    first = np.clip(rho[0] + (1 + 3 * rho[0]) / t, -0.98, 0.98)
+    first = min(0.98, first + 2.0 * math.sqrt((1 - first**2) / (t * sources)))
+    said = min(said / max(0.3, 1 - weights.sum() / t), 1 + 0.1 * 2 * slow)
+    found = [1.0, said, (1 + first) / (1 - first)]
+    power = round(math.log2(2 * math.sqrt(t)))
+    for m in (2**power, 2 ** (power + 1)):
+        if 64 <= m <= 1024 and t // m >= 3:
+            found.append(of_stretches(x, variance, m))
+    return max(found)
+
+
+def of_stretches(x: np.ndarray, variance: np.ndarray, m: int) -> float:
+    sums = x[: len(x) // m * m].reshape(-1, m, x.shape[1]).sum(1)
+    return float((sums.var(0, ddof=1) / m / variance).mean())
 
 
 class SlowTwin:
@@ -336,36 +416,6 @@ class SlowTwin:
         pooled = self.shares(k - 1) @ square
         return self.gaps[k - 1] / np.sqrt(np.maximum(square, pooled))
 
-    def inflation(self, t: int) -> float:
-        x = self.standard[:t]
-        variance = x.var(0, ddof=1)
-        lags = min(32, max(3, t // 5))
-        rho = np.empty(lags)
-        for k in range(1, lags + 1):
-            rho[k - 1] = sum((x[k:, i] * x[:-k, i]).sum() / (t - k) - x[:, i].mean() ** 2 for i in range(self.sources))
-        rho /= variance.sum()
-        later = max(2, lags // 2)
-        level = rho[lags - later :].mean()  # in the middle of the later half, later / 2 before the end
-        said = 1 + 2 * rho.sum() + 2 * sum(level * 0.97 ** (later / 2 + beyond) for beyond in range(1, 2000))
-        weights = np.full(lags, 2.0)
-        weights[lags - later :] += 2 * 0.97 / 0.03 * 0.97 ** (later / 2) / later
-        said += 2.0 * math.sqrt(min(1, 200 / t)) * math.sqrt((weights**2).sum() / (t * (self.sources - 1)))
-        slow = sum((1 - k / t) * 0.97**k for k in range(1, t))
-        first = np.clip(rho[0] + (1 + 3 * rho[0]) / t, -0.98, 0.98)
-        first = min(0.98, first + 2.0 * math.sqrt((1 - first**2) / (t * self.sources)))
-        said = min(said / max(0.3, 1 - weights.sum() / t), 1 + 0.1 * 2 * slow)
-        found = [1.0, said, (1 + first) / (1 - first)]
-        power = round(math.log2(2 * math.sqrt(t)))
-        for m in (2**power, 2 ** (power + 1)):
-            if 64 <= m <= 1024 and t // m >= 3:
-                found.append(self.of_stretches(x, variance, m))
-        return max(found)
-
-    @staticmethod
-    def of_stretches(x: np.ndarray, variance: np.ndarray, m: int) -> float:
-        sums = x[: len(x) // m * m].reshape(-1, m, x.shape[1]).sum(1)
-        return float((sums.var(0, ddof=1) / m / variance).mean())
-
     def boundary(self, t: int) -> float:
         each = 0.05 / self.sources
         square = (t + 20) / t * math.log((t + 20) / (20 * each**2))
@@ -381,7 +431,7 @@ class SlowTwin:
                 path.append(logits)
                 continue
             total, before = self.standard[:t].sum(0), self.standard[: t - 1].sum(0)
-            error = np.sqrt(self.standard[:t].var(0, ddof=1) * self.inflation(t) * t)
+            error = np.sqrt(self.standard[:t].var(0, ddof=1) * literal_inflation(self.standard[:t]) * t)
             taken = np.zeros(self.sources) if left is None else (logits - left) - (logits - left).mean()
             left = np.empty(self.sources)
             for i in sources:
@@ -443,6 +493,42 @@ def test_the_rule_is_what_the_slow_twin_does(kind: str) -> None:
     found = walk(torch.from_numpy(raw), 0.05, torch.from_numpy(start)).numpy()
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-9)
     assert np.abs(expected - start).max() > 1  # it moved
+
+
+def known_of(total: list[float], last: list[float]) -> Evidence:
+    """After 30 updates: these sums and last gaps."""
+    known = Evidence.zeros(3)
+    for raw in normal(30, 3):
+        known, _ = known.plus(raw)
+    lately = torch.cat([torch.tensor([last]).double(), known.standard.lately_LS[1:]])
+    return replace(known, standard=replace(known.standard, sum_S=torch.tensor(total).double(), lately_LS=lately))
+
+
+def test_a_gap_moves_by_what_is_still_held_however_small_the_sums() -> None:
+    """f⁴ of what was evident once, until the sum changes its sign."""
+    gap = torch.tensor([0.1, -0.1, 0.5], dtype=torch.float64)
+    known = known_of([0.3, -0.2, 3.0], gap.tolist())
+    moved, half = torch.tensor([0.1, -0.1, 0.1], dtype=torch.float64), torch.full((3,), 0.5, dtype=torch.float64)
+    state = replace(EvidentState.zeros(3), moved_S=moved, used_S=half**4, largest_S=half)
+    logits, after = move_on_evidence(known, state, torch.zeros(3, dtype=torch.float64), 0.05)
+    torch.testing.assert_close(after.moved_S, moved + 0.5**4 * gap)
+    torch.testing.assert_close(logits, -0.05 * 0.5**4 * gap)
+    assert torch.equal(after.largest_S, half)
+
+
+def test_a_source_far_below_the_largest_rises_by_its_own_gaps() -> None:
+    logits, half = torch.tensor([0.0, -1.0, -10.0], dtype=torch.float64), torch.full((3,), 0.5, dtype=torch.float64)
+    known = known_of([1.0, 1.0, -1.0], [0.0, 0.0, -0.5])
+    state = replace(EvidentState.zeros(3), used_S=half**4, largest_S=half)
+    moved = move_on_evidence(known, state, logits, 0.05)[0] - logits
+    torch.testing.assert_close(moved, torch.tensor([0.0, 0.0, 0.05 * 0.5**4 * 0.5], dtype=torch.float64))
+
+
+def test_a_source_that_something_else_pushed_below_its_start_stays_there() -> None:
+    logits = torch.tensor([0.0, -1.0, -20.0], dtype=torch.float64)
+    lowest = torch.tensor([-6.0, -6.0, -10.0], dtype=torch.float64)
+    known, state = known_of([1.0, 1.0, -1.0], [0.0] * 3), replace(EvidentState.zeros(3), lowest_S=lowest)
+    assert torch.equal(move_on_evidence(known, state, logits, 0.05)[0], logits)
 
 
 # ---- what the rule promises
@@ -519,6 +605,18 @@ def test_there_is_no_hope_for_gaps_of_zero_nor_at_the_end_below_the_boundary() -
         assert bool(nothing.may_become_evidence(1000)) is (nothing.updates < 10)
     assert float(known.ratio().abs().max()) < 0.9
     assert [bool(known.may_become_evidence(updates)) for updates in (50, 60, 1000)] == [False, False, True]
+
+
+def test_at_the_end_there_is_hope_where_a_sum_is_beyond_the_boundary_and_nowhere_else() -> None:
+    known, hopes = Evidence.zeros(3), []
+    for raw in normal(60, 3) + torch.tensor([-1.0, 0.0, 0.0]):
+        known, _ = known.plus(raw)
+        if known.updates >= LEAST_UPDATES:
+            error = known.standard.error(-1.0) * known.updates
+            hopes.append(bool(known.may_become_evidence(known.updates)))
+            beyond = known.standard.sum_S.abs() > boundary(known.updates, 3) * error
+            assert hopes[-1] is bool(beyond.any())
+    assert {False, True} == set(hopes)
 
 
 @pytest.mark.parametrize(
