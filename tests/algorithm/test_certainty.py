@@ -5,6 +5,7 @@ Legend: R runs, S sources. Simulations go through `benchmarks.evidence`.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import replace
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from benchmarks import evidence as simulated
 from scalebio_plugin.algorithm.certainty import total_variation, verdict, weight_interval
-from scalebio_plugin.algorithm.evidence import LEAST_UPDATES, Evidence
+from scalebio_plugin.algorithm.evidence import LEAST_UPDATES, Evidence, boundary
 from scalebio_plugin.algorithm.mixture import Bounds, EvidentState, logits_of
 
 RATE = 0.05
@@ -96,6 +97,8 @@ def test_before_anything_is_near_the_boundary_the_interval_has_no_width() -> Non
 def test_of_few_updates_nothing_is_known() -> None:
     low, high = weight_interval(tensor(0.5, 0.5), seen([0.0, 9.0], updates=LEAST_UPDATES - 1), RATE, None)
     assert (low.tolist(), high.tolist()) == ([0.0, 0.0], [1.0, 1.0])
+    low, high = weight_interval(tensor(0.5, 0.5), seen([0.0, 9.0], updates=LEAST_UPDATES), RATE, None)
+    assert bool((low > 0).all() and (high < 1).all())
 
 
 @pytest.mark.parametrize("weights", [[1 / 3] * 3, [0.998, 0.001, 0.001], [1.0, 0.0, 0.0]], ids=str)
@@ -118,6 +121,65 @@ def test_an_interval_narrows_where_the_level_is_lower_and_widens_with_noise() ->
 
     assert width(1.0, 0.05) > width(1.0, 0.5) > 0
     assert width(1.0, 0.05) > 2 * width(0.1, 0.05)
+
+
+class Literally:
+    """An interval as `weight_interval` says it: an end at a time goes through the rule and softmax."""
+
+    def __init__(self, known: Evidence, state: EvidentState | None, level: float):
+        self.known, self.state = known, state
+        totals, doubted = known.sums()
+        self.limit = boundary(known.updates, len(totals))
+        quantile = {0.05: 1.959963984540054, 0.5: 0.674489750196082}[level]
+        self.reach = quantile * known.standard.error() * known.updates / math.sqrt(1 - 1 / len(totals))
+        self.totals, self.doubted = totals, doubted
+
+    def fraction(self, end: float, source: int) -> float:
+        """That is evident of an end, or was when most was, four times over."""
+        total, error, peak = float(self.totals[source]), float(self.doubted[source]), float(self.known.peak_S[source])
+        now = max(0.0, 1 - (self.limit * error / abs(end)) ** 4)
+        shifted = peak + (end - total) / error / self.limit
+        then = max(0.0, 1 - shifted**-4) if shifted * peak > 0 and end * peak > 0 else 0.0
+        return max(now, then**4)
+
+    def shifts(self, source: int) -> list[float]:
+        """Of the source's logit, had its sum ended at either end."""
+        total, reach = float(self.totals[source]), float(self.reach[source])
+        ends = [total - reach, total + reach]
+        if self.state is None:
+            return [RATE * (total - end) for end in ends]
+        used = float(self.state.used_S[source])
+        return [RATE * (total * used - end * self.fraction(end, source)) for end in ends]
+
+    def interval(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        up, down = torch.zeros_like(weights), torch.zeros_like(weights)
+        for source, one in enumerate(torch.eye(len(weights), dtype=torch.float64)):
+            shifted = [torch.softmax(weights.log() + shift * one, -1) for shift in self.shifts(source)]
+            changes = [other.logit() - weights.logit() for other in shifted]
+            up += torch.stack(changes).amax(0).clamp(min=0.0) ** 2
+            down += torch.stack(changes).amin(0).clamp(max=0.0) ** 2
+        return (weights.logit() - down.sqrt()).sigmoid(), (weights.logit() + up.sqrt()).sigmoid()
+
+
+@pytest.mark.parametrize("level", [0.05, 0.5])
+@pytest.mark.parametrize("rule", ["with a state", "without"])
+@pytest.mark.parametrize("seed", range(11))
+def test_an_interval_adds_up_what_the_shift_of_each_source_does_to_the_log_odds(
+    seed: int, rule: str, level: float
+) -> None:
+    """Sums and what was evident of them before, at random: some within the boundary, some that were beyond it once."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(scale: float) -> Tensor:
+        return scale * torch.randn(4, generator=generator, dtype=torch.float64)
+
+    known = seen([0.0] * 4, updates=60)
+    known = replace(known, standard=replace(known.standard, sum_S=random(20.0)), peak_S=random(1.5))
+    state = replace(EvidentState.zeros(4), used_S=random(1.0).sigmoid()) if rule == "with a state" else None
+    weights = random(1.0).softmax(-1)
+    found = weight_interval(weights, known, RATE, state, level=level)
+    for ours, theirs in zip(found, Literally(known, state, level).interval(weights), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
 # ---- verdicts
@@ -153,6 +215,13 @@ def test_too_few_recent_updates_do_not_settle_anything() -> None:
     assert counts[19] < 20 <= counts[60]
     corner = [0.9999, 0.00005, 0.00005]
     assert [said(seen([-2.0, 0.0, 2.0], updates=n), corner) for n in counts] == ["still moving", "converged"]
+
+
+def test_twenty_recent_updates_settle_it() -> None:
+    known = {updates: seen([-2.0, 0.0, 2.0], updates) for updates in (37, 38)}
+    assert [each.recent.count for each in known.values()] == [19, 20]
+    said_of = [said(each, [0.9999, 0.00005, 0.00005]) for each in known.values()]
+    assert said_of == ["still moving", "converged"]
 
 
 def test_recent_gaps_that_point_elsewhere_say_still_moving() -> None:
@@ -214,6 +283,12 @@ def test_drawn_to_a_prior_a_mixture_rests_where_gaps_and_pull_are_equal() -> Non
     assert said_of(at_rest, (prior[0], 4.0)) == "still moving"  # goes back
     assert said_of(at_rest, (prior[0], 1.0)) == "still moving"  # goes on
     assert said_of(prior[0], prior) == "still moving"
+
+
+@pytest.mark.parametrize(("high", "expected"), [(0.75, "converged"), (0.7501, "still moving")])
+def test_an_interval_as_wide_as_a_half_is_settled(high: float, expected: str) -> None:
+    at_rest = seen([-2.0, 0.0, 2.0], 60, last=[0.0, 0.0, 0.0])
+    assert said(at_rest, [0.6, 0.3, 0.1], interval=(tensor(0.25, 0.2, 0.1), tensor(high, 0.3, 0.2))) == expected
 
 
 def test_a_gap_of_a_loud_source_is_not_known_by_its_own_noise() -> None:
