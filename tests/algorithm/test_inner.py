@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scalebio_plugin.algorithm.inner import InnerParameters, own_entries
+from scalebio_plugin.algorithm.inner import InnerParameters, own_entries, restored_state
 from tests.engines.simulated import WHEN, simulated_transfer
 
 PULL = 0.3
@@ -265,6 +265,17 @@ def test_a_step_of_u_leaves_w_as_it_is(make, device):
     assert any(not torch.equal(ours.inner.values[name], u[name]) for name in u)
 
 
+@OPTIMIZER
+def test_its_step_is_the_optimizers_and_leaves_no_gradient(make):
+    ours, literally = Ours.after(1, make), Ours.after(1, make)
+    with ours.inner.in_place():
+        loss_of(ours.model, 1).backward()
+        ours.inner.step()
+        assert all(parameter.grad is None for parameter in ours.model.parameters())
+    literally.inner_step(1)
+    assert everything(ours) == everything(literally)
+
+
 SCHEDULES: dict[str, Callable[[torch.optim.Optimizer], Any]] = {
     "cosine": lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 8),
     "linear": lambda optimizer: torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, 8),
@@ -336,6 +347,23 @@ def test_values_keep_their_type(dtype):
         ours.step(step)
     assert {value.dtype for value in ours.inner.values.values()} == {dtype}
     assert {parameter.dtype for parameter in ours.model.parameters()} == {dtype}
+
+
+def test_beside_the_model_nothing_is_copied():
+    ours = Ours.after(1)
+
+    def places() -> list[dict[str, int]]:
+        return [{n: v.data_ptr() for n, v in held.items()} for held in (ours.inner.parameters, ours.inner.values)]
+
+    before = places()
+    ours.inner.exchange()
+    assert places() == before[::-1]
+
+
+def test_values_rest_where_they_are_told_to():
+    ours = Ours(OPTIMIZERS["adam"], torch.device("meta"))
+    ours.follow()
+    assert {value.device.type for value in ours.inner.values.values()} == {"meta"}
 
 
 # ---- u takes over
@@ -505,6 +533,16 @@ def test_what_was_saved_does_not_change_later_nor_once_it_was_loaded(make, loade
         ours.inner.load_state_dict(saved)
     ours.step(1)
     assert plain(saved) == before
+
+
+@pytest.mark.parametrize(("key", "place"), [("fused", "meta"), ("capturable", "meta"), ("foreach", "cpu")])
+def test_a_count_of_steps_is_restored_where_the_optimizer_keeps_it(key, place):
+    """Of parameters that are not on the CPU."""
+    parameter = nn.Parameter(torch.zeros(2, device="meta"))
+    optimizer = torch.optim.Adam([parameter])
+    optimizer.param_groups[0][key] = True
+    restored = restored_state({"step": torch.tensor(3.0), "exp_avg": torch.zeros(2)}, parameter, optimizer)
+    assert {name: value.device.type for name, value in restored.items()} == {"step": place, "exp_avg": "meta"}
 
 
 def test_parameters_that_do_not_train_here_are_refused_by_name():

@@ -161,6 +161,13 @@ def test_a_pass_begins_before_all_has_arrived_and_each_block_waits_for_its_own()
     assert seen == [{f"layers.{n}.0.{kind}" for n in numbers for kind in ("weight", "bias")} for numbers in ahead]
 
 
+def test_a_block_that_is_not_said_to_begin_with_a_pass_begins_and_ends_once_all_has_arrived():
+    beside = Trained(Blocks, "late", hooked=True)
+    with beside.inner.in_place():
+        assert not beside.inner.arriving
+    assert not beside.inner.arriving
+
+
 def test_the_simulation_shows_a_pass_that_does_not_wait():
     alone, beside = Trained(Blocks, None), Trained(Blocks, "late")
     for trained in (alone, beside):
@@ -169,6 +176,20 @@ def test_the_simulation_shows_a_pass_that_does_not_wait():
     for trained in (alone, beside):
         trained.step(1)
     assert plain(alone.model.state_dict()) != plain(beside.model.state_dict())
+
+
+@WHENEVER
+def test_an_exchange_waits_for_the_one_before(when):
+    """Also where there are buffers enough for both."""
+    for seed in range(3):
+        beside = Trained(flat, when, seed, hooked=True)
+        beside.inner.transfer = simulated_transfer(when, seed=seed, buffers=64)
+        beside.step(0)
+        before = plain(beside.everything())
+        beside.inner.exchange()
+        beside.inner.exchange()
+        beside.inner.settle()
+        assert plain(beside.everything()) == before
 
 
 @WHENEVER
