@@ -136,6 +136,10 @@ def literal_sums(sequences: list[Sequence], sources: int, *, per_sequence: bool)
 # ---- targets
 
 
+def test_the_label_of_no_target_is_torchs():
+    assert torch.nn.CrossEntropyLoss().ignore_index == IGNORED
+
+
 @UNITS
 @LAYOUT
 def test_counts_and_losses_are_those_of_the_definition_in_every_layout(sequences, layout, per_sequence):

@@ -157,6 +157,7 @@ def test_pieces_bound_the_logits_and_are_equally_many_where_ranks_must_agree() -
     vocabulary, tokens = 128_256, 2 * 4096
     free, alike = Pieces.of(vocabulary, tokens), Pieces.of(vocabulary, tokens, alike=True)
     assert ENTRIES / 2 < free.most * vocabulary <= ENTRIES
-    assert free.number(10) == 1
+    assert free.most * vocabulary * 4 <= 128 * 2**20, "bytes in float32"
+    assert free.number(10) == Pieces(10).number(10) == 1
     assert alike.number(10) == alike.number(tokens) == free.number(tokens)
     assert Pieces.of(2 * ENTRIES, tokens).most == 1

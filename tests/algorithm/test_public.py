@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import pkgutil
 import re
 import runpy
 import sys
@@ -39,6 +40,13 @@ def test_the_index_lists_all_that_it_imports_once(package: ModuleType) -> None:
     modules = {name for name, value in vars(package).items() if inspect.ismodule(value)}
     imported = {name for name in vars(package) if not name.startswith("_")} - modules
     assert sorted(package.__all__) == sorted(imported)
+
+
+@pytest.mark.parametrize("module", [module.name for module in pkgutil.iter_modules(algorithm.__path__)])
+def test_state_is_a_value(module: str) -> None:
+    """Nobody changes a record that somebody else holds."""
+    classes = inspect.getmembers(importlib.import_module(f"{algorithm.__name__}.{module}"), dataclasses.is_dataclass)
+    assert [name for name, each in classes if not each.__dataclass_params__.frozen] == []
 
 
 @EVERY

@@ -113,6 +113,12 @@ class TestLargeFiles:
         large.write_bytes(flipped(large.read_bytes(), at))
         assert manifest.faults_of(large.parent) == ["model.bin is changed"]
 
+    def test_a_flipped_bit_is_found_where_each_of_64_blocks_begins(self, large: Path) -> None:
+        content = large.read_bytes()
+        for block in range(64):
+            large.write_bytes(flipped(content, block * 9990 // 63))
+            assert manifest.faults_of(large.parent) == ["model.bin is changed"]
+
     def test_a_stretch_of_zeros_is_found_wherever_it_is(self, large: Path) -> None:
         content = large.read_bytes()
         for start in range(0, 9800, 61):

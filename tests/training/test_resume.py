@@ -10,14 +10,18 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
 import pytest
 import torch
+from axolotl.core.trainers.base import AxolotlTrainer
 from safetensors import SafetensorError
 
 from scalebio_plugin.training import checkpoint
+from scalebio_plugin.training.random_state import DataOrder
+from scalebio_plugin.training.resumable import ResumableTrainer
 from tests import host
 
 LISA = {"lisa": {"active_layers": 1, "interval": 4}}
@@ -153,6 +157,21 @@ def resume(inputs: Path, whole: host.Run, checkpoint: int, tmp_path: Path, **cha
 
 def test_resume_from_an_older_checkpoint_forgets_what_came_later(inputs: Path, tmp_path: Path, whole: host.Run) -> None:
     assert_same_end(Path(whole.cfg.output_dir), resume(inputs, whole, 3, tmp_path), 10)
+
+
+def test_before_the_first_batch_the_order_of_an_epoch_comes_from_what_the_host_restored() -> None:
+    states = [torch.Generator().manual_seed(seed).get_state() for seed in range(2)]
+    trainer, order = ResumableTrainer.__new__(ResumableTrainer), DataOrder()
+    trainer.learning = SimpleNamespace(order=order)
+    with (
+        torch.random.fork_rng(devices=[]),
+        patch.object(AxolotlTrainer, "_load_rng_state", lambda self, state: torch.set_rng_state(state)),
+    ):
+        order.at_epoch(None, 0)
+        for state in states:
+            trainer._load_rng_state(state)
+            order.at_batches()
+    assert torch.equal(order.epoch, states[0])
 
 
 @pytest.fixture
