@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -172,6 +173,29 @@ def test_before_the_first_batch_the_order_of_an_epoch_comes_from_what_the_host_r
             trainer._load_rng_state(state)
             order.at_batches()
     assert torch.equal(order.epoch, states[0])
+
+
+@pytest.mark.parametrize(("done", "last"), [(1, 0), (6, 5)])
+def test_the_host_loads_its_optimizer_while_the_layers_of_the_last_step_train(done: int, last: int) -> None:
+    events: list[str | int] = []
+
+    @contextmanager
+    def hosts_optimizer() -> Iterator[None]:
+        events.append("the host's optimizer")
+        yield
+        events.append("ours")
+
+    trainer = ResumableTrainer.__new__(ResumableTrainer)
+    layers = SimpleNamespace(freeze_others=lambda step, parameters: events.append(step))
+    trainer.learning = SimpleNamespace(layers=layers, engine=SimpleNamespace(hosts_optimizer=hosts_optimizer))
+    trainer.state = SimpleNamespace(global_step=done)
+    with (
+        patch.object(ResumableTrainer, "trainable_parameters", lambda self: {}),
+        patch.object(AxolotlTrainer, "_load_optimizer_and_scheduler", lambda self, folder: events.append("loaded")),
+        patch.object(ResumableTrainer, "_restore", lambda self, learning, folder: events.append("u")),
+    ):
+        trainer._load_optimizer_and_scheduler("checkpoint")
+    assert events == [last, "the host's optimizer", "loaded", "ours", "u"]
 
 
 @pytest.fixture
