@@ -21,6 +21,7 @@ from axolotl.core.trainers.base import AxolotlTrainer
 from safetensors import SafetensorError
 
 from scalebio_plugin.training import checkpoint
+from scalebio_plugin.training.mixture_run import Phase
 from scalebio_plugin.training.random_state import DataOrder
 from scalebio_plugin.training.resumable import ResumableTrainer
 from tests import host
@@ -196,6 +197,47 @@ def test_the_host_loads_its_optimizer_while_the_layers_of_the_last_step_train(do
     ):
         trainer._load_optimizer_and_scheduler("checkpoint")
     assert events == [last, "the host's optimizer", "loaded", "ours", "u"]
+
+
+def test_what_our_files_hold_of_the_optimizer_goes_back_into_it() -> None:
+    """As on FSDP2, where the host cannot save all of it."""
+    calls: list[Any] = []
+    engine = SimpleNamespace(
+        restore_model_part=lambda parameters, part: calls.append(part),
+        restore_optimizer_part=lambda parameters, optimizer, part: calls.append((optimizer, part)),
+    )
+    settings = SimpleNamespace(warmup_steps=9)
+    run = SimpleNamespace(phase=lambda done: Phase.LEARN, settings=settings, names=["a"], weights_S=torch.ones(1))
+    folder = SimpleNamespace(restore_history=lambda path: False)
+    learning = SimpleNamespace(place=None, run=run, engine=engine, folder=folder, resume_at=lambda position, done: None)
+    trainer = ResumableTrainer.__new__(ResumableTrainer)
+    trainer.optimizer, trainer.state = "the optimizer", SimpleNamespace(global_step=3, max_steps=9)
+    saved = checkpoint.InnerPart(None, (0, 0), {}, {"of": "the model"}, {"of": "the optimizer"})
+    with (
+        patch.object(ResumableTrainer, "trainable_parameters", lambda self: {}),
+        patch.object(ResumableTrainer, "is_world_process_zero", lambda self: True),
+        patch.object(checkpoint, "read_inner", lambda folder, place: saved),
+    ):
+        trainer._restore(learning, "checkpoint-3")
+    assert calls == [saved.model, ("the optimizer", saved.optimizer)]
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments"),
+    [
+        ("train", ("checkpoint-3",)),
+        ("_save_checkpoint", ("model", "trial")),
+        ("_save_optimizer_and_scheduler", ("checkpoint-3",)),
+        ("_load_rng_state", ("checkpoint-3",)),
+        ("_load_optimizer_and_scheduler", ("checkpoint-3",)),
+        ("_maybe_log_save_evaluate", (0.5, None)),
+    ],
+)
+def test_without_learning_it_is_the_hosts_trainer(method: str, arguments: tuple[Any, ...]) -> None:
+    trainer, calls = ResumableTrainer.__new__(ResumableTrainer), []
+    with patch.object(AxolotlTrainer, method, lambda self, *given: calls.append(given)):
+        getattr(trainer, method)(*arguments)
+    assert calls == [arguments]
 
 
 @pytest.fixture
