@@ -54,6 +54,7 @@ LEARNING: dict[str, dict[str, Any]] = {
     },
     "old default": {**BEFORE, "mixture_update": "exponentiated_gradient"},
     "default": {},
+    "with a prior": {"prior": {}},
 }
 CONTROL, CONTROL_STEPS = {"penalty": math.inf}, 40  # no validation pull: nothing can be learned
 # The paper's way with LISA: the same layers in both sets, as here, or drawn apart, as its authors' code does.
@@ -207,12 +208,17 @@ def apply(directory: Path, name: str, mixture: str, seed: int, test: Sequence[Ro
 
 
 def baselines(mixture: str, directory: Path) -> dict[str, str]:
-    """Paths of two more mixture.json by name: 1/10 for every source; and its share of the tokens, all rows alike."""
+    """Paths of more mixture.json by name.
+
+    1/10 for every source; its share of the tokens, all rows alike; its share of the rows with real answers: the best
+    that is known.
+    """
     document = read_mixture(mixture)
     tokens = {name: source["tokens"] for name, source in document["sources"].items()}
     weights = {
         "equal weights": dict.fromkeys(tokens, 1 / len(tokens)),
         "all rows alike": {name: count / sum(tokens.values()) for name, count in tokens.items()},
+        "real answers": {name: (1 - rate) / (len(RATES) - sum(RATES)) for name, rate in zip(NAMES, RATES, strict=True)},
     }
     paths = {name: directory / f"{name.replace(' ', '-')}.json" for name in weights}
     for name, path in paths.items():
@@ -221,7 +227,7 @@ def baselines(mixture: str, directory: Path) -> dict[str, str]:
 
 
 def measure(alpaca: Path, directory: Path, seed: int, arms: Sequence[str]) -> dict[str, Any]:
-    """Of one seed: what learns, the control, and ordinary runs on those mixtures and on two others."""
+    """Of one seed: what learns, the control, and ordinary runs on those mixtures and on three others."""
     test = prepare(alpaca, directory, seed)["test"]
     results: dict[str, Any] = {"pretrained": loss_of_answers(directory / "base", asked(test)), "phase 2": {}}
     for name in arms:
