@@ -288,6 +288,20 @@ def test_compiling_is_refused_on_several_processes(monkeypatch):
     refused(config({"torch_compile": True}), "torch_compile: ", "remove torch_compile")
 
 
+def test_held_out_rows_need_an_evaluation():
+    held_out = config(scalebio={"held_out_rows": 8})
+    refused(held_out, "scalebio.held_out_rows: 8", "test_datasets or val_set_size", "remove held_out_rows")
+    for evaluated in ({"val_set_size": 0.1}, {"test_datasets": [{"path": "data/test.jsonl", "type": "alpaca"}]}):
+        assert problems_of(config(evaluated, scalebio={"held_out_rows": 8})) == []
+
+
+def test_the_worst_of_one_validation_set_is_refused():
+    one = GOOD["scalebio"]["validation_datasets"]
+    refused(config(scalebio={"objective": "worst"}), "scalebio.objective: worst", "several", "remove objective")
+    another = [*one, {"path": "data/other.jsonl", "type": "alpaca"}]
+    assert problems_of(config(scalebio={"objective": "worst", "validation_datasets": another})) == []
+
+
 def test_fp16_is_refused_on_sharded_engines():
     zero2 = {"fp16": {"enabled": "auto"}, "zero_optimization": {"stage": 2}}
     for engine in (FSDP2, {"deepspeed": zero2}):

@@ -155,6 +155,21 @@ def test_a_model_whose_code_needs_data_is_estimated_roughly(tmp_path: Path, monk
 
 
 @pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"adapter": "lora", "load_in_8bit": True, "lora_r": 4, "lora_target_linear": True}, "rough for an 8-bit base"),
+        ({"activation_offloading": True}, "are not counted: less on the GPU, more on the CPU"),
+        ({"sample_packing": True}, "validation_batch_size counts sequences"),
+    ],
+    ids=["8-bit", "offloading", "packing"],
+)
+def test_what_is_not_counted_is_told(keys: dict[str, Any], told: str, tmp_path: Path) -> None:
+    found = estimated({**bilevel(tmp_path), **keys, "scalebio": {"validation_batch_size": 2}}, tmp_path)
+    assert any(told in line for line in lines_of(found, 8.0))
+
+
+@pytest.mark.usefixtures("quick")
 def test_unknown_optimizers_and_paged_ones_are_told(tmp_path: Path) -> None:
     for name, told in (("tomorrow", "counted as AdamW"), ("paged_adamw_8bit", "may move to CPU memory")):
         found = estimated({**bilevel(tmp_path), "optimizer": name}, tmp_path)
