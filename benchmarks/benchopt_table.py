@@ -184,11 +184,14 @@ def figure(values: pd.Series) -> str:
 
 def table(benchmark: Benchmark) -> Iterator[str]:
     early, budget = f"{benchmark.budget // EARLY:,}", f"{benchmark.budget:,}"
-    heads = [f"{problem.title}, after {early} | after {budget} | chosen" for problem in PROBLEMS.values()]
+    heads = [
+        f"{problem.title}, after {early} | after {budget} | below the others, of {len(SEEDS)} | chosen"
+        for problem in PROBLEMS.values()
+    ]
     yield f"| | evaluations a step | {' | '.join(heads)} |"
-    yield "|---" * (2 + 3 * len(PROBLEMS)) + "|"
+    yield "|---" * (2 + 4 * len(PROBLEMS)) + "|"
     starts = [figure(benchmark.measured("soba", at)[1]["start"]) for at in PROBLEMS]
-    yield f"| *at the start* | | {' | | | '.join(starts)} | | |"
+    yield f"| *at the start* | | {' | | | | '.join(starts)} | | | |"
     for name, way in WAYS.items():
         costs = dict.fromkeys(f"{way.cost(problem):,}" for problem in PROBLEMS.values())
         yield f"| {way.title} | {', '.join(costs)} | {' | '.join(cells(benchmark, name))} |"
@@ -197,11 +200,18 @@ def table(benchmark: Benchmark) -> Iterator[str]:
 def cells(benchmark: Benchmark, name: str) -> Iterator[str]:
     for at in PROBLEMS:
         if WAYS[name].of_mixtures and at != "sources":
-            yield from ("–", "–", "–")
+            yield from ("–", "–", "–", "–")
             continue
         values, found = benchmark.measured(name, at)
         yield from (figure(found["early"]), figure(found["end"]))
+        yield str((found["end"] < least_of_others(benchmark, at)).sum()) if WAYS[name].solver == str(OURS) else ""
         yield ", ".join(f"{parameter} {value:g}" for parameter, value in values.items())
+
+
+def least_of_others(benchmark: Benchmark, at: str) -> pd.Series:
+    """On each instance, where the best of the ways that are not ours ended."""
+    others = [name for name, way in WAYS.items() if way.solver != str(OURS)]
+    return pd.concat([benchmark.measured(name, at)[1]["end"] for name in others], axis=1).min(axis=1)
 
 
 def main() -> None:
