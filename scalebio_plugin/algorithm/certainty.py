@@ -116,8 +116,8 @@ def verdict(
     largest = float(told.abs().max())
     if largest == 0.0:
         return "converged"
-    far = FOLLOWED / largest if prior is None else min(FOLLOWED / largest, 1 / prior[1])
-    followed = bounded(weights_of(logits_S - far * told))
+    held_by = 0.0 if prior is None else prior[1]  # told / held_by nats away gap and pull are equal
+    followed = bounded(weights_of(logits_S - FOLLOWED * told / max(largest, FOLLOWED * held_by)))
     return "still moving" if total_variation(followed, weights_of(logits_S)) > LITTLE else "converged"
 
 

@@ -229,18 +229,19 @@ class MixtureRun:
 
     @property
     def drawn_to(self) -> tuple[Tensor, float] | None:
-        """(S,) a prior's weights, and its strength in nats of gap."""
-        prior = self.settings.prior
-        return None if prior is None else (self.prior_S, prior.strength / self.settings.penalty)
+        """(S,) a prior's weights, and its strength in nats of gap, of which an infinite penalty leaves none."""
+        prior, penalty = self.settings.prior, self.settings.penalty
+        return None if prior is None or math.isinf(penalty) else (self.prior_S, prior.strength / penalty)
 
     def _drawn_to_prior(self, logits_S: Tensor, before_S: Tensor, rate: float) -> Tensor:  # (S,)
         """The same under the evidence rule, beside it: it moves each source by its gap over a scale of its own."""
-        prior, scale_S = self.settings.prior, self.evidence.scale_S * self.settings.penalty
-        if prior is None or self.settings.mixture_update != "evidence" or not 0.0 < float(scale_S.min()) < math.inf:
+        scale_S = self.evidence.scale_S
+        if self.drawn_to is None or self.settings.mixture_update != "evidence" or not float(scale_S.min()) > 0.0:
             return logits_S
+        prior_S, strength = self.drawn_to
         share_S = precision_weights(self.evidence.spread_S, self.evidence.updates)
-        centre = (share_S * (before_S - self.prior_S.log())).sum()  # softmax does not see it
-        return towards_prior(logits_S - centre, self.prior_S, rate * prior.strength / scale_S)
+        centre = (share_S * (before_S - prior_S.log())).sum()  # softmax does not see it
+        return towards_prior(logits_S - centre, prior_S, rate * strength / scale_S)
 
     def verdict(self) -> str:
         """See `algorithm.certainty.verdict`."""

@@ -283,6 +283,8 @@ def test_drawn_to_a_prior_a_mixture_rests_where_gaps_and_pull_are_equal() -> Non
     assert said_of(at_rest, (prior[0], 4.0)) == "still moving"  # goes back
     assert said_of(at_rest, (prior[0], 1.0)) == "still moving"  # goes on
     assert said_of(prior[0], prior) == "still moving"
+    nowhere = (prior[0], 0.0)  # of an infinite penalty
+    assert said_of(at_rest, nowhere) == said_of(at_rest, None)
 
 
 @pytest.mark.parametrize(("high", "expected"), [(0.75, "converged"), (0.7501, "still moving")])

@@ -333,6 +333,17 @@ def test_with_a_prior_a_run_rests_where_no_weight_gains_more_than_it_costs(rule,
 
 
 @RULES
+def test_a_control_with_a_prior_is_told_like_one_without(rule):
+    """At an infinite penalty there is no pull; gaps are what rounding leaves of 0."""
+    block = {"mixture_update": rule, "penalty": math.inf, "mixture_learning_rate": 0.05}
+    controls = run_of(**block, prior={"weights": {"a": 0.5, "b": 0.2, "c": 0.3}}), run_of(**block)
+    for step, gap in enumerate(gaps(200), start=1):
+        biased = 1e-9 * (torch.tensor([-1.0, 0.0, 1.0]) + 0.1 * gap)
+        held, free = (observe(run, biased, step) for run in controls)
+        assert held == free
+
+
+@RULES
 def test_a_prior_is_the_start_where_it_has_no_weights(rule):
     run = run_of(mixture_update=rule, prior={"strength": 50.0}, mixture_init={"a": 0.2, "b": 0.3, "c": 0.5})
     for step, gap in enumerate(gaps(200), start=1):
