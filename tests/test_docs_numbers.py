@@ -97,7 +97,12 @@ FIGURES = [
     ("report.md", "in none of 100 runs", "evidence.md", "in none of 100 runs at ρ 0 and .5, and in 3 to 5% at ρ .9"),
     ("weights.md", "they gained 0.02 to 0.06, on each of three seeds", "denoising.md", "by 0.057, 0.031 and 0.018"),
     ("weights.md", "lost 0.01 to 0.03 nats", "denoising.md", "loses 0.006, 0.027 and 0.021 against all rows alike"),
-    ("method.md", "gains 0.17 ± 0.04 on equal weights", "planted_sizes.md", "the old one gains (−0.17 ± 0.04 on uniform)"),
+    (
+        "method.md",
+        "gains 0.17 ± 0.04 on equal weights",
+        "planted_sizes.md",
+        "the old one gains (−0.17 ± 0.04 on uniform)",
+    ),
     ("two-phases.md", "0.62 nats better", "small_model.md", "0.616 ± 0.028 below that"),
     ("memory.md", "LoRA 2.05 times, with QLoRA 1.98 times", "gpu.md", "in 2.05 times the plain host's step"),
     ("memory.md", "it was 3 to 6% low", "gpu.md", "It is 3 to 6% low"),
