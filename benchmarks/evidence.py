@@ -321,30 +321,77 @@ def verdicts(runs: int) -> Iterator[str]:
             yield f"| {sources} | {kind} | {rho} | " + " | ".join(cells) + " |"
 
 
-def _verdicts(sources: int, kind: str, rho: float, runs: int) -> list[str]:
-    noise, run = Noise("AR(1)", rho, runs, sources, seed=6), Evident(runs, sources)
-    weights = first = torch.softmax(run.first, -1)
-    best = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)
-    recent = younger = first
-    true = torch.zeros(sources, dtype=torch.float64)
+class Watched:
+    """Runs of the evidence rule, and what is said of each."""
+
+    def __init__(self, runs: int, sources: int, rho: float, seed: int):
+        self.noise, self.run = Noise("AR(1)", rho, runs, sources, seed), Evident(runs, sources)
+        self.weights = self.first = self._recent = self._younger = torch.softmax(self.run.first, -1)
+
+    def step(self, gap: Tensor) -> Tensor:  # (R, S) -> (R, S) weights
+        before, self.weights = self.weights, self.run.step(gap + self.noise.step())
+        if self.run.known.younger.count == 0:
+            self._recent, self._younger = self._younger, before
+        return self.weights
+
+    def words(self, which: Sequence[int]) -> list[str]:
+        """The verdicts on these runs."""
+        low, high = certainty.weight_interval(self.weights, self.run.known, self.run.rate, self.run.state)
+        return [self._word(run, (low[run], high[run])) for run in which]
+
+    def _word(self, run: int, interval: tuple[Tensor, Tensor]) -> str:
+        moved, away = (float(total_variation(start[run], self.weights[run])) for start in (self._recent, self.first))
+        how = {"moved": moved, "away": away, "interval": interval}
+        return certainty.verdict(_one(self.run.known, run), self.run.logits[run], bounded=lambda p: p, **how)
+
+
+INSIDE = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)
+
+
+def _gap_of(kind: str, weights: Tensor) -> Tensor:
+    """(S,) or (R, S) true gaps: "none", "one source by .5", "optimum inside, κ 2"."""
+    if "inside" in kind:
+        return float(kind.split()[-1]) * (weights.log() - INSIDE.log())
+    true = torch.zeros(weights.shape[-1], dtype=torch.float64)
     true[0] = -float(kind.split()[-1]) if kind.startswith("one") else 0.0
-    cells = []
+    return true
+
+
+def _verdicts(sources: int, kind: str, rho: float, runs: int) -> list[str]:
+    watched, cells = Watched(runs, sources, rho, seed=6), []
     for update in range(1, 1001):
-        gap = float(kind.split()[-1]) * (weights.log() - best.log()) if "inside" in kind else true
-        before, weights = weights, run.step(gap + noise.step())
-        if run.known.younger.count == 0:
-            recent, younger = younger, before
+        watched.step(_gap_of(kind, watched.weights))
         if update in (100, 300, 1000):
-            found = []
-            low, high = certainty.weight_interval(weights, run.known, run.rate, run.state)
-            for i in range(runs):
-                moved, away = (float(total_variation(start[i], weights[i])) for start in (recent, first))
-                known, ends = _one(run.known, i), (low[i], high[i])
-                how = {"moved": moved, "away": away, "interval": ends}
-                found.append(certainty.verdict(known, run.logits[i], bounded=lambda p: p, **how))
+            found = watched.words(range(runs))
             parts = [found.count(name) / runs for name in ("no signal", "still moving", "converged")]
             cells.append(" ".join(f"{part:.1%}" for part in parts))
     return cells
+
+
+def settling(runs: int) -> Iterator[str]:
+    """The first `converged`, and whether it was right."""
+    yield f"Looked at every 16 updates up to 600, part of {runs} runs that is called converged, in brackets too early"
+    yield "(less than 0.9; inside, more than .15 from the optimum):\n"
+    yield "| S | gaps | ρ | converged |"
+    yield "|---|---|---|---|"
+    cases = [(3, f"optimum inside, κ {size}", rho) for size in (0.5, 2) for rho in (0.0, 0.5)]
+    cases += [(3, "one source by 1", 0.0), (3, "one source by 1", 0.5)]
+    for sources, kind, rho in [*cases, (3, "one source by .5", 0.5), (10, "one source by .5", 0.5)]:
+        ended = _settling(sources, kind, rho, runs)
+        yield f"| {sources} | {kind} | {rho} | {len(ended) / runs:.0%} ({sum(ended.values()) / runs:.0%}) |"
+
+
+def _settling(sources: int, kind: str, rho: float, runs: int) -> dict[int, bool]:
+    """Of each run that was called converged, whether that was too early."""
+    watched, ended = Watched(runs, sources, rho, seed=11), dict[int, bool]()
+    for update in range(1, 601):
+        weights = watched.step(_gap_of(kind, watched.weights))
+        if update % 16 == 0:
+            far = total_variation(weights, INSIDE) > 0.15 if "inside" in kind else weights[:, 0] < 0.9
+            open_runs = [run for run in range(runs) if run not in ended]
+            said = zip(open_runs, watched.words(open_runs), strict=True)
+            ended |= {run: bool(far[run]) for run, word in said if word == "converged"}
+    return ended
 
 
 ENDING, LOOKS = 250, 10  # updates at most; between two looks at the verdict
@@ -365,30 +412,23 @@ def ending(runs: int) -> Iterator[str]:
 
 
 def _ending(sources: int, signal: float, rho: float, runs: int) -> list[float]:
-    noise, run = Noise("AR(1)", rho, runs, sources, seed=11), Evident(runs, sources)
+    watched = Watched(runs, sources, rho, seed=11)
     true = torch.zeros(sources, dtype=torch.float64)
     true[0] = -signal
-    weights = recent = younger = first = torch.softmax(run.first, -1)
     end, converged, early, moved = torch.full((runs,), float(ENDING)), *torch.zeros(3, runs, dtype=torch.bool)
     lost = torch.zeros(runs, dtype=torch.bool)
     for update in range(1, ENDING + 1):
-        before, weights = weights, run.step(true + noise.step())
-        moved |= total_variation(weights, first) > certainty.LITTLE
+        weights, known = watched.step(true), watched.run.known
+        moved |= total_variation(weights, watched.first) > certainty.LITTLE
         lost |= moved & (end < update) & ~converged
-        if run.known.younger.count == 0:
-            recent, younger = younger, before
         open_now = end == ENDING
         if update >= ENDING / 2:
-            quiet = ~moved & ~(run.known.ratio().abs() > 1).any(-1)
-            end[open_now & quiet & ~run.known.may_become_evidence(ENDING)] = update
+            quiet = ~moved & ~(known.ratio().abs() > 1).any(-1)
+            end[open_now & quiet & ~known.may_become_evidence(ENDING)] = update
         if update % LOOKS == 0:
-            low, high = certainty.weight_interval(weights, run.known, run.rate, run.state)
-            for i in torch.nonzero(open_now & moved).flatten().tolist():
-                far = (float(total_variation(start[i], weights[i])) for start in (recent, first))
-                known, ends = _one(run.known, i), (low[i], high[i])
-                how = dict(zip(("moved", "away"), far, strict=True))
-                said = certainty.verdict(known, run.logits[i], **how, bounded=lambda p: p, interval=ends)
-                if said == "converged":
+            which = torch.nonzero(open_now & moved).flatten().tolist()
+            for i, word in zip(which, watched.words(which), strict=True):
+                if word == "converged":
                     end[i], converged[i], early[i] = update, True, signal == 0.0 or float(weights[i, 0]) < 0.9
     still = end[~moved].mean() / ENDING if bool((~moved).any()) else torch.tensor(1.0)
     return [float(part.double().mean()) for part in (moved, lost, still, converged, early)]
@@ -506,6 +546,7 @@ TABLES: dict[str, Callable[[int], Iterator[str]]] = {
     "interior": interior,
     "coverage": coverage,
     "verdicts": verdicts,
+    "settling": settling,
     "ending": ending,
     "cost": cost,
 }

@@ -337,25 +337,14 @@ def test_at_a_bound_gaps_point_outwards(bounds: Bounds, weights: list[float], ga
     assert said(seen(gaps), weights) == "still moving"
 
 
-class Said:
-    """Verdicts on simulated runs, with what each of them has to be told."""
-
+class Said(simulated.Watched):
     def __init__(self, runs: int, sources: int, rho: float):
-        self.noise, self.run = simulated.Noise("AR(1)", rho, runs, sources, seed=6), simulated.Evident(runs, sources)
-        self.weights = self.first = self.recent = self.younger = torch.softmax(self.run.first, -1)
+        super().__init__(runs, sources, rho, seed=6)
 
     def after(self, updates: int, true: Tensor) -> list[str]:
         for _ in range(updates):
-            before, self.weights = self.weights, self.run.step(true + self.noise.step())
-            if self.run.known.younger.count == 0:
-                self.recent, self.younger = self.younger, before
-        interval = weight_interval(self.weights, self.run.known, RATE, self.run.state)
-        return [self.of(run, interval[0][run], interval[1][run]) for run in range(len(self.weights))]
-
-    def of(self, run: int, low: Tensor, high: Tensor) -> str:
-        moved, away = (total_variation(start[run], self.weights[run]) for start in (self.recent, self.first))
-        known = simulated._one(self.run.known, run)
-        return verdict(known, self.run.logits[run], moved=moved, away=away, bounded=lambda p: p, interval=(low, high))
+            self.step(true)
+        return self.words(range(len(self.weights)))
 
 
 @pytest.mark.parametrize(
