@@ -28,12 +28,12 @@ import numpy as np
 import torch
 
 from benchmarks import small_model
-from benchmarks.real_data import SOURCES, padded, paired_difference, token_mean
-from benchmarks.small_model import losses_of
+from benchmarks.arms import Problem, losses_of, padded, paired_difference, run, token_mean, tokenised, train
+from benchmarks.small_model import SOURCES
 from scalebio_plugin.report.mixture_file import SCHEMA, write_mixture
 
-BATCH = small_model.MICRO_BATCH * small_model.ACCUMULATION
-PASSES = round(2.5 * small_model.STEPS)  # over BATCH rows
+BATCH = small_model.CONFIG["micro_batch_size"] * small_model.CONFIG["gradient_accumulation_steps"]
+PASSES = round(2.5 * small_model.CONFIG["max_steps"])  # over BATCH rows
 RENEWED = 5  # steps of `alignment` to a look at gradients
 ALIGNMENT_STEP = 0.15  # in logits, of a source whose alignment is its running RMS: to a vertex in about forty
 RUNS = 9  # of `swarm`
@@ -94,7 +94,7 @@ class Trainee:
 
 
 @dataclass
-class Problem:
+class Data:
     """Tokenised rows by source, those to tune for, and draws from them."""
 
     base: Path
@@ -131,11 +131,11 @@ def targets_in(rows: Rows) -> int:
     return sum(label != -100 for row in rows for label in row["labels"][1:])
 
 
-# ---- ways: (problem) -> (S,) weights, and passes
+# ---- ways: (data) -> (S,) weights, and passes
 
 
-def bandit(problem: Problem) -> tuple[np.ndarray, float]:
-    trainee, names, number = Trainee(problem.base), list(problem.rows), len(problem.rows)
+def bandit(data: Data) -> tuple[np.ndarray, float]:
+    trainee, names, number = Trainee(data.base), list(data.rows), len(data.rows)
     reward_S, policies = np.zeros(number), []
     before = 1 / number
     for step in range(1, PASSES + 1):
@@ -143,42 +143,40 @@ def bandit(problem: Problem) -> tuple[np.ndarray, float]:
         scores_S = np.exp(before * (reward_S - reward_S.max()))
         policy_S = (1 - number * explore) * scores_S / scores_S.sum() + explore
         before = explore
-        arm = int(problem.rng.choice(number, p=policy_S))
-        loss = trainee.step(problem.of_source(names[arm], BATCH))
+        arm = int(data.rng.choice(number, p=policy_S))
+        loss = trainee.step(data.of_source(names[arm], BATCH))
         reward_S[arm] = 0.9 * reward_S[arm] + 0.1 * loss / policy_S[arm]
         policies.append(policy_S)
     return np.mean(policies[PASSES // 2 :], axis=0), trainee.passes
 
 
-def alignment(problem: Problem) -> tuple[np.ndarray, float]:
-    trainee = Trainee(problem.base)
-    logits_S, square, step = np.log(problem.shares), 0.0, 0
+def alignment(data: Data) -> tuple[np.ndarray, float]:
+    trainee = Trainee(data.base)
+    logits_S, square, step = np.log(data.shares), 0.0, 0
     while trainee.passes < PASSES:
         if step % RENEWED == 0:
-            wanted = trainee.gradient(problem.of_validation(BATCH // 2))
-            along_S = np.array(
-                [float(trainee.gradient(problem.of_source(name, BATCH)) @ wanted) for name in problem.rows]
-            )
+            wanted = trainee.gradient(data.of_validation(BATCH // 2))
+            along_S = np.array([float(trainee.gradient(data.of_source(name, BATCH)) @ wanted) for name in data.rows])
             along_S -= along_S.mean()
             square += (float((along_S**2).mean()) - square) / (step // RENEWED + 1)
             logits_S = logits_S + ALIGNMENT_STEP * along_S / math.sqrt(square)
-        trainee.step(problem.batch(softmax(logits_S)))
+        trainee.step(data.batch(softmax(logits_S)))
         step += 1
     return softmax(logits_S), trainee.passes
 
 
-def swarm(problem: Problem) -> tuple[np.ndarray, float]:
-    number, passes = len(problem.rows), 0.0
-    tried, losses = problem.rng.dirichlet(np.ones(number), RUNS), []
+def swarm(data: Data) -> tuple[np.ndarray, float]:
+    number, passes = len(data.rows), 0.0
+    tried, losses = data.rng.dirichlet(np.ones(number), RUNS), []
     for weights_S in tried:
-        trainee = Trainee(problem.base)
-        judged = len(problem.validation) / BATCH / 3
+        trainee = Trainee(data.base)
+        judged = len(data.validation) / BATCH / 3
         while trainee.passes + 1 + judged <= PASSES / RUNS:
-            trainee.step(problem.batch(weights_S))
-        losses.append(trainee.loss_on(problem.validation))
+            trainee.step(data.batch(weights_S))
+        losses.append(trainee.loss_on(data.validation))
         passes += trainee.passes
     slope_S = np.linalg.lstsq(tried, np.array(losses), rcond=None)[0]
-    candidates = problem.rng.dirichlet(np.ones(number), CANDIDATES)
+    candidates = data.rng.dirichlet(np.ones(number), CANDIDATES)
     return candidates[np.argsort(candidates @ slope_S)[:BEST]].mean(axis=0), passes
 
 
@@ -188,7 +186,7 @@ def softmax(logits_S: np.ndarray) -> np.ndarray:
     return weights_S
 
 
-WAYS: dict[str, Callable[[Problem], tuple[np.ndarray, float]]] = {
+WAYS: dict[str, Callable[[Data], tuple[np.ndarray, float]]] = {
     "bandit": bandit,
     "alignment": alignment,
     "swarm": swarm,
@@ -202,34 +200,31 @@ def main() -> None:
     parser = small_model.parser_of(__doc__)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     arguments = parser.parse_args()
-    work = small_model.place(arguments.work, arguments.target)
+    problem = small_model.problem_of(arguments.work, arguments.target)
     if not arguments.table:
-        small_model.prepare(arguments.data, work, arguments.target)
+        small_model.prepare(arguments.data, problem, arguments.target)
         for name in (*SOURCES, "validation"):
-            small_model.tokenised(work, name)
+            tokenised(problem, name)
         for seed in arguments.seeds:
             for way in arguments.ways:
-                run_way(work, way, seed)
-    print("\n".join(table(work, arguments.seeds)))
+                run_way(problem, way, seed)
+    print("\n".join(table(problem.work, arguments.seeds)))
 
 
-def run_way(work: Path, way: str, seed: int) -> None:
-    folder = work / f"{way}-{seed}"
+def run_way(problem: Problem, way: str, seed: int) -> None:
+    folder = problem.work / f"{way}-{seed}"
     if not (folder / "test.json").exists():
-        small_model.run(choose, folder, {}, way, seed)
-        mixture = {"apply": str(folder / "mixture.json"), "names": list(SOURCES)}
-        config = {**small_model.base_config(work, list(SOURCES)), "seed": seed, "scalebio": mixture}
-        small_model.run(small_model.train, folder, {**config, "plugins": ["scalebio", *config["plugins"]]})
+        run(choose, folder, {}, problem, way, seed)
+        run(train, folder, problem.applied(folder / "mixture.json", seed))
         print(f"{way}-{seed} {token_mean(losses_of(folder)):.4f}", flush=True)
 
 
-def choose(folder: Path, way: str, seed: int) -> None:
+def choose(folder: Path, problem: Problem, way: str, seed: int) -> None:
     """In a process of its own: mixture.json, and way.json with the passes that it took."""
-    work = folder.parent
     torch.manual_seed(seed)
-    rows = {name: small_model.tokenised(work, name) for name in SOURCES}
-    problem = Problem(work / "base", rows, small_model.tokenised(work, "validation"), np.random.default_rng(seed))
-    weights_S, passes = WAYS[way](problem)
+    rows = {name: tokenised(problem, name) for name in SOURCES}
+    data = Data(problem.work / "base", rows, tokenised(problem, "validation"), np.random.default_rng(seed))
+    weights_S, passes = WAYS[way](data)
     Path("way.json").write_text(json.dumps({"passes": passes}))
     write_mixture("mixture.json", {"schema": SCHEMA, "weights": dict(zip(rows, weights_S.tolist(), strict=True))})
 
