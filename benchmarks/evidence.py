@@ -304,6 +304,7 @@ class Expected:
 class _Sums:
     def __init__(self, known: evidence.Evidence, total: Tensor, standard: evidence.Moments):
         self.known, self.total, self.updates, self.standard = known, total, known.updates, standard
+        self.per_nat_S = known.per_nat_S
 
     def sums(self) -> tuple[Tensor, Tensor]:
         return self.total, self.known.sums()[1]
@@ -441,15 +442,8 @@ def _one(known: evidence.Evidence, run: int) -> evidence.Evidence:
         picked = {key: value[..., run, :] for key, value in vars(moments).items() if key != "count"}
         return evidence.Moments(count=moments.count, **picked)
 
-    return evidence.Evidence(
-        known.spread_S[run],
-        known.size_S[run],
-        known.scale_S[run],
-        of(known.standard),
-        known.peak_S[run],
-        of(known.recent),
-        of(known.younger),
-    )
+    values = {key: of(value) if isinstance(value, evidence.Moments) else value[run] for key, value in vars(known).items()}
+    return evidence.Evidence(**values)
 
 
 def cost(runs: int) -> Iterator[str]:

@@ -12,6 +12,7 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
+from .alike import shared
 from .evidence import LEAST_UPDATES, LEVEL, TINY, Evidence, boundary, evident_fraction, precision_weights
 from .mixture import EvidentState, held, weights_of
 
@@ -29,10 +30,10 @@ def weight_interval(
     """(S,) ends of an interval for each weight: what the noise of the gaps may have made of it.
 
     λ_i is a sum of gaps, whose standard error says by how much it would differ in a run with other noise. Both ends of
-    that sum's interval go through the rule (with a `state`: `move_on_evidence`; else the plain sum), and what each
-    source's shift does to the log odds of every weight is added up in squares, upwards and downwards apart. It covers
-    (more often than asked) where the gaps do not answer to the weights, and is wide where they do: near an optimum
-    inside the simplex they bring λ back. An interval of no width: nothing has passed the boundary.
+    that sum's interval go through the rule (with a `state`: `move_on_evidence`; else the plain sum), and what the
+    shift of each source's does to the log odds of every weight is added up in squares, upwards and downwards apart. It
+    covers (more often than asked) where the gaps do not answer to the weights, and is wide where they do: near an
+    optimum inside the simplex they bring λ back. An interval of no width: nothing has passed the boundary.
 
     Args:
         weights_S: (S,), after the last update.
@@ -46,31 +47,33 @@ def weight_interval(
     total, error = evidence.sums()
     reach = NormalDist().inv_cdf(1 - level / 2) * evidence.standard.error() * evidence.updates
     reach = reach / math.sqrt(1 - 1 / weights_S.shape[-1])  # with what centring took away
-    ends, now = [total - reach, total + reach], total
+    shifts = torch.diag_embed(torch.stack([-reach, reach]))  # of one source in each row: (2, S, S)
     if state is not None:
-        limit, now = boundary(evidence.updates, weights_S.shape[-1]), total * state.used_S
-        ends = [end * _other_fraction(end, total, evidence, limit) for end in ends]
-    changes = torch.stack([_log_odds_change(weights_S, learning_rate * (now - end)) for end in ends])
-    up, down = ((sign * changes).amax(0).clamp(min=0.0).square().sum(-1).sqrt() for sign in (1, -1))
+        shifts = _moved(evidence, state, shifts) - _moved(evidence, state, torch.zeros_like(shifts))
+    changes = _log_odds_change(weights_S, -learning_rate * shifts)
+    up, down = ((sign * changes).amax(0).clamp(min=0.0).square().sum(-2).sqrt() for sign in (1, -1))
     odds = torch.logit(weights_S)
     return torch.sigmoid(odds - down), torch.sigmoid(odds + up)
 
 
-def _other_fraction(end_S: Tensor, total_S: Tensor, evidence: Evidence, limit: float) -> Tensor:  # (S,)
-    """The evident fraction in a run whose sums ended there, and were shifted as much when its evidence was largest."""
-    _, error = evidence.sums()
-    peak = evidence.peak_S + (end_S - total_S) / error.clamp(min=TINY) / limit
-    same = (peak * evidence.peak_S > 0) & (end_S * evidence.peak_S > 0)
-    largest = torch.where(same, evident_fraction(peak, torch.ones_like(peak), 1.0), 0.0)
-    return held(evident_fraction(end_S, error, limit), largest)[0]
+def _moved(evidence: Evidence, state: EvidentState, shift_SS: Tensor) -> Tensor:  # (2, S, S)
+    """What the rule makes of shifted sums, each of which was shifted as much when its evidence was largest."""
+    total, error = (value[..., None, :] for value in evidence.sums())
+    limit, end, before = boundary(evidence.updates, total.shape[-1]), total + shift_SS, evidence.peak_S[..., None, :]
+    sums, fraction = shared(end, error.expand_as(end), evidence.per_nat_S[..., None, :], limit)
+    peak = before + shift_SS / error.clamp(min=TINY) / limit
+    same = (peak * before > 0) & (end * before > 0)
+    own = torch.where(same, evident_fraction(peak, torch.ones_like(peak), 1.0), 0.0)
+    largest = torch.where(shift_SS != 0, own, state.largest_S[..., None, :])
+    return sums * held(fraction, largest)[0]
 
 
-def _log_odds_change(weights_S: Tensor, shift_S: Tensor) -> Tensor:  # (S, S)
-    """Of weight i, in row i, when the logit of source j alone is shifted."""
-    rest = (1 - weights_S).clamp(min=1e-12)[..., :, None]
-    of_others = -torch.log1p((weights_S * torch.expm1(shift_S.clamp(max=50.0)))[..., None, :] / rest)
-    own = torch.eye(weights_S.shape[-1], dtype=torch.bool)
-    return torch.where(own, shift_S[..., None, :], of_others)
+def _log_odds_change(weights_S: Tensor, shift_SS: Tensor) -> Tensor:  # (2, S, S)
+    """Of each weight, in a column, by the shifts of all logits that stand in a row."""
+    weights = weights_S[..., None, :]
+    grown = weights * torch.expm1(shift_SS.clamp(max=50.0))
+    others = 1 - torch.eye(weights.shape[-1], dtype=torch.float64)
+    return shift_SS - torch.log1p((grown @ others / (1 - weights).clamp(min=1e-12)).clamp(min=1e-15 - 1))
 
 
 def verdict(

@@ -182,6 +182,7 @@ class Evidence:
             gaps have been more than noise.
         recent: Of the gaps in nats, over the last third to two thirds of the updates.
         younger: Will take the place of `recent`.
+        per_nat_S: (S,), sum of 1 / scale over the updates: a sum of standardised gaps over it is their mean in nats.
     """
 
     spread_S: Tensor
@@ -191,12 +192,13 @@ class Evidence:
     peak_S: Tensor
     recent: Moments
     younger: Moments
+    per_nat_S: Tensor
 
     @classmethod
     def zeros(cls, *shape: int) -> Evidence:
         """Before the first update; `shape` is (S,)."""
         nothing, none = torch.zeros(shape, dtype=torch.float64), Moments.zeros(*shape)
-        return cls(nothing, nothing, nothing, none, nothing, none, none)
+        return cls(nothing, nothing, nothing, none, nothing, none, none, nothing)
 
     @classmethod
     def of(cls, saved: Mapping[str, Any]) -> Evidence:
@@ -204,6 +206,9 @@ class Evidence:
         values: dict[str, Any] = {
             key: Moments(**value) if isinstance(value, dict) else value for key, value in saved.items()
         }
+        if "per_nat_S" not in values:  # saved before there was one
+            scale, updates = values["scale_S"], values["standard"].count
+            values["per_nat_S"] = torch.where(scale > 0, updates / scale.clamp(min=TINY), 0.0)
         return cls(**values)
 
     @property
@@ -225,11 +230,13 @@ class Evidence:
         size = DECAY * self.size_S + (1 - DECAY) * gap**2
         square = size / (1 - DECAY ** (self.updates + 1))
         scale = torch.maximum(square, (share * square).sum(-1, keepdim=True)).sqrt()
-        standard = torch.where(scale > 0, gap / scale.clamp(min=TINY), 0.0)
+        per_nat = torch.where(scale > 0, 1 / scale.clamp(min=TINY), 0.0)
+        standard = gap * per_nat
         recent, younger = self.recent.plus(gap), self.younger.plus(gap)
         if younger.count >= (self.updates + 1) / 3:
             recent, younger = younger, Moments.zeros(*raw_S.shape)
-        after = Evidence(spread, size, scale, self.standard.plus(standard), self.peak_S, recent, younger)
+        sums = (self.standard.plus(standard), self.peak_S, recent, younger, self.per_nat_S + per_nat)
+        after = Evidence(spread, size, scale, *sums)
         ratio = after.ratio()
         higher = (ratio * self.peak_S <= 0) | (ratio.abs() > self.peak_S.abs())
         return replace(after, peak_S=torch.where(higher, ratio, self.peak_S)), gap

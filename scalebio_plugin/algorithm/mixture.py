@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from .evidence import LEAST_UPDATES, TINY, Evidence, boundary, evident_fraction
+from .alike import shared
+from .evidence import LEAST_UPDATES, TINY, Evidence, boundary
 
 
 def weights_of(logits_S: Tensor) -> Tensor:  # (S,)
@@ -140,6 +141,7 @@ class EvidentState:
         left_S: (S,), λ as the last update left it, before reach, prior and bounds; infinite before the first.
         lowest_S: (S,), how far below the largest a source may be, ≤ 0: as far as at the start, or as all may be;
             infinite before the first.
+        shared_S: (S,), the sums as the sources shared them at the last update.
     """
 
     moved_S: Tensor
@@ -148,13 +150,14 @@ class EvidentState:
     largest_S: Tensor
     left_S: Tensor
     lowest_S: Tensor
+    shared_S: Tensor
 
     @classmethod
     def zeros(cls, *shape: int) -> EvidentState:
         """Before the first update."""
         nothing = torch.zeros(shape, dtype=torch.float64)
         unknown = torch.full_like(nothing, math.inf)
-        return cls(nothing, nothing, nothing, nothing, unknown, unknown)
+        return cls(nothing, nothing, nothing, nothing, unknown, unknown, nothing)
 
 
 def move_on_evidence(
@@ -162,6 +165,7 @@ def move_on_evidence(
 ) -> tuple[Tensor, EvidentState]:
     """λ = λ₀ − η A: A is that fraction f of a source's summed gaps, over their running RMS, that is evident.
 
+    Sources that are not told apart share both (`alike.shared`), so that their odds stay as they are.
     So λ stays where it is on noise. Where there is a signal, each gap moves it by f of itself, and what was gathered in
     doubt is caught up, at most MOST of it in an update. Where f falls, A goes back in proportion, but keeps f⁴ of what
     was evident once: later gaps, which are 0 where the mixture has arrived, are those of another mixture (if all of it
@@ -179,23 +183,24 @@ def move_on_evidence(
         λ after the update, and the state for the next one.
     """
     if evidence.updates < LEAST_UPDATES:
-        return logits_S, state
-    total, error = evidence.sums()
-    gap, before = evidence.standard.last_S, total - evidence.standard.last_S
-    fraction = evident_fraction(total, error, boundary(evidence.updates, logits_S.shape[-1]))
+        return logits_S, replace(state, shared_S=evidence.sums()[0])
+    total, fraction = shared(*evidence.sums(), evidence.per_nat_S, boundary(evidence.updates, logits_S.shape[-1]))
+    before, most = state.shared_S, evidence.standard.last_S.abs().clamp(min=MOST)
+    gap = (total - before).clamp(-most, most)  # where others come to share, a sum changes by more than a gap
     used, largest = held(fraction, torch.where(total * before > 0, state.largest_S, 0.0))
     taken = _taken(logits_S, state.left_S)
     moved = state.moved_S - taken / learning_rate
     owed = torch.where(taken.abs() > NOTHING, 0.0, state.owed_S)
     kept = torch.where(state.used_S > 0, used / state.used_S.clamp(min=TINY), 0.0).clamp(max=1.0)
     owed = owed + (used - state.used_S).clamp(min=0.0) * before - (moved + owed) * (1 - kept)
+    owed = owed + used * (total - before - gap)
     paid = owed.clamp(-MOST, MOST)
     after = moved + used * gap + paid
     after = torch.where((after * total < 0) & (moved * total >= 0), 0.0, after)
     left = logits_S - learning_rate * (after - moved)
     at_start = (logits_S - logits_S.amax(-1, keepdim=True)).clamp(max=-_reach(logits_S.shape[-1]))
     lowest = torch.where(state.lowest_S.isinf(), at_start, state.lowest_S)
-    return _within_reach(left, logits_S, lowest), EvidentState(after, owed - paid, used, largest, left, lowest)
+    return _within_reach(left, logits_S, lowest), EvidentState(after, owed - paid, used, largest, left, lowest, total)
 
 
 def held(fraction_S: Tensor, largest_S: Tensor) -> tuple[Tensor, Tensor]:

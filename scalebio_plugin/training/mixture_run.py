@@ -373,6 +373,8 @@ class MixtureRun:
         self.updates = saved["updates"]
         if "evidence" in saved:  # not in what an older version wrote
             self.evidence = Evidence.of(saved["evidence"])
+            if self.rule_state and self.rule_state.keys() == EvidentState.__dataclass_fields__.keys() - {"shared_S"}:
+                self.rule_state["shared_S"] = self.evidence.sums()[0]  # each moved by its own
             self.first_S, self.recent_from_S = saved["first"], saved["recent_from"]
             self.younger_from_S = saved["younger_from"]
             self.objective.load_state_dict(saved["objective"])

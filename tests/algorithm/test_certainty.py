@@ -17,6 +17,7 @@ from benchmarks import evidence as simulated
 from scalebio_plugin.algorithm.certainty import total_variation, verdict, weight_interval
 from scalebio_plugin.algorithm.evidence import LEAST_UPDATES, Evidence, boundary
 from scalebio_plugin.algorithm.mixture import Bounds, EvidentState, logits_of
+from tests.algorithm.alike_twin import literally_shared
 
 RATE = 0.05
 
@@ -134,28 +135,26 @@ class Literally:
         self.reach = quantile * known.standard.error() * known.updates / math.sqrt(1 - 1 / len(totals))
         self.totals, self.doubted = totals, doubted
 
-    def fraction(self, end: float, source: int) -> float:
-        """That is evident of an end, or was when most was, four times over."""
-        total, error, peak = float(self.totals[source]), float(self.doubted[source]), float(self.known.peak_S[source])
-        now = max(0.0, 1 - (self.limit * error / abs(end)) ** 4)
-        shifted = peak + (end - total) / error / self.limit
-        then = max(0.0, 1 - shifted**-4) if shifted * peak > 0 and end * peak > 0 else 0.0
-        return max(now, then**4)
-
-    def shifts(self, source: int) -> list[float]:
-        """Of the source's logit, had its sum ended at either end."""
-        total, reach = float(self.totals[source]), float(self.reach[source])
-        ends = [total - reach, total + reach]
+    def moved(self, source: int, shift: float) -> Tensor:
+        """By how much of its sum each source moves, had one of them been shifted; -η of it is λ."""
         if self.state is None:
-            return [RATE * (total - end) for end in ends]
-        used = float(self.state.used_S[source])
-        return [RATE * (total * used - end * self.fraction(end, source)) for end in ends]
+            return torch.eye(len(self.totals), dtype=torch.float64)[source] * shift
+        totals, largest = self.totals.clone(), self.state.largest_S.clone()
+        totals[source] += shift
+        if shift != 0.0:
+            peak = float(self.known.peak_S[source])
+            then = peak + shift / float(self.doubted[source]) / self.limit
+            held = then * peak > 0 and float(totals[source]) * peak > 0
+            largest[source] = max(0.0, 1 - then**-4) if held else 0.0
+        values = (totals.numpy(), self.doubted.numpy(), self.known.per_nat_S.numpy(), self.limit)
+        sums, fractions = map(torch.from_numpy, literally_shared(*values))
+        return sums * torch.maximum(fractions, largest**4)
 
     def interval(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         up, down = torch.zeros_like(weights), torch.zeros_like(weights)
-        for source, one in enumerate(torch.eye(len(weights), dtype=torch.float64)):
-            shifted = [torch.softmax(weights.log() + shift * one, -1) for shift in self.shifts(source)]
-            changes = [other.logit() - weights.logit() for other in shifted]
+        for source, reach in enumerate(self.reach.tolist()):
+            shifts = [-RATE * (self.moved(source, end) - self.moved(source, 0.0)) for end in (-reach, reach)]
+            changes = [torch.softmax(weights.log() + shift, -1).logit() - weights.logit() for shift in shifts]
             up += torch.stack(changes).amax(0).clamp(min=0.0) ** 2
             down += torch.stack(changes).amin(0).clamp(max=0.0) ** 2
         return (weights.logit() - down.sqrt()).sigmoid(), (weights.logit() + up.sqrt()).sigmoid()
@@ -175,7 +174,7 @@ def test_an_interval_adds_up_what_the_shift_of_each_source_does_to_the_log_odds(
 
     known = seen([0.0] * 4, updates=60)
     known = replace(known, standard=replace(known.standard, sum_S=random(20.0)), peak_S=random(1.5))
-    state = replace(EvidentState.zeros(4), used_S=random(1.0).sigmoid()) if rule == "with a state" else None
+    state = replace(EvidentState.zeros(4), largest_S=random(1.0).sigmoid()) if rule == "with a state" else None
     weights = random(1.0).softmax(-1)
     found = weight_interval(weights, known, RATE, state, level=level)
     for ours, theirs in zip(found, Literally(known, state, level).interval(weights), strict=True):

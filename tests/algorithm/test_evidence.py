@@ -28,6 +28,7 @@ from scalebio_plugin.algorithm.evidence import (
     slow_inflation,
 )
 from scalebio_plugin.algorithm.mixture import Bounds, EvidentState, logits_of, move_on_evidence, weights_of
+from tests.algorithm.alike_twin import literally_shared
 
 CORRELATED = pytest.mark.parametrize("rho", [0.0, 0.5])
 
@@ -387,7 +388,8 @@ class SlowTwin:
         self.raw, self.rate, self.start = raw, rate, start
         self.sources = raw.shape[1]
         self.gaps = np.array([self.gap(k) for k in range(1, len(raw) + 1)])
-        self.standard = np.array([self.standardised(k) for k in range(1, len(raw) + 1)])
+        self.scales = np.array([self.scale(k) for k in range(1, len(raw) + 1)])
+        self.standard = self.gaps / self.scales
 
     @staticmethod
     def ages(k: int) -> np.ndarray:
@@ -411,10 +413,9 @@ class SlowTwin:
     def gap(self, k: int) -> np.ndarray:
         return self.raw[k - 1] - self.shares(k - 1) @ self.raw[k - 1]
 
-    def standardised(self, k: int) -> np.ndarray:
+    def scale(self, k: int) -> np.ndarray:
         square = self.ages(k) @ self.gaps[:k] ** 2 / self.ages(k).sum()
-        pooled = self.shares(k - 1) @ square
-        return self.gaps[k - 1] / np.sqrt(np.maximum(square, pooled))
+        return np.sqrt(np.maximum(square, self.shares(k - 1) @ square))
 
     def boundary(self, t: int) -> float:
         each = 0.05 / self.sources
@@ -424,22 +425,23 @@ class SlowTwin:
     def path(self) -> np.ndarray:  # (T, S), λ after each update
         sources, rate = range(self.sources), self.rate
         logits, moved, owed, used, largest = self.start.copy(), *np.zeros((4, self.sources))
-        left, path = None, []
+        left, path, before = None, [], self.standard[:9].sum(0)
         reach = math.log((self.sources - 1) * 0.99 / 0.01)
         for t in range(1, len(self.raw) + 1):
             if t < 10:
                 path.append(logits)
                 continue
-            total, before = self.standard[:t].sum(0), self.standard[: t - 1].sum(0)
             error = np.sqrt(self.standard[:t].var(0, ddof=1) * literal_inflation(self.standard[:t]) * t)
+            per_nat = (1 / self.scales[:t]).sum(0)
+            total, fractions = literally_shared(self.standard[:t].sum(0), error, per_nat, self.boundary(t))
             taken = np.zeros(self.sources) if left is None else (logits - left) - (logits - left).mean()
             left = np.empty(self.sources)
             for i in sources:
-                inside = abs(total[i]) <= self.boundary(t) * error[i]
-                fraction = 0.0 if inside else 1 - (self.boundary(t) * error[i] / abs(total[i])) ** 4
                 held = largest[i] if total[i] * before[i] > 0 else 0.0
-                largest[i] = max(fraction, held)
-                now, start = max(fraction, held**4), moved[i] - taken[i] / rate
+                largest[i] = max(fractions[i], held)
+                now, start = max(fractions[i], held**4), moved[i] - taken[i] / rate
+                most = max(1.5, abs(self.standard[t - 1, i]))
+                gap = min(max(total[i] - before[i], -most), most)
                 if abs(taken[i]) > 1e-9:
                     owed[i] = 0.0
                 if now >= used[i]:
@@ -447,8 +449,9 @@ class SlowTwin:
                     owed[i] = owed[i] + (now - used[i]) * before[i] - (start + owed[i]) * (1 - kept)
                 else:
                     owed[i] -= (start + owed[i]) * (1 - now / used[i])
+                owed[i] += now * (total[i] - before[i] - gap)
                 paid = min(max(owed[i], -1.5), 1.5)
-                new = start + now * (total[i] - before[i]) + paid
+                new = start + now * gap + paid
                 if new * total[i] < 0 <= start * total[i]:
                     new = 0.0
                 left[i] = logits[i] - rate * (new - start)
@@ -461,7 +464,7 @@ class SlowTwin:
                     now[i] = left.max() + max(own, min(distance[i], start_distance[i]))
                 else:
                     now[i] = max(left[i], left.max() - reach)
-            logits = now
+            logits, before = now, total
             path.append(logits)
         return np.array(path)
 
@@ -470,6 +473,8 @@ def example(kind: str) -> np.ndarray:  # (T, S) raw gaps
     noise = correlated(300, 1, 4, rho=0.6, seed=7)[:, 0].numpy()
     if kind == "a loud source":
         return noise * [1, 1, 1, 12] + [-0.9, 0.0, 0.4, 0.0]
+    if kind == "sources that are alike":
+        return noise * [1, 2, 1, 3] + [-1.2, -1.2, 1.0, 1.0]
     if kind == "two sources":
         return noise[:, :2] + [-1.0, 0.0]
     if kind == "a source that turns":
@@ -481,6 +486,7 @@ def example(kind: str) -> np.ndarray:  # (T, S) raw gaps
     "kind",
     [
         "a loud source",
+        "sources that are alike",
         pytest.param("two sources", marks=pytest.mark.slow),
         "a source that turns",
         pytest.param("small gaps, all shifted", marks=pytest.mark.slow),
@@ -504,12 +510,16 @@ def known_of(total: list[float], last: list[float]) -> Evidence:
     return replace(known, standard=replace(known.standard, sum_S=torch.tensor(total).double(), lately_LS=lately))
 
 
+def sums_before(known: Evidence) -> Tensor:
+    return known.standard.sum_S - known.standard.last_S
+
+
 def test_a_gap_moves_by_what_is_still_held_however_small_the_sums() -> None:
     """f⁴ of what was evident once, until the sum changes its sign."""
     gap = torch.tensor([0.1, -0.1, 0.5], dtype=torch.float64)
     known = known_of([0.3, -0.2, 3.0], gap.tolist())
     moved, half = torch.tensor([0.1, -0.1, 0.1], dtype=torch.float64), torch.full((3,), 0.5, dtype=torch.float64)
-    state = replace(EvidentState.zeros(3), moved_S=moved, used_S=half**4, largest_S=half)
+    state = replace(EvidentState.zeros(3), moved_S=moved, used_S=half**4, largest_S=half, shared_S=sums_before(known))
     logits, after = move_on_evidence(known, state, torch.zeros(3, dtype=torch.float64), 0.05)
     torch.testing.assert_close(after.moved_S, moved + 0.5**4 * gap)
     torch.testing.assert_close(logits, -0.05 * 0.5**4 * gap)
@@ -519,7 +529,7 @@ def test_a_gap_moves_by_what_is_still_held_however_small_the_sums() -> None:
 def test_a_source_far_below_the_largest_rises_by_its_own_gaps() -> None:
     logits, half = torch.tensor([0.0, -1.0, -10.0], dtype=torch.float64), torch.full((3,), 0.5, dtype=torch.float64)
     known = known_of([1.0, 1.0, -1.0], [0.0, 0.0, -0.5])
-    state = replace(EvidentState.zeros(3), used_S=half**4, largest_S=half)
+    state = replace(EvidentState.zeros(3), used_S=half**4, largest_S=half, shared_S=sums_before(known))
     moved = move_on_evidence(known, state, logits, 0.05)[0] - logits
     torch.testing.assert_close(moved, torch.tensor([0.0, 0.0, 0.05 * 0.5**4 * 0.5], dtype=torch.float64))
 

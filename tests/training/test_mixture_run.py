@@ -442,6 +442,25 @@ def test_a_checkpoint_of_an_older_version_goes_on():
     assert resumed.evidence.updates == 20
 
 
+def test_a_checkpoint_of_a_version_in_which_each_source_moved_by_itself_goes_on() -> None:
+    whole, resumed = run_of(), run_of()
+    steps = [gap + torch.tensor([-5.0, 0.0, 5.0], dtype=torch.float64) for gap in gaps(120)]
+    for step, gap in enumerate(steps[:60], start=1):
+        observe(whole, gap, step)
+    saved = copy.deepcopy(whole.state_dict())
+    del saved["evidence"]["per_nat_S"], saved["rule_state"]["shared_S"]
+    resumed.load_state_dict(saved)
+    assert resumed.interval() is not None
+    before = whole.logits_S.clone()
+    for step, gap in enumerate(steps[60:], start=61):
+        for run in (whole, resumed):
+            observe(run, gap, step)
+        if step == 61:
+            torch.testing.assert_close(resumed.logits_S, before, rtol=0, atol=0.2)  # no jump
+    torch.testing.assert_close(resumed.weights_S, whole.weights_S, rtol=0, atol=0.02)
+    assert float(whole.weights_S[0]) > 0.9
+
+
 def test_intervals_are_those_of_the_rule_and_none_where_its_noise_is_not_known():
     steps = [gap + torch.tensor([-5.0, 0.0, 5.0], dtype=torch.float64) for gap in gaps(30)]
     found = {}
