@@ -442,8 +442,8 @@ def _one(known: evidence.Evidence, run: int) -> evidence.Evidence:
         picked = {key: value[..., run, :] for key, value in vars(moments).items() if key != "count"}
         return evidence.Moments(count=moments.count, **picked)
 
-    values = {key: of(value) if isinstance(value, evidence.Moments) else value[run] for key, value in vars(known).items()}
-    return evidence.Evidence(**values)
+    values = vars(known).items()
+    return evidence.Evidence(**{k: of(v) if isinstance(v, evidence.Moments) else v[run] for k, v in values})
 
 
 def cost(runs: int) -> Iterator[str]:
