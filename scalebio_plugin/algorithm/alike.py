@@ -21,36 +21,41 @@ NEARER = 0.2  # of the way between two means, beyond its middle, over which a so
 LEAST_NOISE = 1e-150  # whose square is a number
 
 
-def shared(total_S: Tensor, error_S: Tensor, per_nat_S: Tensor, limit: float) -> tuple[Tensor, Tensor]:
+def shared(
+    total_S: Tensor, gap_S: Tensor, error_S: Tensor, per_nat_S: Tensor, limit: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """The sums by which sources move, and how much of them is evident.
 
     Continuous in all of it; a source that is alone on its side keeps its own sum and its own fraction.
 
     Args:
         total_S: (S,), sums of gaps over their scale.
+        gap_S: (S,), what the last update added to them.
         error_S: (S,), their standard errors.
         per_nat_S: (S,), sums of 1 / scale, so that total / per_nat is a mean gap in nats.
         limit: z₀.
 
     Returns:
-        (S,) sums, and (S,) fractions: λ is to have moved by their product.
+        (S,) sums; (S,) what of them is the last update's, who shares with whom being as it is now; and (S,) fractions:
+        λ is to have moved by fraction times sum.
     """
     per_nat_S = per_nat_S.clamp(min=TINY)
     mean, noise = total_S / per_nat_S, (error_S / per_nat_S).clamp(min=LEAST_NOISE)
     own = evident_fraction(total_S, error_S, limit)
     ratio = torch.where(total_S != 0, total_S / (limit * error_S).clamp(min=TINY), 0.0)
     precision = noise**-2
-    sums, fractions = total_S, own
+    sums, gaps, fractions = total_S, gap_S, own
     for side in (-1, 1):
         evident, contrary = (((sign * ratio - 1) / ENTRY).clamp(0.0, 1.0) for sign in (side, -side))
-        common, speed = (_mean(of, evident * precision) for of in (mean, per_nat_S))
+        common, of_gap, speed = (_mean(of, evident * precision) for of in (mean, gap_S / per_nat_S, per_nat_S))
         most = torch.where(evident > 0, own, 0.0).amax(-1, keepdim=True)
         along = (1 - contrary) * _along(mean, _mean(mean, (1 - evident) * precision), common, side)
         joined = torch.where(most > 0, torch.maximum(evident, along), 0.0)
-        apart = evident_fraction(mean - common, noise, limit) * (mean - common) * per_nat_S
-        sums = sums + joined * (common * speed + apart - total_S)
+        apart = evident_fraction(mean - common, noise, limit)
+        sums = sums + joined * (common * speed + apart * (total_S - common * per_nat_S) - total_S)
+        gaps = gaps + joined * (of_gap * speed + apart * (gap_S - of_gap * per_nat_S) - gap_S)
         fractions = torch.maximum(fractions, joined * most)
-    return sums, fractions
+    return sums, gaps, fractions
 
 
 def _mean(value_S: Tensor, weight_S: Tensor) -> Tensor:  # (1,)

@@ -165,13 +165,13 @@ def move_on_evidence(
 ) -> tuple[Tensor, EvidentState]:
     """λ = λ₀ − η A: A is that fraction f of a source's summed gaps, over their running RMS, that is evident.
 
-    Sources that are not told apart share both (`alike.shared`), so that their odds stay as they are.
     So λ stays where it is on noise. Where there is a signal, each gap moves it by f of itself, and what was gathered in
-    doubt is caught up, at most MOST of it in an update. Where f falls, A goes back in proportion, but keeps f⁴ of what
-    was evident once: later gaps, which are 0 where the mixture has arrived, are those of another mixture (if all of it
-    stayed, so would what slow noise did; if none, λ would leave where it belongs). What reach, bounds or a prior take
-    from λ is forgotten, so that λ turns as soon as its gaps do, though no further than to its start before that is
-    evident.
+    doubt is caught up, at most MOST of it in an update. Sources that are not told apart share sums, gaps and f
+    (`alike.shared`), so that their odds stay as they are; where others come to share, A follows. Where f falls, A goes
+    back in proportion, but keeps f⁴ of what was evident once: later gaps, which are 0 where the mixture has arrived,
+    are those of another mixture (if all of it stayed, so would what slow noise did; if none, λ would leave where it
+    belongs). What reach, bounds or a prior take from λ is forgotten, so that λ turns as soon as its gaps do, though no
+    further than to its start before that is evident.
 
     Args:
         evidence: With this update's gaps.
@@ -184,16 +184,17 @@ def move_on_evidence(
     """
     if evidence.updates < LEAST_UPDATES:
         return logits_S, replace(state, shared_S=evidence.sums()[0])
-    total, fraction = shared(*evidence.sums(), evidence.per_nat_S, boundary(evidence.updates, logits_S.shape[-1]))
-    before, most = state.shared_S, evidence.standard.last_S.abs().clamp(min=MOST)
-    gap = (total - before).clamp(-most, most)  # where others come to share, a sum changes by more than a gap
+    sums, error = evidence.sums()
+    limit = boundary(evidence.updates, logits_S.shape[-1])
+    total, gap, fraction = shared(sums, evidence.standard.last_S, error, evidence.per_nat_S, limit)
+    before, regrouped = state.shared_S, total - gap  # the sums before this update, as they are shared now
     used, largest = held(fraction, torch.where(total * before > 0, state.largest_S, 0.0))
     taken = _taken(logits_S, state.left_S)
     moved = state.moved_S - taken / learning_rate
     owed = torch.where(taken.abs() > NOTHING, 0.0, state.owed_S)
+    owed = owed + _part(moved + owed, state.used_S * before) * state.used_S * (regrouped - before)
     kept = torch.where(state.used_S > 0, used / state.used_S.clamp(min=TINY), 0.0).clamp(max=1.0)
-    owed = owed + (used - state.used_S).clamp(min=0.0) * before - (moved + owed) * (1 - kept)
-    owed = owed + used * (total - before - gap)
+    owed = owed + (used - state.used_S).clamp(min=0.0) * regrouped - (moved + owed) * (1 - kept)
     paid = owed.clamp(-MOST, MOST)
     after = moved + used * gap + paid
     after = torch.where((after * total < 0) & (moved * total >= 0), 0.0, after)
@@ -201,6 +202,11 @@ def move_on_evidence(
     at_start = (logits_S - logits_S.amax(-1, keepdim=True)).clamp(max=-_reach(logits_S.shape[-1]))
     lowest = torch.where(state.lowest_S.isinf(), at_start, state.lowest_S)
     return _within_reach(left, logits_S, lowest), EvidentState(after, owed - paid, used, largest, left, lowest, total)
+
+
+def _part(moved_S: Tensor, evident_S: Tensor) -> Tensor:  # (S,), 0 to 1
+    """How much of what is evident λ stands for: all but what was forgotten."""
+    return torch.where(evident_S != 0, moved_S / torch.where(evident_S != 0, evident_S, 1.0), 1.0).clamp(0.0, 1.0)
 
 
 def held(fraction_S: Tensor, largest_S: Tensor) -> tuple[Tensor, Tensor]:

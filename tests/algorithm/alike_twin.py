@@ -6,14 +6,14 @@ import numpy as np
 
 
 def literally_shared(
-    total: np.ndarray, error: np.ndarray, per_nat: np.ndarray, limit: float
-) -> tuple[np.ndarray, np.ndarray]:
+    total: np.ndarray, gap: np.ndarray, error: np.ndarray, per_nat: np.ndarray, limit: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """See `algorithm.alike.shared`; each (S,)."""
     sources = range(len(total))
     mean, noise = total / per_nat, error / per_nat
     beyond = total / (limit * error)
     own = [evident(total[i], error[i], limit) for i in sources]
-    sums, fractions = total.copy(), np.array(own)
+    sums, gaps, fractions = total.copy(), gap.copy(), np.array(own)
     for side in (-1, 1):
         members = [i for i in sources if side * beyond[i] > 1]
         if not members:
@@ -22,6 +22,7 @@ def literally_shared(
         contrary = np.clip((-side * beyond - 1) / 0.2, 0, 1)
         weight = {i: belongs[i] / noise[i] ** 2 for i in members}
         common = sum(weight[i] * mean[i] for i in members) / sum(weight.values())
+        of_gap = sum(weight[i] * gap[i] / per_nat[i] for i in members) / sum(weight.values())
         speed = sum(weight[i] * per_nat[i] for i in members) / sum(weight.values())
         others = {i: (1 - belongs[i]) / noise[i] ** 2 for i in sources}
         rest = sum(others[i] * mean[i] for i in sources) / sum(others.values())
@@ -30,11 +31,11 @@ def literally_shared(
             if side * (common - rest) > 0:
                 part = (mean[i] - rest) / (common - rest)
                 joined = max(joined, (1 - contrary[i]) * min(1.0, max(0.0, (part - 0.5) / 0.2)))
-            away = mean[i] - common
-            together = common * speed + evident(away, noise[i], limit) * away * per_nat[i]
-            sums[i] = (1 - joined) * sums[i] + joined * together
+            away = evident(mean[i] - common, noise[i], limit)
+            sums[i] += joined * (common * speed + away * (mean[i] - common) * per_nat[i] - total[i])
+            gaps[i] += joined * (of_gap * speed + away * (gap[i] - of_gap * per_nat[i]) - gap[i])
             fractions[i] = max(fractions[i], joined * max(own[k] for k in members))
-    return sums, fractions
+    return sums, gaps, fractions
 
 
 def evident(total: float, error: float, limit: float) -> float:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import evidence as simulated
-from scalebio_plugin.algorithm.alike import shared
+from scalebio_plugin.algorithm import alike
 from scalebio_plugin.algorithm.evidence import evident_fraction
 from tests.algorithm.alike_twin import literally_shared
 
@@ -27,14 +27,26 @@ def drawn(seed: int, sources: int, spread: float) -> tuple[Tensor, Tensor, Tenso
     return sums - sums.mean(), error, 100 * per_nat
 
 
+def shared(total: Tensor, error: Tensor, per_nat: Tensor, limit: float) -> tuple[Tensor, Tensor]:
+    sums, _, fractions = alike.shared(total, torch.zeros_like(total), error, per_nat, limit)
+    return sums, fractions
+
+
 @pytest.mark.parametrize("spread", [2.0, 6.0, 20.0])
 @pytest.mark.parametrize("sources", [2, 3, 10, 40])
 @pytest.mark.parametrize("seed", range(3))
 def test_it_is_what_the_literal_twin_does(seed: int, sources: int, spread: float) -> None:
-    case = drawn(seed, sources, spread)
+    total, error, per_nat = drawn(seed, sources, spread)
+    case = (total, drawn(seed + 10, sources, 1.0)[0], error, per_nat)
     expected = literally_shared(*(value.numpy() for value in case), LIMIT)
-    for ours, theirs in zip(shared(*case, LIMIT), expected, strict=True):
+    for ours, theirs in zip(alike.shared(*case, LIMIT), expected, strict=True):
         np.testing.assert_allclose(ours.numpy(), theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_a_gap_is_shared_as_the_sum_is() -> None:
+    total, error, per_nat = drawn(3, 12, 20.0)
+    sums, gaps, _ = alike.shared(total, 0.5 * total, error, per_nat, LIMIT)
+    torch.testing.assert_close(gaps, 0.5 * sums)
 
 
 @pytest.mark.parametrize("sources", [2, 5, 40])

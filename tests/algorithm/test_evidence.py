@@ -433,25 +433,26 @@ class SlowTwin:
                 continue
             error = np.sqrt(self.standard[:t].var(0, ddof=1) * literal_inflation(self.standard[:t]) * t)
             per_nat = (1 / self.scales[:t]).sum(0)
-            total, fractions = literally_shared(self.standard[:t].sum(0), error, per_nat, self.boundary(t))
+            sums = self.standard[:t].sum(0)
+            total, gaps, fractions = literally_shared(sums, self.standard[t - 1], error, per_nat, self.boundary(t))
             taken = np.zeros(self.sources) if left is None else (logits - left) - (logits - left).mean()
             left = np.empty(self.sources)
             for i in sources:
                 held = largest[i] if total[i] * before[i] > 0 else 0.0
                 largest[i] = max(fractions[i], held)
                 now, start = max(fractions[i], held**4), moved[i] - taken[i] / rate
-                most = max(1.5, abs(self.standard[t - 1, i]))
-                gap = min(max(total[i] - before[i], -most), most)
                 if abs(taken[i]) > 1e-9:
                     owed[i] = 0.0
+                regrouped, stood = total[i] - gaps[i], used[i] * before[i]
+                part = min(1.0, max(0.0, (start + owed[i]) / stood)) if stood != 0 else 1.0
+                owed[i] += part * used[i] * (regrouped - before[i])
                 if now >= used[i]:
                     kept = 1.0 if used[i] > 0 else 0.0
-                    owed[i] = owed[i] + (now - used[i]) * before[i] - (start + owed[i]) * (1 - kept)
+                    owed[i] = owed[i] + (now - used[i]) * regrouped - (start + owed[i]) * (1 - kept)
                 else:
                     owed[i] -= (start + owed[i]) * (1 - now / used[i])
-                owed[i] += now * (total[i] - before[i] - gap)
                 paid = min(max(owed[i], -1.5), 1.5)
-                new = start + now * gap + paid
+                new = start + now * gaps[i] + paid
                 if new * total[i] < 0 <= start * total[i]:
                     new = 0.0
                 left[i] = logits[i] - rate * (new - start)
