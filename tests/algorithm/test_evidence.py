@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import evidence as simulated
+from scalebio_plugin.algorithm import mixture
 from scalebio_plugin.algorithm.evidence import (
     DOUBT,
     LAGS,
@@ -525,6 +526,21 @@ def test_a_gap_moves_by_what_is_still_held_however_small_the_sums() -> None:
     torch.testing.assert_close(after.moved_S, moved + 0.5**4 * gap)
     torch.testing.assert_close(logits, -0.05 * 0.5**4 * gap)
     assert torch.equal(after.largest_S, half)
+
+
+def test_who_shares_with_whom_may_change_back_and_forth_and_nothing_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """λ stands for a tenth of the sums, as where bounds hold it: it follows them in that proportion."""
+    first, second = torch.tensor([-200.0, 100.0, 100.0]).double(), torch.tensor([-260.0, 130.0, 130.0]).double()
+    known, one = known_of([1.0, 1.0, -1.0], [0.0] * 3), torch.ones(3, dtype=torch.float64)
+    state = replace(EvidentState.zeros(3), moved_S=first / 10, used_S=one, largest_S=one, shared_S=first)
+    logits = -0.05 * first / 10
+    for update in range(400):
+        sums = first if update // 20 % 2 else second
+        monkeypatch.setattr(mixture, "shared", lambda *_, sums=sums: (sums, torch.zeros(3).double(), one))
+        logits, state = move_on_evidence(known, state, logits, 0.05)
+        if update % 20 == 19:
+            torch.testing.assert_close(state.moved_S, sums / 10)
+            torch.testing.assert_close(logits, -0.05 * sums / 10)
 
 
 def test_a_source_far_below_the_largest_rises_by_its_own_gaps() -> None:
