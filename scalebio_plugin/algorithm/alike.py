@@ -43,7 +43,7 @@ def shared(
     mean, noise = total_S / per_nat_S, (error_S / per_nat_S).clamp(min=LEAST_NOISE)
     own = evident_fraction(total_S, error_S, limit)
     ratio = torch.where(total_S != 0, total_S / (limit * error_S).clamp(min=TINY), 0.0)
-    precision = noise**-2
+    precision = noise.square().reciprocal()
     sums, gaps, fractions = total_S, gap_S, own
     for side in (-1, 1):
         evident, contrary = (((sign * ratio - 1) / ENTRY).clamp(0.0, 1.0) for sign in (side, -side))

@@ -49,7 +49,7 @@ def weight_interval(
     reach = reach / math.sqrt(1 - 1 / weights_S.shape[-1])  # with what centring took away
     shifts = torch.diag_embed(torch.stack([-reach, reach]))  # of one source in each row: (2, S, S)
     if state is not None:
-        shifts = _moved(evidence, state, shifts) - _moved(evidence, state, torch.zeros_like(shifts))
+        shifts = _moved(evidence, state, shifts) - _moved(evidence, state, torch.zeros(1))
     changes = _log_odds_change(weights_S, -learning_rate * shifts)
     up, down = ((sign * changes).amax(0).clamp(min=0.0).square().sum(-2).sqrt() for sign in (1, -1))
     odds = torch.logit(weights_S)

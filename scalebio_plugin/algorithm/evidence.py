@@ -306,4 +306,4 @@ def evident_fraction(sum_S: Tensor, error_S: Tensor, boundary: float) -> Tensor:
         boundary: z₀.
     """
     ratio = torch.where(sum_S != 0, boundary * error_S / sum_S.abs(), math.inf)
-    return torch.where(ratio < 1, 1 - ratio**4, 0.0)
+    return torch.where(ratio < 1, 1 - ratio.square().square(), 0.0)
