@@ -9,7 +9,7 @@ docs/bilevel_loop.py is a whole loop made of these. What is public stands in `__
 alignment which source helps which goal: inner products of gradients, from sketches of them
 bilevel   losses per token and per source, the gap between the two parameter sets, the gradient of λ
 evidence  what a series of gaps says of its mean: correlated noise told from a signal, at any time
-alike     what sources share that are not told apart, so that their odds stay
+alike     what sources share that are not told apart, so that their odds stay; within `move_on_evidence`
 mixture   weights on the simplex: initial values, update rules, bounds, a prior
 certainty intervals for the weights, and a verdict on the mixture
 inner     the inner parameters: a second value, gradient and optimizer state for every trainable tensor of one module
