@@ -44,7 +44,8 @@ class Problem:
     """What all arms share.
 
     Attributes:
-        work: Folder with rows/NAME.jsonl for each source, for `validation` and `test`, and base/.
+        work: Folder with rows/NAME.jsonl for each source, for `validation` and `test`, and base/: the test of the model
+            that all start from, and that itself where the config has no base_model.
         sources: In the order of `datasets:`.
         config: Of an ordinary run, without data, model and seed.
         rows: Arms by the sources of which they take all rows.
@@ -153,9 +154,11 @@ def _tokenise(folder: Path, name: str) -> None:
 @torch.no_grad()
 def row_losses(folder: Path, rows: Sequence[Any], batch: int = 20) -> RowLosses:
     """In float32, nats."""
+    from peft import AutoPeftModelForCausalLM
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    kind = AutoPeftModelForCausalLM if (folder / "adapter_config.json").exists() else AutoModelForCausalLM
+    model = kind.from_pretrained(folder, dtype=torch.float32).eval()
     losses, tokens = [], []
     for start in range(0, len(rows), batch):
         ids, mask, labels = padded(rows[start : start + batch])
@@ -252,9 +255,9 @@ class Tables:
         yield "| seed | arm | test loss | less uniform's |"
         yield "|---|---|---|---|"
         for arm, seed, folder in self._finished():
-            losses = losses_of(folder)
-            difference, error = paired_difference(losses, losses_of(self.problem.work / f"uniform-{seed}"))
-            yield f"| {seed} | {arm} | {token_mean(losses):.4f} | {difference:+.4f} ± {error:.4f} |"
+            pair = self._differences(arm, "uniform").get(seed)
+            less = f"{pair[0]:+.4f} ± {pair[1]:.4f}" if pair else ""
+            yield f"| {seed} | {arm} | {token_mean(losses_of(folder)):.4f} | {less} |"
 
     def pairs(self, pairs: Sequence[tuple[str, str]]) -> Iterator[str]:
         """Test loss of the first less the second's."""
@@ -301,9 +304,10 @@ class Tables:
         yield "| seed | arm | CPU s, all steps | of a step, median | of uniform's | loss jumps, first, last quarter |"
         yield "|---|---|---|---|---|---|"
         for arm, seed, folder in self._finished():
-            if not (folder / "steps.json").exists():
+            both = [folder, self.problem.work / f"uniform-{seed}"]
+            if not all((where / "steps.json").exists() for where in both):
                 continue
-            steps, plain = (_steps(where) for where in (folder, self.problem.work / f"uniform-{seed}"))
+            steps, plain = map(_steps, both)
             jumps, quarter = np.diff(steps["losses"]), self.problem.steps // 4
             median = statistics.median(steps["seconds"][: quarter + 1])
             ratio = sum(steps["seconds"]) / sum(plain["seconds"])

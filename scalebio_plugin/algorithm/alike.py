@@ -26,7 +26,7 @@ def shared(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The sums by which sources move, and how much of them is evident.
 
-    Continuous in all of it; a source that is alone on its side keeps its own sum and its own fraction.
+    Their product is continuous in all of it; a source that is alone on its side keeps its own sum and fraction.
 
     Args:
         total_S: (S,), sums of gaps over their scale.

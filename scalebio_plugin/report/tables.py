@@ -33,7 +33,7 @@ def weights_table(summaries: Mapping[str, SourceSummary], verdict: str | None = 
 
 
 VERDICTS = {
-    "no signal": "no gap is told from noise, so the weights stay where they began",
+    "no signal": "no gap is told from noise, so the weights stay about where they began",
     "still moving": "the weights have not settled; learn longer",
     "converged": "the weights have settled",
 }
