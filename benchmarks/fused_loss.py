@@ -17,30 +17,17 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
-from axolotl.integrations.base import BasePlugin
-
 from benchmarks.cost import BILEVEL, LORA, PLAIN, make_inputs, run
-from scalebio_plugin.algorithm import pieces
 
 VOCABULARY = 128_256
 CHUNKED = {"chunked_cross_entropy": True}
-AS_IN_BF16 = {"plugins": [*BILEVEL["plugins"], "benchmarks.fused_loss.AsInBfloat16"]}
 ALL_TOKENS = {"train_on_inputs": True}  # every position is a target
 RUNS: dict[str, tuple[dict[str, Any], ...]] = {
     "plain host": (PLAIN, LORA),
     "plain host, chunked_cross_entropy": (PLAIN, LORA, CHUNKED),
     "scalebio, from logits": (BILEVEL, LORA),
     "scalebio, chunked_cross_entropy": (BILEVEL, LORA, CHUNKED),
-    "scalebio, chunked_cross_entropy, as in bf16": (BILEVEL, LORA, CHUNKED, AS_IN_BF16),
 }
-
-
-class AsInBfloat16(BasePlugin):
-    """Derivatives taken at once in float32 too: of bfloat16 many CPUs make float32, and take many times as long."""
-
-    def register(self, cfg: dict[str, Any]) -> None:
-        pieces.AT_ONCE = (*pieces.AT_ONCE, torch.float32)
 
 
 def widen(model: Path) -> None:

@@ -5,10 +5,10 @@ gradient as much again. A loss of a token needs its own row of them alone. So th
 piece. Positions that predict nothing never reach it.
 
 It goes over them once more in the backward pass (`torch.utils.checkpoint`), where the gradients of a piece are taken
-before the next one is computed. Not so where nothing in the head trains and it computes in bfloat16: the derivative of
-a token's loss by what the head read of it is a row of H, whatever the loss is multiplied by later, so it is taken at
-once, from the piece's logits. In float32 the head is run twice all the same: products in another order round otherwise,
-and where a gradient is all but nothing, Adam makes of that 5e-5 in ten steps.
+before the next one is computed. Not so where nothing in the head trains: the derivative of a token's loss by what the
+head read of it is a row of H, so it is taken at once, from the piece's logits. What the loss is multiplied by later is
+multiplied before the head's product where it can be foreseen, as with logits: products in another order round
+otherwise, and where a gradient is all but nothing, Adam makes of that 5e-5 in ten steps.
 
 The pieces are one graph: gradients of the head arrive once, as the engines of several processes want them.
 
@@ -30,7 +30,6 @@ from torch.utils.checkpoint import checkpoint
 from .bilevel import IGNORED
 
 ENTRIES = 2**25  # of the logits that exist at a time: 128 MiB in float32
-AT_ONCE = (torch.bfloat16,)  # not float16, which needs the scale of the loss before it rounds
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,13 @@ class Pieces:
         return max(self.at_least, _ceil(targets, self.most))
 
 
-def losses_in_pieces(head: Callable[[Tensor], Tensor], hidden: Tensor, labels: Tensor, pieces: Pieces) -> Tensor:
+def losses_in_pieces(
+    head: Callable[[Tensor], Tensor],
+    hidden: Tensor,
+    labels: Tensor,
+    pieces: Pieces,
+    foreseen: Tensor | None = None,
+) -> Tensor:
     """What `token_losses` gives of `head(hidden)`: (B, T, H), (B, T-1) -> (B, T-1), at least in float32.
 
     Args:
@@ -72,61 +77,67 @@ def losses_in_pieces(head: Callable[[Tensor], Tensor], hidden: Tensor, labels: T
         hidden: (B, T, H). The last position of a row predicts nothing.
         labels: (B, T-1), IGNORED where there is no target.
         pieces: How the targets are cut.
+        foreseen: (B, T-1), what the derivative by each loss will be in the backward pass. Another is right as well, but
+            to rounding.
     """
     target = labels != IGNORED
-    losses = losses_of_targets(head, hidden[:, :-1][target], labels[target], pieces)
+    later = None if foreseen is None else foreseen[target]
+    losses = losses_of_targets(head, hidden[:, :-1][target], labels[target], pieces, later)
     return losses.new_zeros(labels.shape).masked_scatter(target, losses)
 
 
-def losses_of_targets(head: Callable[[Tensor], Tensor], read: Tensor, labels: Tensor, pieces: Pieces) -> Tensor:
-    """The same of targets alone: (n, H), (n,) -> (n,)."""
+def losses_of_targets(
+    head: Callable[[Tensor], Tensor], read: Tensor, labels: Tensor, pieces: Pieces, foreseen: Tensor | None = None
+) -> Tensor:
+    """The same of targets alone: (n, H), (n,), (n,) -> (n,)."""
 
     number = pieces.number(len(labels))
     cut = list(zip(read.tensor_split(number), labels.tensor_split(number), strict=True))
     if _separable(head, read):
-        return torch.cat([_LossesAndDerivatives.apply(head, *piece) for piece in cut])  # type: ignore[no-untyped-call]
+        later = torch.ones(len(labels), device=read.device) if foreseen is None else foreseen
+        parts = zip(cut, later.where(later != 0, 1.0).tensor_split(number), strict=True)
+        return torch.cat([_LossesAndDerivatives.apply(head, *piece, part) for piece, part in parts])  # type: ignore[no-untyped-call]
 
-    def losses_of(read: Tensor, labels: Tensor) -> Tensor:
-        return functional.cross_entropy(_precise(head(read[None])[0]), labels, reduction="none")
-
-    return torch.cat([checkpoint(losses_of, *piece, use_reentrant=False) for piece in cut])
+    return torch.cat([checkpoint(_losses, head, *piece, use_reentrant=False) for piece in cut])
 
 
-def _precise(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+def _losses(head: Callable[[Tensor], Tensor], read: Tensor, labels: Tensor) -> Tensor:
+    logits = head(read[None])[0]
+    precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return functional.cross_entropy(precise, labels, reduction="none")
 
 
 def _separable(head: Callable[[Tensor], Tensor], read: Tensor) -> bool:
-    """Whether gradients go to what is read alone, in a precision in which they are taken at once.
+    """Whether gradients go to what is read alone; not in float16, which needs the scale of the loss before it rounds.
 
     The head is asked for no position: whether what it gives has gradients is told by what it is made of.
     """
     device, wanted = read.device.type, torch.is_grad_enabled() and read.requires_grad
     precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else read.dtype
-    return wanted and precision in AT_ONCE and not head(read.detach()[None, :0]).requires_grad
+    return wanted and precision != torch.float16 and not head(read.detach()[None, :0]).requires_grad
 
 
 class _LossesAndDerivatives(torch.autograd.Function):
-    """The losses of a piece, (n,), each of which keeps its derivative by its own row of what was read, (n, H)."""
+    """The losses of a piece, (n,), each of which keeps its derivative by its own row of what was read, (n, H).
+
+    Times what is `foreseen`, (n,), none of them 0: in the order in which a backward pass from logits multiplies.
+    """
 
     @staticmethod
-    def forward(ctx: Any, head: Callable[[Tensor], Tensor], read: Tensor, labels: Tensor) -> Tensor:
+    def forward(ctx: Any, head: Callable[[Tensor], Tensor], read: Tensor, labels: Tensor, foreseen: Tensor) -> Tensor:
         with torch.enable_grad():
             alone = read.detach().requires_grad_()
-            logits = head(alone[None])[0]
-        logarithms = _precise(logits.detach()).log_softmax(-1)
-        losses = functional.nll_loss(logarithms, labels, reduction="none")
-        by_logits = logarithms.exp_()
-        by_logits[torch.arange(len(labels), device=labels.device), labels] -= 1.0
+            losses = _losses(head, alone, labels)
         with torch.autocast(read.device.type, enabled=False):
-            ctx.save_for_backward(*torch.autograd.grad(logits, alone, by_logits.to(logits.dtype)))
-        return losses
+            (derivatives,) = torch.autograd.grad(losses, alone, foreseen.to(losses.dtype))
+        ctx.save_for_backward(foreseen, derivatives)
+        return losses.detach()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, by_losses: Tensor) -> tuple[None, Tensor, None]:
-        (derivatives,) = ctx.saved_tensors
-        return None, (by_losses[:, None] * derivatives).to(derivatives.dtype), None
+    def backward(ctx: Any, by_losses: Tensor) -> tuple[None, Tensor, None, None]:
+        foreseen, derivatives = ctx.saved_tensors
+        return None, ((by_losses / foreseen)[:, None] * derivatives).to(derivatives.dtype), None, None
 
 
 def _ceil(a: int, b: int) -> int:

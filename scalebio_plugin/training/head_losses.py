@@ -27,6 +27,7 @@ from .model_loss import refuse_unseen_additions
 
 Outputs = Mapping[str, Any]
 LossesOf = Callable[[Outputs], Tensor]
+Loss = Callable[[Tensor], Tensor]
 Again = Callable[[Callable[..., Tensor]], None]
 Head = Callable[[Tensor], Tensor]
 
@@ -42,12 +43,13 @@ class FromLogits:
     """The ordinary way: the model gives logits."""
 
     @contextmanager
-    def within(self, model: nn.Module, labels: Tensor) -> Iterator[LossesOf]:
+    def within(self, model: nn.Module, labels: Tensor, loss: Loss | None = None) -> Iterator[LossesOf]:
         """For one pass; gives a function of its outputs.
 
         Args:
             model: Unwrapped.
             labels: (B, T-1), as in `Targets`; so are the losses.
+            loss: What the pass will make of the losses, linear in them: their derivatives round as those of logits do.
         """
         yield lambda outputs: token_losses(outputs["logits"], labels)
 
@@ -78,12 +80,12 @@ class InHead:
     pieces: Pieces
 
     @contextmanager
-    def within(self, model: nn.Module, labels: Tensor) -> Iterator[LossesOf]:
+    def within(self, model: nn.Module, labels: Tensor, loss: Loss | None = None) -> Iterator[LossesOf]:
         """As `FromLogits.within`."""
         found: list[Tensor] = []
 
         def forward(raw: Head, hidden: Tensor) -> Tensor:
-            found.append(self._losses(raw, hidden, labels, model))
+            found.append(self._losses(raw, hidden, labels, model, loss))
             return functional.pad(0 * found[-1], (0, 1))[..., None]
 
         def losses_of(outputs: Outputs) -> Tensor:
@@ -142,8 +144,16 @@ class InHead:
 
             again(compare)
 
-    def _losses(self, raw: Head, hidden: Tensor, labels: Tensor, model: nn.Module) -> Tensor:
-        return losses_in_pieces(lambda read: adjusted(raw(read), model.config), hidden, labels, self.pieces)
+    def _losses(self, raw: Head, hidden: Tensor, labels: Tensor, model: nn.Module, loss: Loss | None = None) -> Tensor:
+        foreseen = None if loss is None else _derivative(loss, labels, torch.promote_types(hidden.dtype, torch.float32))
+        return losses_in_pieces(lambda read: adjusted(raw(read), model.config), hidden, labels, self.pieces, foreseen)
+
+
+def _derivative(loss: Loss, labels: Tensor, dtype: torch.dtype) -> Tensor:  # (B, T-1)
+    """Of a linear function of the losses by each of them."""
+    losses = torch.zeros(labels.shape, dtype=dtype, device=labels.device, requires_grad=True)
+    with torch.enable_grad():
+        return torch.autograd.grad(loss(losses), losses)[0]
 
 
 def output_head(model: nn.Module, key: str) -> nn.Module:

@@ -80,11 +80,14 @@ class Probe:
         scale = float(engine.world) if engine.sharded else 1.0
         ones = torch.ones(int(targets.source.max()) + 1, dtype=torch.float64)
 
-        def loss_of(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
-            return weighted_loss(losses_of(outputs), targets, ones, total) * scale
+        def mean(losses: Tensor) -> Tensor:
+            return weighted_loss(losses, targets, ones, total) * scale
 
-        model = self.host.bare_model()
-        with self.learning.losses.within(model, targets.labels) as losses_of, engine.synced(self.model, engine.sharded):
+        def loss_of(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+            return mean(losses_of(outputs))
+
+        losses = self.learning.losses.within(self.host.bare_model(), targets.labels, mean)
+        with losses as losses_of, engine.synced(self.model, engine.sharded):
             self.host.backward_pass(self.model, batch, loss_of)
 
     def _taken(self, device: torch.device) -> Tensor:  # (D,)

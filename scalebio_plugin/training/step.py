@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -26,7 +27,6 @@ from ..algorithm.bilevel import Targets, sum_by_source, targets_of, weighted_los
 from ..algorithm.inner import InnerParameters
 from ..data.drawn import PlannedStep
 from ..data.tags import COLUMN, SEQUENCE
-from .head_losses import LossesOf
 from .learning import Learning
 from .mixture_run import StepLosses
 from .model_loss import router_loss
@@ -173,14 +173,16 @@ class Step:
         targets, world = self.targets[index], self.learning.engine.world
         model = self.host.bare_model()
 
+        def weighted(losses: Tensor) -> Tensor:
+            return weighted_loss(losses, targets, self.coefficient_S, self.total) * world  # engines average over ranks
+
         def loss_of(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
             losses = losses_of(outputs)
             sums_S.add_(sum_by_source(losses.detach() * targets.units, targets.source, len(sums_S)))
-            loss = weighted_loss(losses, targets, self.coefficient_S, self.total) * world  # engines average over ranks
-            router = router_loss(outputs, model.config)
+            loss, router = weighted(losses), router_loss(outputs, model.config)
             return loss if router is None else loss + self.router_scale * router.to(loss.device)
 
-        with self.learning.losses.within(model, targets.labels) as losses_of:
+        with self.learning.losses.within(model, targets.labels, weighted) as losses_of:
             return self.host.backward_pass(self.model, self.batches[index], loss_of)
 
     def _validation_pass(self, pull: float) -> Tensor:
@@ -201,29 +203,38 @@ class Step:
         self.validation_V = engine.total(torch.stack([target.counts(sets) for target in targets]).sum(0))
         total = self.validation_V.sum().clamp(min=1.0)
         value = torch.zeros(1 + sets, dtype=torch.float64, device=total.device)
-        model = self.host.bare_model()
         for number, (chunk, target) in enumerate(zip(chunks, targets, strict=True), start=1):
-            with self.learning.losses.within(model, target.labels) as losses_of, self.host.uncounted():
-
-                def loss_of(
-                    outputs: Any,
-                    labels: Any,
-                    num_items_in_batch: Any = None,
-                    of: Targets = target,
-                    losses_of: LossesOf = losses_of,
-                ) -> Tensor:
-                    losses = losses_of(outputs)
-                    loss = weighted_loss(losses, of, coefficient_V, total)
-                    value[0].add_(loss.detach())
-                    value[1:].add_(sum_by_source(losses.detach() * of.units, of.source, sets))
-                    return pull * loss * engine.world
-
-                if pull == 0.0:
-                    self.host.forward_pass(self.model, chunk, loss_of)
-                else:
-                    with engine.synced(self.model, number == len(chunks)):
-                        self.host.backward_pass(self.model, chunk, loss_of)
+            with engine.synced(self.model, number == len(chunks)) if pull else nullcontext():
+                self._validation_batch(
+                    chunk,
+                    target,
+                    partial(weighted_loss, targets=target, coefficient_S=coefficient_V, total=total),
+                    pull,
+                    value,
+                )
         return value
+
+    def _validation_batch(
+        self, batch: Batch, targets: Targets, mean: Callable[[Tensor], Tensor], pull: float, value: Tensor
+    ) -> None:
+        """One micro-batch of it; adds its losses to `value`."""
+        model, world = self.host.bare_model(), self.learning.engine.world
+
+        def loss_of(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Tensor:
+            losses = losses_of(outputs)
+            loss = mean(losses)
+            value[0].add_(loss.detach())
+            value[1:].add_(sum_by_source(losses.detach() * targets.units, targets.source, len(value) - 1))
+            return pull * loss * world
+
+        with (
+            self.learning.losses.within(model, targets.labels, lambda losses: pull * mean(losses) * world) as losses_of,
+            self.host.uncounted(),
+        ):
+            if pull == 0.0:
+                self.host.forward_pass(self.model, batch, loss_of)
+            else:
+                self.host.backward_pass(self.model, batch, loss_of)
 
     def _step_inner(self) -> None:
         """While u is in place: clip and step it with the host's optimizer, at the learning rate of w's coming step."""
