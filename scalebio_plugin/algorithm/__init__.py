@@ -42,6 +42,7 @@ from .mixture import (
     exponentiated_gradient,
     logits_of,
     move_on_evidence,
+    pace_on_evidence,
     towards_prior,
     weights_of,
 )
@@ -73,6 +74,7 @@ __all__ = [
     "exponentiated_gradient",
     "logits_of",
     "move_on_evidence",
+    "pace_on_evidence",
     "towards_prior",
     "weights_of",
     # certainty

@@ -11,6 +11,8 @@ not evident on any side, but nearer to that mean than to the mean of those that 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -21,9 +23,30 @@ NEARER = 0.2  # of the way between two means, beyond its middle, over which a so
 LEAST_NOISE = 1e-150  # whose square is a number
 
 
-def shared(
-    total_S: Tensor, gap_S: Tensor, error_S: Tensor, per_nat_S: Tensor, limit: float
-) -> tuple[Tensor, Tensor, Tensor]:
+class Shared(NamedTuple):
+    """By what sources move: λ is to have moved by fraction times sum.
+
+    Attributes:
+        sums_S: (S,).
+        gaps_S: (S,), what of them is the last update's, who shares with whom being as it is now.
+        fractions_S: (S,), how much of the sums is evident.
+        means_S: (S,), nats, the mean gaps that the sums stand for.
+    """
+
+    sums_S: Tensor
+    gaps_S: Tensor
+    fractions_S: Tensor
+    means_S: Tensor
+
+    def pace(self, per_nat_S: Tensor) -> Tensor:  # (S,)
+        """How fast each moves, over how fast its own scale would move it: what draws λ elsewhere has to be as fast."""
+        same = self.sums_S * self.means_S > 0
+        per_nat = torch.where(same, self.sums_S / torch.where(same, self.means_S, 1.0), per_nat_S)
+        least, most = per_nat_S.amin(-1, keepdim=True), per_nat_S.amax(-1, keepdim=True)
+        return torch.minimum(torch.maximum(per_nat, least), most) / per_nat_S.clamp(min=TINY)
+
+
+def shared(total_S: Tensor, gap_S: Tensor, error_S: Tensor, per_nat_S: Tensor, limit: float) -> Shared:
     """The sums by which sources move, and how much of them is evident.
 
     Their product is continuous in all of it; a source that is alone on its side keeps its own sum and fraction.
@@ -34,17 +57,13 @@ def shared(
         error_S: (S,), their standard errors.
         per_nat_S: (S,), sums of 1 / scale, so that total / per_nat is a mean gap in nats.
         limit: z₀.
-
-    Returns:
-        (S,) sums; (S,) what of them is the last update's, who shares with whom being as it is now; and (S,) fractions:
-        λ is to have moved by fraction times sum.
     """
     per_nat_S = per_nat_S.clamp(min=TINY)
     mean, noise = total_S / per_nat_S, (error_S / per_nat_S).clamp(min=LEAST_NOISE)
     own = evident_fraction(total_S, error_S, limit)
     ratio = torch.where(total_S != 0, total_S / (limit * error_S).clamp(min=TINY), 0.0)
     precision = noise.square().reciprocal()
-    sums, gaps, fractions = total_S, gap_S, own
+    sums, gaps, fractions, means = total_S, gap_S, own, mean
     for side in (-1, 1):
         evident, contrary = (((sign * ratio - 1) / ENTRY).clamp(0.0, 1.0) for sign in (side, -side))
         common, of_gap, speed = (_mean(of, evident * precision) for of in (mean, gap_S / per_nat_S, per_nat_S))
@@ -54,8 +73,9 @@ def shared(
         apart = evident_fraction(mean - common, noise, limit)
         sums = sums + joined * (common * speed + apart * (total_S - common * per_nat_S) - total_S)
         gaps = gaps + joined * (of_gap * speed + apart * (gap_S - of_gap * per_nat_S) - gap_S)
+        means = means + joined * (common + apart * (mean - common) - mean)
         fractions = torch.maximum(fractions, joined * most)
-    return sums, gaps, fractions
+    return Shared(sums, gaps, fractions, means)
 
 
 def _mean(value_S: Tensor, weight_S: Tensor) -> Tensor:  # (1,)

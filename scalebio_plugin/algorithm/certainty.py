@@ -60,7 +60,7 @@ def _moved(evidence: Evidence, state: EvidentState, shift_SS: Tensor) -> Tensor:
     """What the rule makes of shifted sums, each of which was shifted as much when its evidence was largest."""
     total, error = (value[..., None, :] for value in evidence.sums())
     limit, end, before = boundary(evidence.updates, total.shape[-1]), total + shift_SS, evidence.peak_S[..., None, :]
-    sums, _, fraction = shared(end, end, error.expand_as(end), evidence.per_nat_S[..., None, :], limit)
+    sums, _, fraction, _ = shared(end, end, error.expand_as(end), evidence.per_nat_S[..., None, :], limit)
     peak = before + shift_SS / error.clamp(min=TINY) / limit
     same = (peak * before > 0) & (end * before > 0)
     own = torch.where(same, evident_fraction(peak, torch.ones_like(peak), 1.0), 0.0)

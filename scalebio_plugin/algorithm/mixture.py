@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .alike import shared
+from .alike import Shared, shared
 from .evidence import LEAST_UPDATES, TINY, Evidence, boundary
 
 
@@ -184,9 +184,7 @@ def move_on_evidence(
     """
     if evidence.updates < LEAST_UPDATES:
         return logits_S, replace(state, shared_S=evidence.sums()[0])
-    sums, error = evidence.sums()
-    limit = boundary(evidence.updates, logits_S.shape[-1])
-    total, gap, fraction = shared(sums, evidence.standard.last_S, error, evidence.per_nat_S, limit)
+    total, gap, fraction, _ = _shared(evidence)
     before, regrouped = state.shared_S, total - gap  # the sums before this update, as they are shared now
     used, largest = held(fraction, torch.where(total * before > 0, state.largest_S, 0.0))
     taken = _taken(logits_S, state.left_S)
@@ -202,6 +200,24 @@ def move_on_evidence(
     at_start = (logits_S - logits_S.amax(-1, keepdim=True)).clamp(max=-_reach(logits_S.shape[-1]))
     lowest = torch.where(state.lowest_S.isinf(), at_start, state.lowest_S)
     return _within_reach(left, logits_S, lowest), EvidentState(after, owed - paid, used, largest, left, lowest, total)
+
+
+def pace_on_evidence(evidence: Evidence) -> Tensor:  # (S,)
+    """How far `move_on_evidence` moves each source by a gap of one nat that is evident, over η: 1 / nats.
+
+    What draws λ elsewhere at this pace (`towards_prior`) and the gaps meet where they are equal in nats.
+
+    Args:
+        evidence: Of all updates so far, with gaps that are not all 0.
+    """
+    own = 1 / evidence.scale_S
+    return own if evidence.updates < LEAST_UPDATES else own * _shared(evidence).pace(evidence.per_nat_S)
+
+
+def _shared(evidence: Evidence) -> Shared:
+    sums, error = evidence.sums()
+    limit = boundary(evidence.updates, sums.shape[-1])
+    return shared(sums, evidence.standard.last_S, error, evidence.per_nat_S, limit)
 
 
 def _part(moved_S: Tensor, evident_S: Tensor) -> Tensor:  # (S,), 0 to 1
@@ -253,7 +269,7 @@ def towards_prior(logits_S: Tensor, prior_S: Tensor, step: float | Tensor) -> Te
         logits_S: (S,), λ.
         prior_S: (S,), > 0, sum 1.
         step: Learning rate times the prior's strength over that of the gaps; (S,) where a rule moves each source at a
-            rate of its own: then no argmin, and the mean of λ − log prior must be 0.
+            pace of its own (`pace_on_evidence`): then no argmin, and the mean of λ − log prior must be 0.
     """
     return (logits_S + step * prior_S.log()) / (1 + step)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..algorithm.bilevel import GapBaseline, estimate_gap, mixture_gradient
 from ..algorithm.certainty import total_variation, verdict, weight_interval
 from ..algorithm.evidence import LEAST_UPDATES, Evidence, precision_weights
-from ..algorithm.mixture import EvidentState, logits_of, towards_prior, weights_of
+from ..algorithm.mixture import EvidentState, logits_of, pace_on_evidence, towards_prior, weights_of
 from ..config.block import ScaleBiOSettings
 from ..config.names import refuse_other_sources
 from ..data.drawn import SEGMENT
@@ -234,14 +234,14 @@ class MixtureRun:
         return None if prior is None or math.isinf(penalty) else (self.prior_S, prior.strength / penalty)
 
     def _drawn_to_prior(self, logits_S: Tensor, before_S: Tensor, rate: float) -> Tensor:  # (S,)
-        """The same under the evidence rule, beside it: it moves each source by its gap over a scale of its own."""
-        scale_S = self.evidence.scale_S
-        if self.drawn_to is None or self.settings.mixture_update != "evidence" or not float(scale_S.min()) > 0.0:
+        """The same under the evidence rule, beside it, and as fast as it moves each source."""
+        moving = float(self.evidence.scale_S.min()) > 0.0
+        if self.drawn_to is None or self.settings.mixture_update != "evidence" or not moving:
             return logits_S
         prior_S, strength = self.drawn_to
         share_S = precision_weights(self.evidence.spread_S, self.evidence.updates)
         centre = (share_S * (before_S - prior_S.log())).sum()  # softmax does not see it
-        return towards_prior(logits_S - centre, prior_S, rate * strength / scale_S)
+        return towards_prior(logits_S - centre, prior_S, rate * strength * pace_on_evidence(self.evidence))
 
     def verdict(self) -> str:
         """See `algorithm.certainty.verdict`."""

@@ -7,13 +7,13 @@ import numpy as np
 
 def literally_shared(
     total: np.ndarray, gap: np.ndarray, error: np.ndarray, per_nat: np.ndarray, limit: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """See `algorithm.alike.shared`; each (S,)."""
     sources = range(len(total))
     mean, noise = total / per_nat, error / per_nat
     beyond = total / (limit * error)
     own = [evident(total[i], error[i], limit) for i in sources]
-    sums, gaps, fractions = total.copy(), gap.copy(), np.array(own)
+    sums, gaps, fractions, means = total.copy(), gap.copy(), np.array(own), mean.copy()
     for side in (-1, 1):
         members = [i for i in sources if side * beyond[i] > 1]
         if not members:
@@ -34,8 +34,9 @@ def literally_shared(
             away = evident(mean[i] - common, noise[i], limit)
             sums[i] += joined * (common * speed + away * (mean[i] - common) * per_nat[i] - total[i])
             gaps[i] += joined * (of_gap * speed + away * (gap[i] - of_gap * per_nat[i]) - gap[i])
+            means[i] += joined * (common + away * (mean[i] - common) - mean[i])
             fractions[i] = max(fractions[i], joined * max(own[k] for k in members))
-    return sums, gaps, fractions
+    return sums, gaps, fractions, means
 
 
 def evident(total: float, error: float, limit: float) -> float:

@@ -28,7 +28,7 @@ def drawn(seed: int, sources: int, spread: float) -> tuple[Tensor, Tensor, Tenso
 
 
 def shared(total: Tensor, error: Tensor, per_nat: Tensor, limit: float) -> tuple[Tensor, Tensor]:
-    sums, _, fractions = alike.shared(total, torch.zeros_like(total), error, per_nat, limit)
+    sums, _, fractions, _ = alike.shared(total, torch.zeros_like(total), error, per_nat, limit)
     return sums, fractions
 
 
@@ -45,7 +45,7 @@ def test_it_is_what_the_literal_twin_does(seed: int, sources: int, spread: float
 
 def test_a_gap_is_shared_as_the_sum_is() -> None:
     total, error, per_nat = drawn(3, 12, 20.0)
-    sums, gaps, _ = alike.shared(total, 0.5 * total, error, per_nat, LIMIT)
+    sums, gaps, _, _ = alike.shared(total, 0.5 * total, error, per_nat, LIMIT)
     torch.testing.assert_close(gaps, 0.5 * sums)
 
 
@@ -96,6 +96,27 @@ def test_a_little_less_evidence_moves_a_little_less(seed: int) -> None:
     path = torch.mul(*shared(totals, error.expand_as(totals), per_nat, LIMIT))
     steps = path.diff(dim=0).abs().amax(-1)
     assert float(steps.max()) < 0.005 * float(path[-1].abs().max())
+
+
+def test_all_that_share_have_one_pace_and_who_is_alone_its_own() -> None:
+    gaps, errors = tensor(-0.3, -0.28, -0.32, 0.9), tensor(1.0, 3.0, 5.0, 3.0)
+    per_nat = tensor(90.0, 50.0, 20.0, 70.0)
+    found = alike.shared(gaps * per_nat, gaps, errors, per_nat, LIMIT)
+    pace = found.pace(per_nat) * per_nat
+    torch.testing.assert_close(pace, torch.cat([pace[:1].expand(3), per_nat[3:]]))
+    assert 80 < float(pace[0]) < 90, "nearly that of the most precise"
+    torch.testing.assert_close(found.means_S * pace, found.sums_S)
+
+
+@pytest.mark.parametrize("spread", [1.0, 20.0])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_pace_is_between_the_slowest_and_the_fastest(seed: int, spread: float) -> None:
+    total, error, per_nat = drawn(seed, 12, spread)
+    pace = alike.shared(total, total, error, per_nat, LIMIT).pace(per_nat) * per_nat
+    assert float(per_nat.min()) * 0.999 <= float(pace.min()) <= float(pace.max()) <= float(per_nat.max()) * 1.001
+    if spread == 1.0:
+        alone = total.abs() <= LIMIT * error
+        torch.testing.assert_close(pace[alone], per_nat[alone])
 
 
 def test_order_sign_and_unit_do_not_matter() -> None:

@@ -147,7 +147,7 @@ class Literally:
             held = then * peak > 0 and float(totals[source]) * peak > 0
             largest[source] = max(0.0, 1 - then**-4) if held else 0.0
         values = (totals.numpy(), totals.numpy(), self.doubted.numpy(), self.known.per_nat_S.numpy(), self.limit)
-        sums, _, fractions = map(torch.from_numpy, literally_shared(*values))
+        sums, _, fractions, _ = map(torch.from_numpy, literally_shared(*values))
         return sums * torch.maximum(fractions, largest**4)
 
     def interval(self, weights: Tensor) -> tuple[Tensor, Tensor]:

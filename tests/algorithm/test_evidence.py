@@ -435,7 +435,7 @@ class SlowTwin:
             error = np.sqrt(self.standard[:t].var(0, ddof=1) * literal_inflation(self.standard[:t]) * t)
             per_nat = (1 / self.scales[:t]).sum(0)
             sums = self.standard[:t].sum(0)
-            total, gaps, fractions = literally_shared(sums, self.standard[t - 1], error, per_nat, self.boundary(t))
+            total, gaps, fractions, _ = literally_shared(sums, self.standard[t - 1], error, per_nat, self.boundary(t))
             taken = np.zeros(self.sources) if left is None else (logits - left) - (logits - left).mean()
             left = np.empty(self.sources)
             for i in sources:
@@ -536,7 +536,7 @@ def test_who_shares_with_whom_may_change_back_and_forth_and_nothing_adds_up(monk
     logits = -0.05 * first / 10
     for update in range(400):
         sums = first if update // 20 % 2 else second
-        monkeypatch.setattr(mixture, "shared", lambda *_, sums=sums: (sums, torch.zeros(3).double(), one))
+        monkeypatch.setattr(mixture, "shared", lambda *_, sums=sums: (sums, torch.zeros(3).double(), one, sums))
         logits, state = move_on_evidence(known, state, logits, 0.05)
         if update % 20 == 19:
             torch.testing.assert_close(state.moved_S, sums / 10)

@@ -332,6 +332,20 @@ def test_with_a_prior_a_run_rests_where_no_weight_gains_more_than_it_costs(rule,
     assert run.verdict() == "converged"
 
 
+def test_a_prior_keeps_the_odds_of_sources_that_are_not_told_apart():
+    """Equally good, one with five times the noise, so that a scale of its own would draw it back more slowly."""
+    prior, gap, noise = {"a": 0.2, "b": 0.4, "c": 0.4}, [-0.03, -0.03, 0.06], torch.tensor([0.02, 0.1, 0.05])
+    run = run_of(mixture_update="evidence", prior={"weights": prior, "strength": 1.0}, mixture_init=prior)
+    weights = []
+    for step, drawn in enumerate(gaps(600), start=1):
+        observe(run, torch.tensor(gap) + noise * drawn, step)
+        weights.append(run.weights_S)
+    mean = torch.stack(weights[300:]).mean(0)
+    assert float(mean[0] / mean[1]) == pytest.approx(0.5, rel=0.02)
+    expected = torch.tensor(list(prior.values())) * torch.exp(-10.0 * torch.tensor(gap))
+    torch.testing.assert_close(mean, (expected / expected.sum()).double(), rtol=0, atol=0.01)
+
+
 @RULES
 def test_a_control_with_a_prior_is_told_like_one_without(rule):
     """At an infinite penalty there is no pull; gaps are what rounding leaves of 0."""
