@@ -356,6 +356,18 @@ def rows(name: str, problem: Problem) -> Iterator[str]:
         yield f"| {name} | {float(start.mean()):.2f} | {rule} | " + " | ".join(cells) + " |"
 
 
+def averaged(name: str, problem: Problem) -> Iterator[str]:
+    """Total variation from the optimum, mean of the seeds, of the weights and of their mean over the last third."""
+    for rule, make in RULES.items():
+        weights = bilevel(problem, make(problem.best.shape[1]))
+        path = torch.stack([next(weights) for _ in range(UPDATES)])
+        cells = []
+        for update in AT:
+            for late in (path[update - 1], path[update - update // 3 : update].mean(0)):
+                cells.append(f"{float(total_variation(late, problem.best).mean()):.3f}")
+        yield f"| {name} | {rule} | " + " | ".join(cells) + " |"
+
+
 def held_back(sources: int = 10, good: int = 150, most: float = 0.4) -> Iterator[str]:
     """A source that is best by a deviation of its gaps for `good` updates, then as the others; bounded or not."""
     yield "| rule | largest weight | " + " | ".join(f"after {n}" for n in (100, 150, 200, 300, 400)) + " |"
@@ -379,7 +391,16 @@ def held_back(sources: int = 10, good: int = 150, most: float = 0.4) -> Iterator
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="problems whose name holds this")
-    only = parser.parse_args().only
+    parser.add_argument("--averaged", action="store_true", help="what the mean of the last weights would be worth")
+    arguments = parser.parse_args()
+    only = arguments.only
+    if arguments.averaged:
+        print("| problem | rule | " + " | ".join(f"after {n:,} | mean of the last third" for n in AT) + " |")
+        print("|---" * (2 + 2 * len(AT)) + "|")
+        for name, make in PROBLEMS.items():
+            if only in name:
+                print("\n".join(averaged(name, make())), flush=True)
+        return
     heads = [f"after {n:,}" for n in AT]
     heads += [
         "95% of the way",
