@@ -435,6 +435,45 @@ def _ending(sources: int, signal: float, rho: float, runs: int) -> list[float]:
     return [float(part.double().mean()) for part in (moved, lost, still, converged, early)]
 
 
+FORECAST_AT, FORECAST_UNTIL = (100, 200), 4000
+
+
+def forecast(runs: int) -> Iterator[str]:
+    """`told_at`: how long until the nearest gap is evident, of runs in which none is so far."""
+    yield f"Of {runs} runs, those in which nothing is evident yet; of these, the updates after which something would"
+    yield f"be, by the forecast and in truth (medians; {FORECAST_UNTIL:,}: later), and the part in which truth is"
+    yield "within a factor of two of the forecast (or both are later), sooner, and later:\n"
+    yield "| S | ρ | signal | after | nothing evident | forecast | truth | within a factor of two | sooner | later |"
+    yield "|---|---|---|---|---|---|---|---|---|---|"
+    for sources in (3, 10):
+        for rho in (0.0, 0.5):
+            for signal in (0.0, 0.2, 0.5):
+                for cells in _forecast(sources, rho, signal, runs):
+                    yield f"| {sources} | {rho} | {signal} | " + " | ".join(cells) + " |"
+
+
+def _forecast(sources: int, rho: float, signal: float, runs: int) -> Iterator[list[str]]:
+    known, noise = evidence.Evidence.zeros(runs, sources), Noise("AR(1)", rho, runs, sources, seed=13)
+    true = torch.zeros(sources, dtype=torch.float64)
+    true[0] = -signal
+    truth, found = torch.full((runs,), float(FORECAST_UNTIL), dtype=torch.float64), {}
+    for update in range(1, FORECAST_UNTIL + 1):
+        known, _ = known.plus(true + noise.step())
+        if update in FORECAST_AT:
+            found[update] = known.evident_after().amin(-1).clamp(max=FORECAST_UNTIL)
+        first = (known.ratio().abs() > 1).any(-1) & (truth == FORECAST_UNTIL)
+        truth = torch.where(first, float(update), truth)
+    for update, all_said in found.items():
+        quiet = truth > update
+        said, came = all_said[quiet], truth[quiet]
+        odds = came / said
+        parts = [((odds >= 0.5) & (odds <= 2)), odds < 0.5, odds > 2]
+        medians = [f"{float(of.median()):.0f}" for of in (said, came)]
+        yield [str(update), f"{float(quiet.double().mean()):.0%}", *medians] + [
+            f"{float(part.double().mean()):.0%}" for part in parts
+        ]
+
+
 def _one(known: evidence.Evidence, run: int) -> evidence.Evidence:
     """The evidence of one of the runs."""
 
@@ -542,6 +581,7 @@ TABLES: dict[str, Callable[[int], Iterator[str]]] = {
     "verdicts": verdicts,
     "settling": settling,
     "ending": ending,
+    "forecast": forecast,
     "cost": cost,
 }
 

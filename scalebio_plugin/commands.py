@@ -109,7 +109,10 @@ def tables_of(document: Mapping[str, Any]) -> list[str]:
     from .report.tables import goals_table, weights_table
 
     helped = goals_table(goals_of(document))
-    return [weights_table(summaries_of(document), document.get("verdict")), *([] if helped is None else [helped])]
+    return [
+        weights_table(summaries_of(document), document.get("verdict"), document.get("told_at")),
+        *([] if helped is None else [helped]),
+    ]
 
 
 def report(arguments: argparse.Namespace) -> int:

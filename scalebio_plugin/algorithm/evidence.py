@@ -57,6 +57,9 @@ LEAST_UPDATES = 10  # before which nothing is evidence
 LEVEL = 0.05  # probability that noise passes for evidence anywhere in a run, over all sources
 BOUNDARY_START = 20.0  # r, updates: where the boundary is tightest
 UPPER = 1.96  # standard errors: a mean may be so much larger than it was found, before a run gives up
+FORETELLING = 100  # updates, before which nothing is said of when a gap would be evident
+FORETOLD = 20.0  # times the updates so far, up to which it is said
+FINE = 1.02  # the same in steps of a fiftieth
 LUCK = 1.645  # standard errors: what is still to come may be so much larger than it is expected
 TINY = 1e-300
 
@@ -266,6 +269,21 @@ class Evidence:
         luck = UPPER * error * rest + LUCK * error * math.sqrt(self.updates * rest)
         needed = boundary(updates, mean.shape[-1]) * error * math.sqrt(self.updates * updates)
         return (mean * (self.updates + rest) + luck > needed).any(-1)
+
+    def evident_after(self) -> Tensor:  # (S,)
+        """Updates after which each gap would be evidence if its mean and the noise stay as they have been found.
+
+        A forecast, not a bound: of pure noise, too, something has been found. Infinite beyond FORETOLD times the
+        updates so far, and in the first FORETELLING.
+        """
+        if self.updates < FORETELLING:
+            return torch.full_like(self.peak_S, math.inf)
+        z = self.ratio().abs() * boundary(self.updates, self.peak_S.shape[-1])
+        powers = range(int(math.log(FORETOLD, FINE)) + 1)
+        counts = [round(self.updates * FINE**power) for power in powers]
+        needed = [boundary(count, z.shape[-1]) * math.sqrt(self.updates / count) for count in counts]  # falling
+        after = torch.tensor([*counts, math.inf], dtype=z.dtype)
+        return after[(z[..., None] < torch.tensor(needed, dtype=z.dtype)).sum(-1)]
 
 
 def precision_weights(spread_S: Tensor, updates: int) -> Tensor:  # (S,), sum 1

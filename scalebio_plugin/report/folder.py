@@ -86,7 +86,8 @@ class RunFolder:
             return None
         known = replace(self.provenance, steps=steps, updates=len(history), layer_steps=layer_steps, drawn=drawn)
         verdict, goals = history[-1].get("verdict"), summarise_goals(history, self.names)
-        document = mixture_document(summarise(history, self.names), known, verdict, goals)
+        told_at = history[-1].get("told_at")
+        document = mixture_document(summarise(history, self.names), known, verdict, goals, told_at)
         write_mixture(self.path / "mixture.json", document)
         return document
 

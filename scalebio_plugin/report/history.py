@@ -44,6 +44,8 @@ class HistoryRecord(TypedDict):
     # largest z / z0 of all gaps: beyond ±1 they are not noise; below 0 the source gains
     evidence: NotRequired[Annotated[dict[Name, Number], Many]]
     verdict: NotRequired[Text]  # no signal, still moving, converged
+    # with no signal: {the source nearest to being told: the step at which it would be if all stays as it is}; None: far
+    told_at: NotRequired[Annotated[dict[Name, Positive], Field(max_length=1)] | None]
     units: dict[Name, Count]  # target tokens of the source in this batch; its sequences with `loss_unit: sequence`
     train_loss: Number
     val_loss: Number

@@ -68,7 +68,11 @@ class Provenance:
 
 
 def mixture_document(
-    summaries: Mapping[str, SourceSummary], facts: Provenance, verdict: str | None, goals: Goals | None = None
+    summaries: Mapping[str, SourceSummary],
+    facts: Provenance,
+    verdict: str | None,
+    goals: Goals | None = None,
+    told_at: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """The content of `mixture.json`. Weights are divided by their sum, which float32 leaves a rounding away from 1."""
     total = math.fsum(summary.weight for summary in summaries.values())
@@ -81,7 +85,8 @@ def mixture_document(
     }
     weights = {name: summary.weight for name, summary in ordered.items()}
     helped = None if goals is None else {name: _as_values(goals[name]) for name in ordered}
-    return {"schema": SCHEMA, "weights": weights, "verdict": verdict, "sources": sources, "goals": helped, **run}
+    said = {"verdict": verdict, "told_at": told_at}
+    return {"schema": SCHEMA, "weights": weights, **said, "sources": sources, "goals": helped, **run}
 
 
 def summaries_of(document: Mapping[str, Any]) -> dict[str, SourceSummary]:
@@ -182,6 +187,7 @@ class Mixture(BaseModel, frozen=True):
     schema_: Annotated[int, Field(ge=1), AfterValidator(_ours)] = Field(alias="schema")
     weights: Annotated[dict[Name, NotNegative], Field(min_length=1), Many, AfterValidator(_whole)]
     verdict: Text | None = None
+    told_at: Annotated[dict[Name, Positive], Field(max_length=1)] | None = None
     sources: dict[Name, _Source] | None = None
     goals: dict[Name, Annotated[dict[Name, Cosine], Field(min_length=1), Many]] | None = None
     penalty: Annotated[float, Field(gt=0.0)] | None = None

@@ -21,7 +21,7 @@ from .markup import cell, many, page, pairs, shown, table
 from .mixture_file import fractions_of_rows, goals_of, read_mixture, summaries_of
 from .picture import draw_mixture, embedded
 from .summary import Cosine, Goals, SourceSummary
-from .tables import cosine_in_words, interval_in_words, layers_line, verdict_in_words
+from .tables import cosine_in_words, interval_in_words, layers_line, told_at_in_words, verdict_in_words
 
 _HOW_TO_READ = """
 <p>The <b>weights</b> p are those of the training loss &Sigma; p<sub>i</sub> L<sub>i</sub>, where L<sub>i</sub> is a
@@ -119,7 +119,11 @@ def _in_a_sentence(document: Mapping[str, Any]) -> str:
     of = f"{document['updates']} updates of the weights in {document['steps']} optimiser steps, penalty"
     sure = f"{len(told)} of {len(summaries)} sources are told from the average of the sources"
     verdict = document.get("verdict")
-    said = f" Verdict: {verdict_in_words(verdict, ', ', '')}." if verdict else ""
+    said = (
+        f" Verdict: {verdict_in_words(verdict, ', ', '')}{told_at_in_words(document.get('told_at'))}."
+        if verdict
+        else ""
+    )
     return escape(f"{of} {document['penalty']:g}. {sure}.{said}")
 
 

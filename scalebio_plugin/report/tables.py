@@ -13,7 +13,9 @@ from .words import printable
 MOST_ROWS = 20  # sources that the log shows of an update
 
 
-def weights_table(summaries: Mapping[str, SourceSummary], verdict: str | None = None) -> str:
+def weights_table(
+    summaries: Mapping[str, SourceSummary], verdict: str | None = None, told_at: Mapping[str, int] | None = None
+) -> str:
     """The table at the end of a run. A star marks the sources whose gaps are not more than noise."""
     decimals = decimals_of(summary.gap for summary in summaries.values())
     rows, any_star = [("source", "weight", "95% interval", "gap", "s.e.", "loss")], False
@@ -29,7 +31,8 @@ def weights_table(summaries: Mapping[str, SourceSummary], verdict: str | None = 
         if any_star
         else ""
     )
-    return align(rows) + hint + (f"\nverdict: {verdict_in_words(verdict)}" if verdict else "")
+    forecast = told_at_in_words(told_at)
+    return align(rows) + hint + (f"\nverdict: {verdict_in_words(verdict)}{forecast}" if verdict else "")
 
 
 VERDICTS = {
@@ -42,6 +45,20 @@ VERDICTS = {
 def verdict_in_words(verdict: str, before: str = " (", after: str = ")") -> str:
     """With what it means, where this version knows it."""
     return printable(verdict) + (f"{before}{VERDICTS[verdict]}{after}" if verdict in VERDICTS else "")
+
+
+def told_at_in_words(told_at: Mapping[str, int] | None) -> str:
+    """For a verdict without signal, how much longer a run would have to learn."""
+    said = [
+        f"; {shorten(name)} would be told from it at about step {_rough(step)}"
+        for name, step in (told_at or {}).items()
+    ]
+    return "".join(f"{one}, if its gap stays as it is" for one in said)
+
+
+def _rough(count: int) -> str:
+    """To two digits, as what is only estimated."""
+    return f"{round(count, 2 - len(str(count))):,}"
 
 
 def goals_table(goals: Goals | None) -> str | None:

@@ -123,7 +123,7 @@ class ScaleBiOCallback(TrainerCallback):
         with own_line():
             LOG.info(
                 "scalebio: the learned mixture\n"
-                + weights_table(summaries_of(document), document["verdict"])
+                + weights_table(summaries_of(document), document["verdict"], document["told_at"])
                 + ("" if helped is None else "\n" + helped)
                 + ("" if document["layer_steps"] is None else "\n" + layers_line(document["layer_steps"]))
                 + ("" if document["drawn"] is None else "\n" + drawn_line(document))

@@ -287,6 +287,7 @@ class MixtureRun:
             return self._named([total / units if units > 0 else None for total, units in pairs])
 
         interval, recent = self.interval(), self.evidence.recent
+        said = self._verdict(interval)
         return {
             "step": step,
             "weights": self._named(self.weights_S.tolist()),
@@ -300,7 +301,8 @@ class MixtureRun:
             "gap_mean": self._named(recent.mean().tolist()),
             "gap_se": self._named(recent.error().tolist()) if recent.count >= LEAST_UPDATES else None,
             "evidence": self._named(self.evidence.peak_S.tolist()),
-            "verdict": self._verdict(interval),
+            "verdict": said,
+            "told_at": self._told_at(step) if said == "no signal" else None,
             "units": self._named([round(units) for units in losses.units_S.tolist()]),
             "train_loss": losses.train_loss,
             "val_loss": losses.val_loss,
@@ -309,6 +311,13 @@ class MixtureRun:
             "goals": self._goals(),
             "learning_rate": learning_rate,
         }
+
+    def _told_at(self, step: int) -> dict[str, int] | None:
+        """The source that is nearest to being told from noise, and the optimiser step at which it would be."""
+        updates, source = self.evidence.evident_after().min(0)
+        if not math.isfinite(float(updates)):
+            return None
+        return {self.names[int(source)]: step + (int(updates) - self.updates) * self.settings.update_interval}
 
     def _goals(self) -> dict[str, dict[str, float | None]] | None:
         """Of the probe in this step, which is told once."""

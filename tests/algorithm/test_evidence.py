@@ -625,6 +625,31 @@ def test_on_noise_a_run_gives_up_after_half_to_three_quarters_of_its_time(
     assert 0.3 * 200 < float(hopes.mean()) <= most * 200
 
 
+def test_when_a_gap_would_be_evident_is_when_its_z_would_pass_the_boundary() -> None:
+    """Count by count, with the mean and the noise of now."""
+    known = Evidence.zeros(3)
+    for raw in normal(150, 3, seed=2) + torch.tensor([-0.3, 0.1, 0.2]):
+        known, _ = known.plus(raw)
+        if known.updates < 100:
+            assert bool(known.evident_after().isinf().all())
+    z = known.standard.mean().abs() / known.standard.error(2.0)
+    for said, of in zip(known.evident_after().tolist(), z.tolist(), strict=True):
+        counts = range(150, 3000)
+        first = next((n for n in counts if of * math.sqrt(n / 150) >= boundary(n, 3)), math.inf)
+        assert said == first or first <= said <= 1.02 * first + 1
+    assert sum(map(math.isfinite, known.evident_after().tolist())) >= 2
+    assert float(known.evident_after().max()) > 1.5 * float(known.evident_after().min())
+
+
+def test_of_gaps_of_zero_it_is_never_said_and_of_what_is_evident_now() -> None:
+    nothing, clear = Evidence.zeros(3), Evidence.zeros(3)
+    for raw in normal(100, 3):
+        nothing, _ = nothing.plus(torch.zeros(3, dtype=torch.float64))
+        clear, _ = clear.plus(raw + torch.tensor([-9.0, 0.0, 9.0]))
+    assert bool(nothing.evident_after().isinf().all())
+    assert float(clear.evident_after().min()) == 100
+
+
 def test_there_is_no_hope_for_gaps_of_zero_nor_at_the_end_below_the_boundary() -> None:
     nothing, known = Evidence.zeros(3), Evidence.zeros(3)
     for gap in normal(50, 3, seed=3):

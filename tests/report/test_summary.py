@@ -199,6 +199,7 @@ class TestMixture:
         assert {key: value for key, value in document.items() if key not in ("weights", "sources")} == {
             **{
                 "verdict": "converged",
+                "told_at": None,
                 "schema": 1,
                 "goals": None,
                 "penalty": 10.0,
@@ -232,7 +233,7 @@ class TestMixture:
 
     def test_what_is_written_is_read_back(self, tmp_path):
         summaries = {"é": summary(2 / 3, 0.5, 0.1, interval=(0.5, 0.7), evidence=-2.0), "a": summary(1 / 3, loss=None)}
-        document = mixture_document(summaries, facts(dict.fromkeys(summaries, 1000)), "no signal")
+        document = mixture_document(summaries, facts(dict.fromkeys(summaries, 1000)), "no signal", told_at={"é": 1840})
         write_mixture(tmp_path / "mixture.json", document)
         read = read_mixture(tmp_path / "mixture.json")
         assert read == json.loads(json.dumps(document))
@@ -302,6 +303,12 @@ class TestTables:
     def test_every_verdict_is_said_in_words(self, verdict):
         last = weights_table({"a": summary(1.0)}, verdict).splitlines()[-1]
         assert last == f"verdict: {verdict} ({VERDICTS[verdict]})"
+
+    @pytest.mark.parametrize(("step", "said"), [(287, "290"), (1840, "1,800"), (96_500, "96,000")])
+    def test_how_much_longer_a_run_without_signal_would_have_to_learn(self, step, said):
+        last = weights_table({"a\n": summary(1.0)}, "no signal", {"a\n": step}).splitlines()[-1]
+        end = f"; a\\n would be told from it at about step {said}, if its gap stays as it is"
+        assert last == f"verdict: no signal ({VERDICTS['no signal']}){end}"
 
     @pytest.mark.parametrize("evidence", [0.0, None])
     def test_in_a_control_no_source_is_told_from_the_average(self, evidence):

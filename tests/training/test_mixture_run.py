@@ -222,6 +222,23 @@ def test_sets_that_agree_move_nothing(rule, block):
     assert torch.equal(run.logits_S, before)
     assert record["verdict"] == "no signal"
     assert record["evidence"] == {"a": 0.0, "b": 0.0, "c": 0.0}
+    assert record["told_at"] is None
+
+
+@pytest.mark.parametrize("interval", [1, 2])
+def test_without_signal_a_record_says_which_source_would_be_told_first_and_at_which_step(interval):
+    run, record = run_of(update_interval=interval), None
+    for step, gap in enumerate(gaps(110 * interval, seed=4), start=1):
+        record = observe(run, 0.05 * gap + torch.tensor([-0.006, 0.0, 0.006]), step) or record
+        assert record is None or record["verdict"] == "no signal"
+        assert record is None or record["told_at"] is None or run.evidence.updates >= 100
+    after = dict(zip(NAMES, run.evidence.evident_after().tolist(), strict=True))
+    nearest = min(after, key=after.__getitem__)
+    assert record["told_at"] == {nearest: interval * after[nearest]}
+    for later in range(step + 1, step + 200):
+        record = observe(run, [-0.5, 0.0, 0.5], later) or record
+    assert record["verdict"] != "no signal"
+    assert record["told_at"] is None
 
 
 def test_an_update_interval_averages_the_gaps_and_only_then_moves():
