@@ -102,11 +102,9 @@ def losses_of_targets(
 
 
 def _losses(head: Callable[[Tensor], Tensor], read: Tensor, labels: Tensor) -> Tensor:
-    return functional.cross_entropy(_precise(head(read[None])[0]), labels, reduction="none")
-
-
-def _precise(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = head(read[None])[0]
+    precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return functional.cross_entropy(precise, labels, reduction="none")
 
 
 def _separable(head: Callable[[Tensor], Tensor], read: Tensor) -> bool:
@@ -122,30 +120,15 @@ def _separable(head: Callable[[Tensor], Tensor], read: Tensor) -> bool:
 class _LossesAndDerivatives(torch.autograd.Function):
     """The losses, (n,), each of which keeps its derivative by its own row of what was read, (n, H).
 
-    Times what is `foreseen`, (n,), none of them 0: as the backward pass from logits would multiply, operation by
-    operation. Two buffers of a piece serve all of them: to allocate them anew takes a quarter of the time on a CPU.
+    Times what is `foreseen`, (n,), none of them 0: as the backward pass from logits would multiply.
     """
 
     @staticmethod
     def forward(
         ctx: Any, head: Callable[[Tensor], Tensor], read: Tensor, labels: Tensor, foreseen: Tensor, number: int
     ) -> Tensor:
-        losses, derivatives = [], []
-        given: Tensor | None = None  # derivatives by the logarithms: 0 but at the targets
-        for rows, targets, later in zip(*(of.tensor_split(number) for of in (read, labels, foreseen)), strict=True):
-            with torch.enable_grad():
-                alone = rows.detach().requires_grad_()
-                logits = head(alone[None])[0]
-            logarithms = _precise(logits.detach()).log_softmax(-1)
-            losses.append(functional.nll_loss(logarithms, targets, reduction="none"))
-            if given is None:  # the first piece is the longest
-                given, found = torch.zeros_like(logarithms), torch.empty_like(logarithms)
-            by_logarithms, by_logits = given[: len(rows)], found[: len(rows)]
-            by_logarithms.scatter_(1, targets[:, None], -later[:, None].to(given.dtype))
-            torch.ops.aten._log_softmax_backward_data.out(by_logarithms, logarithms, -1, given.dtype, out=by_logits)
-            by_logarithms.scatter_(1, targets[:, None], 0.0)
-            with torch.autocast(read.device.type, enabled=False):
-                derivatives += torch.autograd.grad(logits, alone, by_logits.to(logits.dtype))
+        cut = zip(*(of.tensor_split(number) for of in (read, labels, foreseen)), strict=True)
+        losses, derivatives = zip(*(_losses_and_derivatives(head, *piece) for piece in cut), strict=True)
         ctx.save_for_backward(foreseen, torch.cat(derivatives))
         return torch.cat(losses)
 
@@ -154,6 +137,17 @@ class _LossesAndDerivatives(torch.autograd.Function):
     def backward(ctx: Any, by_losses: Tensor) -> tuple[None, Tensor, None, None, None]:
         foreseen, derivatives = ctx.saved_tensors
         return None, ((by_losses / foreseen)[:, None] * derivatives).to(derivatives.dtype), None, None, None
+
+
+def _losses_and_derivatives(
+    head: Callable[[Tensor], Tensor], read: Tensor, labels: Tensor, foreseen: Tensor
+) -> tuple[Tensor, Tensor]:  # (n,), (n, H)
+    with torch.enable_grad():
+        alone = read.detach().requires_grad_()
+        losses = _losses(head, alone, labels)
+    with torch.autocast(read.device.type, enabled=False):
+        (derivatives,) = torch.autograd.grad(losses, alone, foreseen.to(losses.dtype))
+    return losses.detach(), derivatives
 
 
 def _ceil(a: int, b: int) -> int:
