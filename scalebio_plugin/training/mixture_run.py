@@ -317,7 +317,7 @@ class MixtureRun:
         updates, source = self.evidence.evident_after().min(0)
         if not math.isfinite(float(updates)):
             return None
-        return {self.names[int(source)]: step + (int(updates) - self.updates) * self.settings.update_interval}
+        return {self.names[int(source)]: step + (int(updates) - self.evidence.updates) * self.settings.update_interval}
 
     def _goals(self) -> dict[str, dict[str, float | None]] | None:
         """Of the probe in this step, which is told once."""

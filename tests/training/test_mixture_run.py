@@ -225,9 +225,10 @@ def test_sets_that_agree_move_nothing(rule, block):
     assert record["told_at"] is None
 
 
+@pytest.mark.parametrize("moves", [{}, {"mixture_learning_rate": 0.0}], ids=["moves", "stays"])
 @pytest.mark.parametrize("interval", [1, 2])
-def test_without_signal_a_record_says_which_source_would_be_told_first_and_at_which_step(interval):
-    run, record = run_of(update_interval=interval), None
+def test_without_signal_a_record_says_which_source_would_be_told_first_and_at_which_step(interval, moves):
+    run, record = run_of(update_interval=interval, **moves), None
     for step, gap in enumerate(gaps(110 * interval, seed=4), start=1):
         record = observe(run, 0.05 * gap + torch.tensor([-0.006, 0.0, 0.006]), step) or record
         assert record is None or record["verdict"] == "no signal"
