@@ -570,6 +570,20 @@ def replayed(histories: Sequence[Path]) -> Iterator[str]:
             passed = [total_variation(weights, first) > 0.02, weights[:, favoured] > 0.5, weights[:, favoured] > 0.9]
             cells.append(" ".join(str(int(of.to(torch.int8).argmax()) + 1) if of.any() else "-" for of in passed))
         yield f"| {'/'.join(path.parts[-4:-2])} | {gaps.shape[1]} | {len(gaps)} | " + " | ".join(cells) + " |"
+    yield "\nAt its end: the mean of each source's gaps over its standard error, were the noise white; the boundary;"
+    yield "the factor by which the rule takes the variance larger; and the updates after which each gap would be told:\n"
+    for path in histories:
+        gaps = _recorded_by(path)[1]
+        known = evidence.Evidence.zeros(gaps.shape[1])
+        for gap in gaps:
+            known, _ = known.plus(gap)
+        factor = float(known.standard.inflation(evidence.DOUBT))
+        white = " ".join(
+            f"{z:+.2f}" for z in known.standard.mean() / known.standard.error(evidence.DOUBT) * factor**0.5
+        )
+        after = " ".join(f"{count:.0f}" for count in known.evident_after())
+        limit = evidence.boundary(known.updates, gaps.shape[1])
+        yield f"{'/'.join(path.parts[-4:-2])}: {white}; {limit:.2f}; {factor:.1f}; {after}"
 
 
 TABLES: dict[str, Callable[[int], Iterator[str]]] = {

@@ -236,7 +236,7 @@ def test_without_signal_a_record_says_which_source_would_be_told_first_and_at_wh
     after = dict(zip(NAMES, run.evidence.evident_after().tolist(), strict=True))
     nearest = min(after, key=after.__getitem__)
     assert record["told_at"] == {nearest: interval * after[nearest]}
-    for later in range(step + 1, step + 200):
+    for later in range(step + 1, step + 200 * interval):
         record = observe(run, [-0.5, 0.0, 0.5], later) or record
     assert record["verdict"] != "no signal"
     assert record["told_at"] is None
