@@ -571,7 +571,7 @@ def replayed(histories: Sequence[Path]) -> Iterator[str]:
             cells.append(" ".join(str(int(of.to(torch.int8).argmax()) + 1) if of.any() else "-" for of in passed))
         yield f"| {'/'.join(path.parts[-4:-2])} | {gaps.shape[1]} | {len(gaps)} | " + " | ".join(cells) + " |"
     yield "\nAt its end: the mean of each source's gaps over its standard error, were the noise white; the boundary;"
-    yield "the factor by which the rule takes the variance larger; and the updates after which each gap would be told:\n"
+    yield "the factor by which the rule takes the variance larger; and the updates after which each would be told:\n"
     for path in histories:
         gaps = _recorded_by(path)[1]
         known = evidence.Evidence.zeros(gaps.shape[1])
