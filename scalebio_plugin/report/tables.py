@@ -50,7 +50,7 @@ def verdict_in_words(verdict: str, before: str = " (", after: str = ")") -> str:
 def told_at_in_words(told_at: Mapping[str, int] | None) -> str:
     """For a verdict without signal, how much longer a run would have to learn."""
     said = [
-        f"; {shorten(name)} would be told from it at about step {_rough(step)}"
+        f"; {shorten(name)} would be told from noise at about step {_rough(step)}"
         for name, step in (told_at or {}).items()
     ]
     return "".join(f"{one}, if its gap stays as it is" for one in said)

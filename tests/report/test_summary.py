@@ -307,7 +307,7 @@ class TestTables:
     @pytest.mark.parametrize(("step", "said"), [(287, "290"), (1840, "1,800"), (96_500, "96,000")])
     def test_how_much_longer_a_run_without_signal_would_have_to_learn(self, step, said):
         last = weights_table({"a\n": summary(1.0)}, "no signal", {"a\n": step}).splitlines()[-1]
-        end = f"; a\\n would be told from it at about step {said}, if its gap stays as it is"
+        end = f"; a\\n would be told from noise at about step {said}, if its gap stays as it is"
         assert last == f"verdict: no signal ({VERDICTS['no signal']}){end}"
 
     @pytest.mark.parametrize("evidence", [0.0, None])
