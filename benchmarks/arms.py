@@ -17,6 +17,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,12 @@ class Problem:
     def _with(self, block: Config, seed: int) -> Config:
         config = self.ordinary(self.sources)
         block = {"names": list(self.sources), **block}
-        return {**config, "plugins": ["scalebio", *config["plugins"]], "scalebio": block, "seed": seed}
+        return {
+            **config,
+            "plugins": ["scalebio_plugin.ScaleBiOPlugin", *config["plugins"]],
+            "scalebio": block,
+            "seed": seed,
+        }
 
 
 # ---- runs
@@ -110,6 +116,27 @@ def run_arm(problem: Problem, arm: str, seed: int) -> None:
         began = time.perf_counter()
         run(train, folder, problem.arm(arm, seed))
         print(f"{arm}-{seed} {token_mean(losses_of(folder)):.4f} {time.perf_counter() - began:.0f} s", flush=True)
+
+
+def run_arms(problem: Problem, arms: Sequence[str], seeds: Sequence[int], jobs: int = 1) -> None:
+    """One seed after the other; or `jobs` runs side by side, those that learn first, what applies them last."""
+    order = [problem.learning, [arm for arm in arms if not arm.endswith(APPLIED)], arms]
+    pairs = [(arm, seed) for seed in seeds for arm in arms]
+    if jobs > 1:
+        pairs.sort(key=lambda pair: next(place for place, those in enumerate(order) if pair[0] in those))
+    started: dict[tuple[str, int], Future[None]] = {}
+
+    def in_turn(arm: str, seed: int) -> None:
+        learning = started.get((arm.removesuffix(APPLIED), seed))
+        if arm.endswith(APPLIED) and learning:
+            learning.result()
+        run_arm(problem, arm, seed)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        for pair in pairs:
+            started[pair] = pool.submit(in_turn, *pair)
+    for future in started.values():
+        future.result()
 
 
 def run(task: Callable[..., None], folder: Path, config: Config, *arguments: Any) -> None:
@@ -158,10 +185,11 @@ def row_losses(folder: Path, rows: Sequence[Any], batch: int = 20) -> RowLosses:
     from transformers import AutoModelForCausalLM
 
     kind = AutoPeftModelForCausalLM if (folder / "adapter_config.json").exists() else AutoModelForCausalLM
-    model = kind.from_pretrained(folder, dtype=torch.float32).eval()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = kind.from_pretrained(folder, dtype=torch.float32).eval().to(device)
     losses, tokens = [], []
     for start in range(0, len(rows), batch):
-        ids, mask, labels = padded(rows[start : start + batch])
+        ids, mask, labels = (part.to(device) for part in padded(rows[start : start + batch]))
         logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1]
         losses += cross_entropy(logits.transpose(1, 2), labels[:, 1:], reduction="none").sum(dim=1).tolist()
         tokens += (labels[:, 1:] != -100).sum(dim=1).tolist()

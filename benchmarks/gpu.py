@@ -1,13 +1,16 @@
 """What bilevel runs cost on one GPU: peak memory and seconds a step, against the plain host; and a few checks on CUDA.
 
-    python benchmarks/gpu.py [--out gpu-figures] [--work /dev/shm/x] [--budget 500] [--only 8B] [--dry-run]
+    python benchmarks/gpu.py [--out gpu-figures] [--work /dev/shm/x] [--budget 500] [--only 8B] [--together N]
+                             [--dry-run]
 
 Every run is the real host in a process of its own, on a Llama of random weights (the shapes of Llama 3.2 1B and Llama 3
 8B) and planted rows packed to 2,048 positions, 4 micro-batches of one row a step. First come the checks, one on each
 core at once: with an infinite penalty u stays w to the last bit; LISA with u in CPU memory computes the bits that it
 does with u on the GPU; fp16 stays finite, and both sets step. Then the runs that are measured, one after the other.
 Figures are in `figures.jsonl` as soon as they are there; `table.md` is printed last. `--budget` seconds after its start
-the command begins no run that it does not expect to end. `--dry-run` does all of it on the CPU with tiny shapes.
+the command begins no run that it does not expect to end. `--together N` starts N of the measured runs at once, has them
+wait before their first step, and lets one after the other go, since their start takes longer than their steps; what
+they take of the card beside their tensors is not known then. `--dry-run` does all of it on the CPU with tiny shapes.
 """
 
 from __future__ import annotations
@@ -55,6 +58,7 @@ class Session:
     work: Path
     deadline: float
     dry: bool
+    together: int = 1
     kernels: bool = True
     found: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -78,7 +82,7 @@ class Started:
     began: float
 
 
-def start(session: Session, planned: Planned, prepared: str) -> Started:
+def start(session: Session, planned: Planned, prepared: str, waits: bool = False) -> Started:
     folder = session.work / "runs" / planned.name.replace(" ", "-").replace(",", "")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -88,7 +92,7 @@ def start(session: Session, planned: Planned, prepared: str) -> Started:
         process = subprocess.Popen(
             [sys.executable, "-m", "axolotl.cli.train", "config.yml"],
             cwd=folder,
-            env=environment(session.dry),
+            env=environment(session.dry) | ({"MEASURE_IN_TURN": "1"} if waits else {}),
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -168,6 +172,23 @@ def one(session: Session, planned: Planned) -> None:
         session.kernels = True  # it was not the kernels
 
 
+def in_groups(session: Session, runs: list[Planned]) -> None:
+    """Measured runs, `session.together` of them started at once; each goes when the one before has ended."""
+    for first in range(0, len(runs), session.together):
+        group = runs[first : first + session.together]
+        if time.monotonic() + max(planned.seconds for planned in group) > session.deadline and not session.dry:
+            session.note({"runs": [planned.name for planned in group], "skipped": "no time left"})
+            continue
+        started = [start(session, run, f"prepared-of-{first + at}", True) for at, run in enumerate(group)]
+        while not all((run.folder / "ready").exists() or run.process.poll() is not None for run in started):
+            time.sleep(0.1)
+        for run in started:
+            (run.folder / "go").touch()
+            run.began = time.monotonic()
+            finish(session, run)
+            write_table(session)
+
+
 def checks(session: Session, runs: list[Planned]) -> None:
     """One on each core at once, every one with its own prepared data; those that fail once more without kernels."""
     failed = at_once(session, runs, "prepared")
@@ -190,14 +211,14 @@ def at_once(session: Session, runs: list[Planned], prepared: str) -> list[Planne
     return failed
 
 
-def estimates(work: Path, dry: bool) -> None:
+def estimates(work: Path, dry: bool, only: list[str]) -> None:
     """`scalebio estimate` of every measured bilevel run, in GiB."""
     from scalebio_plugin.estimate.estimator import ALLOWANCE, of_setting
     from scalebio_plugin.estimate.setting import setting_of
 
     found = {}
     for planned in in_turn():
-        if planned.block is None:
+        if planned.block is None or not _wanted(planned, only):
             continue
         estimate = of_setting(setting_of(config_of(planned, work, "prepared", kernels=True, dry=dry), work, 1))
         alone = estimate.lisa_alone
@@ -238,14 +259,20 @@ def measure(session: Session, only: list[str]) -> None:
     planted.write_data(session.work / "data", rows=1152, held_out=192)
     for shape in SHAPES:
         config_at(session.work / shape, shape, session.dry)
-    making = {shape: beside(session, "--checkpoint", shape) for shape in (SMALL, LARGE)}
-    estimating = beside(session, "--estimates")
+    first, wanted = ([run for run in runs if _wanted(run, only)] for runs in (right_or_wrong(), in_turn()))
+    shapes = [shape for shape in (SMALL, LARGE) if any(run.shape == shape for run in first + wanted)]
+    making = {shape: beside(session, "--checkpoint", shape) for shape in shapes}
+    estimating = beside(session, "--estimates", "--only", *only)
     try:
-        making[SMALL].wait()
-        checks(session, [planned for planned in right_or_wrong() if _wanted(planned, only)])
+        if first:
+            making[SMALL].wait()
+            checks(session, first)
         session.note({"checkpoints": {shape: process.wait() for shape, process in making.items()}})
-        for planned in in_turn():
-            if _wanted(planned, only) and making[planned.shape].returncode == 0:
+        made = [run for run in wanted if making[run.shape].returncode == 0]
+        if session.together > 1:
+            in_groups(session, made)
+        else:
+            for planned in made:
                 one(session, planned)
                 write_table(session)
     finally:
@@ -272,6 +299,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("gpu-work"), help="where checkpoints and runs go")
     parser.add_argument("--budget", type=float, default=1e9, metavar="SECONDS")
     parser.add_argument("--only", nargs="+", default=[""], metavar="TEXT", help="runs with one of these in their names")
+    parser.add_argument("--together", type=int, default=1, metavar="N", help="measured runs started at once")
     parser.add_argument("--dry-run", action="store_true", help="tiny, on the CPU")
     parser.add_argument("--checkpoint", choices=SHAPES, help=argparse.SUPPRESS)
     parser.add_argument("--estimates", action="store_true", help=argparse.SUPPRESS)
@@ -279,13 +307,13 @@ def main() -> None:
     if arguments.checkpoint:
         make_checkpoint(arguments.work / arguments.checkpoint)
     elif arguments.estimates:
-        estimates(arguments.work, arguments.dry_run)
+        estimates(arguments.work, arguments.dry_run, arguments.only)
     else:
         out, work = arguments.out.resolve(), arguments.work.resolve()
         out.mkdir(parents=True, exist_ok=True)
         work = work if arguments.dry_run else roomy(work, out.parent / "gpu-work", ROOM)
         work.mkdir(parents=True, exist_ok=True)
-        session = Session(out, work, began + arguments.budget, arguments.dry_run)
+        session = Session(out, work, began + arguments.budget, arguments.dry_run, arguments.together)
         session.note(machine())
         measure(session, arguments.only)
         print(write_table(session))

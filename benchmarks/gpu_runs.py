@@ -78,6 +78,13 @@ LIGER: dict[str, Any] = {
     "plugins": ["axolotl.integrations.liger.LigerPlugin"],
     **dict.fromkeys(("liger_rope", "liger_rms_norm", "liger_glu_activation"), True),
 }
+ALL_TOKENS: dict[str, Any] = {**LORA, "train_on_inputs": True}  # every position needs the head
+CHUNKED: dict[str, Any] = {**ALL_TOKENS, "chunked_cross_entropy": True}
+FUSED: dict[str, Any] = {
+    **ALL_TOKENS,
+    "plugins": ["axolotl.integrations.liger.LigerPlugin"],
+    "liger_fused_linear_cross_entropy": True,
+}
 SHORT: dict[str, Any] = {"sequence_len": 512}
 # The fused attention of a packed run need not add up its gradients in a fixed order on CUDA.
 EXACT: dict[str, Any] = {**SHORT, "attn_implementation": "eager"}
@@ -136,6 +143,9 @@ def in_turn() -> list[Planned]:
         *_pair(SMALL, "QLoRA", QLORA, 60.0, 45.0),
         Planned("1B LISA, plain", SMALL, "LISA", HOST_LISA, seconds=40.0),
         *_pair(SMALL, "LoRA with Liger", LIGER, 50.0, 40.0),
+        *_pair(SMALL, "LoRA, all tokens", ALL_TOKENS, 50.0, 40.0),
+        *_pair(SMALL, "LoRA, all tokens, chunked", CHUNKED, 50.0, 40.0),
+        *_pair(SMALL, "LoRA, all tokens, Liger's fused loss", FUSED, 50.0, 40.0),
     ]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 GIB = 2**30
 Found = dict[str, dict[str, Any]]
 PAIRS = ("8B QLoRA", "8B LoRA", "8B LISA", "1B LoRA", "1B LISA", "1B QLoRA", "1B LoRA with Liger")
+PAIRS += ("1B LoRA, all tokens", "1B LoRA, all tokens, chunked", "1B LoRA, all tokens, Liger's fused loss")
 BESIDE = ("1B LISA, bilevel", "1B LISA, bilevel, on the GPU")
 
 

@@ -1,7 +1,7 @@
 """What benchmarks/gpu.py measures inside the host's process: seconds, positions and memory of every optimiser step.
 
 Written to `measured.json` in the working directory when training ends; the process stops there, before the host saves
-its model.
+its model. With MEASURE_IN_TURN in its environment it writes `ready` before its first step and waits for a file `go`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import torch
 from axolotl.integrations.base import BasePlugin
 from transformers import TrainerCallback
 
+IN_TURN = "MEASURE_IN_TURN" in os.environ
+
 
 def _settled() -> float:
     """Now, with nothing left to be computed."""
@@ -31,11 +33,14 @@ def _memory() -> dict[str, int]:
     if not torch.cuda.is_available():
         return {}
     free, total = torch.cuda.mem_get_info()
-    return {
-        "allocated": torch.cuda.max_memory_allocated(),
-        "reserved": torch.cuda.max_memory_reserved(),
-        "used": total - free,
-    }
+    own = {"allocated": torch.cuda.max_memory_allocated(), "reserved": torch.cuda.max_memory_reserved()}
+    return own if IN_TURN else {**own, "used": total - free}  # others wait there
+
+
+def _wait() -> None:
+    Path("ready").touch()
+    while not Path("go").exists():
+        time.sleep(0.02)
 
 
 def _bits(value: torch.Tensor) -> int:
@@ -83,6 +88,8 @@ class Measure(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.model.register_forward_pre_hook(self._count, with_kwargs=True)
+        if IN_TURN:
+            _wait()
         self.loading = _memory()
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()

@@ -32,7 +32,13 @@ ON_A_CPU: dict[str, Any] = {
     "save_strategy": "no",
 }
 IMPORTED = ("axolotl.cli.train",)
+WITHOUT_CUDA = ("torch", "datasets")  # the host's imports would start CUDA, which no fork can share
 _PROCESSES = multiprocessing.get_context("forkserver")  # the host is imported once
+
+
+def on_a_gpu() -> None:
+    """Every process started from here on sees the GPU; before the first of them."""
+    ENVIRONMENT.pop("CUDA_VISIBLE_DEVICES", None)
 
 
 def in_process(task: Callable[..., None], folder: Path, log: str, *arguments: Any) -> None:
@@ -53,12 +59,12 @@ def started(
     """The same, not waited for: a process of `multiprocessing`.
 
     Args:
-        imported: What the server of all processes has imported; the first call decides.
+        imported: What the server of all processes has imported, where no process sees a GPU; the first call decides.
     """
     os.environ.update(ENVIRONMENT)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     folder.mkdir(parents=True, exist_ok=True)
-    _PROCESSES.set_forkserver_preload(list(imported))
+    _PROCESSES.set_forkserver_preload(list(imported if "CUDA_VISIBLE_DEVICES" in ENVIRONMENT else WITHOUT_CUDA))
     process = _PROCESSES.Process(target=_logged, args=(task, folder, log, arguments))
     process.start()
     return process
