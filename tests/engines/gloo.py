@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 
 def prepare_deepspeed() -> None:
     """In every rank, before its engine is made."""
-    import deepspeed.comm.torch
-    from deepspeed.comm.torch import TorchBackend
-
-    deepspeed.comm.torch.build_shm_op = lambda: None  # would be compiled, for a minute
+    module = import_module("deepspeed.comm.torch")  # deepspeed.comm has another `torch`, which is torch
+    module.build_shm_op = lambda: None  # would be compiled, for a minute
+    TorchBackend = module.TorchBackend
     TorchBackend.has_all_gather_into_tensor = lambda self: False  # gloo, torch 2.13: trips over autograd views
     TorchBackend.all_gather = _waited_for(TorchBackend.all_gather)
 
