@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,8 @@ _LOOKED_AT = 16  # positions of a row
 @dataclass(frozen=True)
 class FromLogits:
     """The ordinary way: the model gives logits."""
+
+    reads_outputs: ClassVar[bool] = True  # of the model's own pass, in `check`
 
     @contextmanager
     def within(self, model: nn.Module, labels: Tensor, loss: Loss | None = None) -> Iterator[LossesOf]:
@@ -75,6 +77,8 @@ class InHead:
         key: Of the config, which asks for it.
         pieces: How the targets of a batch are cut.
     """
+
+    reads_outputs: ClassVar[bool] = False
 
     key: str
     pieces: Pieces

@@ -222,10 +222,9 @@ class ScaleBiOTrainer(ResumableTrainer):
             warnings.filterwarnings("ignore", "None of the inputs have requires_grad")  # of checkpointed blocks
             inputs = self._prepare_inputs(dict(batch))
             own, outputs = self.compute_loss(model, dict(inputs), return_outputs=True)
-            unwrapped, labels = self.bare_model(), inputs["labels"][:, 1:]
-            self._connected().losses.check(
-                own, outputs, unwrapped, labels, lambda loss_of: self.forward_pass(model, inputs, loss_of)
-            )
+            unwrapped, labels, losses = self.bare_model(), inputs["labels"][:, 1:], self._connected().losses
+            outputs = outputs if losses.reads_outputs else {}  # else logits of the host's would lie beside ours
+            losses.check(own, outputs, unwrapped, labels, lambda loss_of: self.forward_pass(model, inputs, loss_of))
         before.restore()
         self._own_loss_seen = True
 

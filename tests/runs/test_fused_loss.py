@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 import torch
 from axolotl.monkeypatch.loss import chunked
+from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import Gemma2Config, HyperCLOVAXConfig
 from transformers.loss import loss_utils
 
 from scalebio_plugin.algorithm import pieces
 from scalebio_plugin.report.history import read_history, series
+from scalebio_plugin.training.head_losses import InHead
 from tests import host
 from tests.runs.test_inert import OUT_OF_PLAY, PACKED, STOCK
 
@@ -113,6 +115,27 @@ def test_what_is_the_hosts_keeps_its_own_loss(inputs: Path, tmp_path: Path, monk
     host.train(inputs, output_dir=str(tmp_path), scalebio=block, micro_batch_size=32, **settings, **CHUNKED)
     assert [call for call in calls if call[1]] == [(2, True), (3, True)], "steps 3 and 4"
     assert {step for step, trains in calls if not trains} == {0, 2, 4}, "the look, the evaluations"
+
+
+def test_the_hosts_own_logits_are_gone_before_ours_are_made(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[StorageWeakRef] = []
+    gone: list[bool] = []
+    forward, look = chunked.CEWithChunkedOutputLoss.forward, InHead.look
+
+    def noted(self: Any, logits: list[torch.Tensor], *args: Any, **kwargs: Any) -> torch.Tensor:
+        made.append(StorageWeakRef(logits[0].untyped_storage()))
+        return forward(self, logits, *args, **kwargs)
+
+    def looked(self: InHead, *args: Any) -> Any:
+        gone.append(made[-1].expired())
+        return look(self, *args)
+
+    monkeypatch.setattr(chunked.CEWithChunkedOutputLoss, "forward", noted)
+    monkeypatch.setattr(InHead, "look", looked)
+    host.train(inputs, output_dir=str(tmp_path), max_steps=1, **CHUNKED)
+    assert gone == [True]
 
 
 def test_out_of_play_it_is_the_host_with_the_same_key_to_rounding(inputs: Path, tmp_path: Path) -> None:
