@@ -30,7 +30,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .bilevel import IGNORED
 
-ENTRIES = 2**25  # of the logits that exist at a time: 128 MiB in float32
+ENTRIES = 2**24  # of the logits that exist at a time: 64 MiB in float32
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from scalebio_plugin import cli
+from scalebio_plugin.algorithm.pieces import ENTRIES
 from scalebio_plugin.estimate.estimator import estimate, from_model
 from scalebio_plugin.estimate.lines import GIB, lines_of, summary_line
 from scalebio_plugin.estimate.passes import PassBytes
@@ -233,7 +234,7 @@ def test_a_fused_loss_has_no_logits_of_a_batch(tmp_path: Path, key: str, ordinar
     """The host's chunked loss has them; our passes have none with any of the keys."""
     cfg = {**bilevel(tmp_path), "micro_batch_size": 64, "overrides_of_model_config": {"vocab_size": 100_000}}
     plain, fused = estimated(cfg, tmp_path), estimated({**cfg, key: True}, tmp_path)
-    one_piece = 2**25 * 12  # entries; probabilities and two gradients of them
+    one_piece = ENTRIES * 12  # entries; probabilities and two gradients of them
     assert plain.run.passes.logits > 10 * one_piece
     assert fused.run.passes.logits == pytest.approx(one_piece, rel=0.1)  # pieces are equally long
     assert (fused.ordinary.passes.logits < 1.1 * one_piece) == ordinary
