@@ -105,6 +105,8 @@ FIGURES = [
     ),
     ("two-phases.md", "0.62 nats better", "small_model.md", "0.616 ± 0.028 below that"),
     ("memory.md", "LoRA 2.05 times, with QLoRA 1.98 times", "gpu.md", "in 2.05 times the plain host's step"),
+    ("memory.md", "LISA at 1B 2.4 times", "gpu.md", "0.376 | 0.901 | 2.39"),
+    ("memory.md", "5.7 GiB, then 3.9", "gpu.md", "4.14 | 3.89 | 0.94"),
     ("memory.md", "it was 3 to 6% low", "gpu.md", "It is 3 to 6% low"),
     ("method.md", "as good as the best single source", "small_model.md", "as good as `math` alone"),
     ("method.md", "in 92 to 99% of the runs", "evidence.md", "in 92 to 99% of the runs"),
