@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import os
 import random
 import re
 import shutil
@@ -37,7 +36,6 @@ import torch
 from benchmarks.process import started
 from tests import host
 from tests.engines.launch import IMPORTED, free_port, on_rank
-from tests.operators import forget_locks
 from tests.training.test_resume import same
 
 SAVING = {"max_steps": 12, "save_strategy": "steps", "save_steps": 3, "save_total_limit": 1, "micro_batch_size": 2}
@@ -59,7 +57,6 @@ PASSING = re.compile(
     rb',?\s*"tokens/[^"]*": [0-9.e+-]+|\d{4}-\d\d-\d\d \d\d:\d\d UTC'
     rb"|<tr><td>(time of the steps|a learning step)</td>.*?</tr>"
 )
-OPERATORS = "operators"  # of DeepSpeed, in the folder of an engine
 AGAIN = 0.5  # of the resumed runs are killed too
 PATIENCE = 30.0  # seconds that the other ranks have to see that one is gone
 LONG = 600.0  # seconds, for any run
@@ -107,7 +104,6 @@ def train(inputs: Path, out: Path, began: Path, keys: dict[str, Any]) -> None:
 def launched(inputs: Path, out: Path, keys: dict[str, Any], ranks: int) -> Launched:
     began, folder = out.with_suffix(".began"), out.parent
     began.unlink(missing_ok=True)
-    forget_locks(folder / OPERATORS)  # of what was killed
     log, port = out.with_suffix(".log"), free_port()
     log.unlink(missing_ok=True)
     arguments = (inputs, out, began, keys)
@@ -265,7 +261,6 @@ def undisturbed(inputs: Path, work: Path, engine: str, case: str) -> tuple[dict[
 def chaos(work: Path, engine: str, kills: int, done: list[dict[str, Any]], seed: int = 0) -> Iterator[dict[str, Any]]:
     """Chains until there are so many kills, with those that were `done` before."""
     inputs = work / "inputs"
-    os.environ["TORCH_EXTENSIONS_DIR"] = str(work / OPERATORS)
     if not (inputs / "data").exists():
         inputs.mkdir(parents=True, exist_ok=True)
         host.make_inputs(inputs)

@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 
-from . import operators
-
 os.environ.update(
     {
         "AXOLOTL_DO_NOT_TRACK": "1",
@@ -35,11 +33,6 @@ ON_RANKS = (
     "test_packed_on_ranks.py",
     "test_zero.py",
 )
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    if not hasattr(config, "workerinput"):  # workers have what this process sets
-        os.environ["TORCH_EXTENSIONS_DIR"] = str(operators.place(config.rootpath / ".pytest_cache/operators"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
