@@ -120,10 +120,9 @@ def run_arm(problem: Problem, arm: str, seed: int) -> None:
 
 def run_arms(problem: Problem, arms: Sequence[str], seeds: Sequence[int], jobs: int = 1) -> None:
     """One seed after the other; or `jobs` runs side by side, those that learn first, what applies them last."""
-    order = [problem.learning, [arm for arm in arms if not arm.endswith(APPLIED)], arms]
     pairs = [(arm, seed) for seed in seeds for arm in arms]
     if jobs > 1:
-        pairs.sort(key=lambda pair: next(place for place, those in enumerate(order) if pair[0] in those))
+        pairs.sort(key=lambda pair: (pair[0].endswith(APPLIED), pair[0] not in problem.learning))
     started: dict[tuple[str, int], Future[None]] = {}
 
     def in_turn(arm: str, seed: int) -> None:
@@ -135,8 +134,12 @@ def run_arms(problem: Problem, arms: Sequence[str], seeds: Sequence[int], jobs: 
     with ThreadPoolExecutor(jobs) as pool:
         for pair in pairs:
             started[pair] = pool.submit(in_turn, *pair)
-    for future in started.values():
-        future.result()
+        try:
+            for future in started.values():
+                future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # what has begun is waited for
+            raise
 
 
 def run(task: Callable[..., None], folder: Path, config: Config, *arguments: Any) -> None:

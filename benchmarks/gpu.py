@@ -173,14 +173,20 @@ def one(session: Session, planned: Planned) -> None:
 
 
 def in_groups(session: Session, runs: list[Planned]) -> None:
-    """Measured runs, `session.together` of them started at once; each goes when the one before has ended."""
+    """Measured runs, `session.together` of them started at once; each goes when the one before has ended.
+
+    None is tried once more without the host's kernels.
+    """
     for first in range(0, len(runs), session.together):
         group = runs[first : first + session.together]
         if time.monotonic() + max(planned.seconds for planned in group) > session.deadline and not session.dry:
             session.note({"runs": [planned.name for planned in group], "skipped": "no time left"})
             continue
         started = [start(session, run, f"prepared-of-{first + at}", True) for at, run in enumerate(group)]
-        while not all((run.folder / "ready").exists() or run.process.poll() is not None for run in started):
+        until = time.monotonic() + session.limit
+        while time.monotonic() < until and not all(
+            (run.folder / "ready").exists() or run.process.poll() is not None for run in started
+        ):
             time.sleep(0.1)
         for run in started:
             (run.folder / "go").touch()

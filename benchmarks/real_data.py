@@ -67,6 +67,8 @@ def main() -> None:
     if arguments.gpu:
         on_a_gpu()
         config |= {"micro_batch_size": arguments.rows}
+    if arguments.rows % config["micro_batch_size"]:
+        parser.error(f"--rows must be a multiple of {config['micro_batch_size']} on a CPU")
     config |= {"gradient_accumulation_steps": arguments.rows // config["micro_batch_size"]}
     work = arguments.work / arguments.target
     problem = Problem(work, tuple(EVERY), config, ROWS, LEARNING, GIVEN, arguments.learning_steps)

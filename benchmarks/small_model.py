@@ -21,7 +21,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.arms import APPLIED, FORMAT, Config, Problem, Tables, run, run_arm, tokenised, train
+from benchmarks.arms import APPLIED, FORMAT, Config, Problem, Tables, run, run_arms, tokenised, train
 from benchmarks.denoising import prompt_of
 from benchmarks.process import ON_A_CPU
 
@@ -77,9 +77,7 @@ def main() -> None:
     problem = problem_of(arguments.work, arguments.target, arguments.packing)
     if not arguments.table:
         prepare(arguments.data, problem, arguments.target)
-        for seed in arguments.seeds:
-            for arm in GRID if arguments.grid else arguments.arms:
-                run_arm(problem, arm, seed)
+        run_arms(problem, list(GRID) if arguments.grid else arguments.arms, arguments.seeds)
     tables = Tables(problem, ARMS, arguments.seeds)
     for table in (tables.results(), tables.pairs(PAIRS), tables.mixtures(), tables.costs(), tables.ranked(GRID)):
         print("\n".join(table), end="\n\n")
