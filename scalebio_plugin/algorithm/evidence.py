@@ -4,18 +4,18 @@ Successive gaps share most of their parameters, so the mean of t of them varies 
 σ² their variance, Var(mean) ≈ σ² F / t; the inflation F, at least 1, is the largest of what three estimators say, all
 pooled over the sources:
 
-    lags         1 + 2 Σ ρ_k over the lags k up to the fifth part of t, 32 at most, and what lies beyond: the mean of
-                 the later half of them, taken to decay by 0.97 a lag. Over 1 − Σ w_k / t, w_k the weight of ρ_k in
-                 it, but at least 0.3, for the mean that was taken off. Noise that is slow under much that is not
-                 shows here first. So does a gap that grows: no more is believed than such noise with a share of
-                 0.1 in the variance would come to in t updates
+    share        1 + s (V − 1), V what the slowest noise that is looked for would come to in t updates, an AR(1) with
+                 ρ 0.97, and s its share in the variance, which is taken to be 0 ± 0.1 before anything is seen: ridge
+                 regression of ρ_k + 1 / t on 0.97^k − (V − 1) / t, what a mean that was taken off leaves of it, over
+                 the lags k from 5 up to the fifth part of t, 32 at most. A gap that grows looks like it, too: no more
+                 than 0.1 is believed
     AR(1)        (1 + ρ) / (1 − ρ), ρ the lag-1 autocorrelation, corrected for its bias in short series, and one of its
                  standard errors: in the first updates the other two see nothing
     batch means  64 and more times the variance of the means of stretches of so many updates, the powers of 2 next to
                  2 √t and 4 √t: what is slower still
 
-Where λ is to move, both correlations are taken 2 standard errors higher; that of the lags is √(Σ w_k² / (t (S − 1))),
-and after 200 updates, when batch means begin to tell, it is doubted by √(200 / t) of that.
+Where λ is to move, s and ρ are taken 2 standard errors higher; that of s is 1 / √(t (S − 1) Σ (0.97^k − (V − 1) / t)²
++ 1 / 0.1²), and after 200 updates, when batch means begin to tell, it is doubted by √(200 / t) of that.
 
 A sum of t values is *evidence* once |z| = |sum| / √(t σ² F) passes z₀(t), z₀² = (t + r)/t · ln((t + r) / (r a²)): the
 normal-mixture boundary (Robbins, 1970; Howard, Ramdas et al., 2021), which pure noise passes at any time with
@@ -40,11 +40,10 @@ import torch
 from torch import Tensor
 
 LAGS = 32
-LEAST_LAGS = 3
 UPDATES_A_LAG = 5  # so many updates tell of one lag more
-BEYOND = 0.97  # by which correlation is taken to decay beyond them
-LEAST_LEFT = 0.3  # of a correlation after its mean was taken off
-SLOW_SHARE = 0.1  # in the variance, of the slowest noise that lags are believed to see
+SLOW_LAGS = 5  # the first of those that tell of slow noise: shorter ones hold what is not slow
+SLOWEST = 0.97  # ρ of the slowest noise that is looked for
+SLOW_SHARE = 0.1  # in the variance, that is expected of it (its deviation from 0), and believed of it at most
 DOUBT = 2.0  # standard errors by which correlation is taken for larger than it was found, where λ is to move
 LEAST_DOUBT = 1.0  # the same of AR(1)'s ρ, always: what it says of a few updates is all that there is
 DOUBTED = 200  # updates, after which what the lags say is doubted less
@@ -124,13 +123,13 @@ class Moments:
     def inflation(self, doubt: float = 0.0) -> Tensor:  # (1,)
         """F, pooled over the sources; with `doubt` standard errors of the correlations. Needs LEAST_UPDATES."""
         variance = self._variance()
-        count = min(LAGS, max(LEAST_LAGS, self.count // UPDATES_A_LAG))
+        count = min(LAGS, max(1, self.count // UPDATES_A_LAG))
         pairs = self.count - torch.arange(1, count + 1, dtype=torch.float64).reshape(-1, *[1] * variance.dim())
         covariance = self.product_LS[:count] / pairs - self.mean() ** 2
         correlation = covariance.sum(-1, keepdim=True) / variance.sum(-1, keepdim=True).clamp(min=TINY)
         sources = variance.shape[-1]
         found = [
-            self._of_lags(correlation, doubt, sources),
+            self._of_slow(correlation, doubt, sources),
             self._of_first(correlation[0], max(doubt, LEAST_DOUBT), sources),
         ]
         first = round(math.log2(2 * math.sqrt(self.count)))
@@ -139,16 +138,14 @@ class Moments:
                 found.append(self._of_stretches(level, variance))
         return torch.stack(found).amax(0).clamp(min=1.0)
 
-    def _of_lags(self, correlation_L1: Tensor, doubt: float, sources: int) -> Tensor:  # (1,)
-        count = len(correlation_L1)
-        later = max(2, count // 2)
-        weight_L = torch.full((count,), 2.0, dtype=torch.float64)
-        weight_L[-later:] += 2 * BEYOND / (1 - BEYOND) * BEYOND ** (later / 2) / later
-        found = 1 + torch.tensordot(weight_L, correlation_L1, dims=1)
-        error = math.sqrt(float((weight_L**2).sum()) / (self.count * max(1, sources - 1)))
-        doubt *= math.sqrt(min(1.0, DOUBTED / self.count))
-        left = max(LEAST_LEFT, 1 - float(weight_L.sum()) / self.count)
-        return ((found + doubt * error) / left).clamp(max=1 + SLOW_SHARE * (slow_inflation(self.count) - 1))
+    def _of_slow(self, correlation_L1: Tensor, doubt: float, sources: int) -> Tensor:  # (1,)
+        rest, pairs = slow_inflation(self.count) - 1, self.count * max(1, sources - 1)
+        slow_L1 = correlation_L1[SLOW_LAGS - 1 :]
+        pattern_L = SLOWEST ** (SLOW_LAGS + torch.arange(len(slow_L1), dtype=torch.float64)) - rest / self.count
+        precision = pairs * float((pattern_L**2).sum()) + SLOW_SHARE**-2
+        share = pairs * torch.tensordot(pattern_L, slow_L1 + 1 / self.count, dims=1) / precision
+        doubt *= math.sqrt(min(1.0, DOUBTED / self.count) / precision)
+        return 1 + (share + doubt).clamp(0.0, SLOW_SHARE) * rest
 
     def _of_first(self, correlation_1: Tensor, doubt: float, sources: int) -> Tensor:  # (1,)
         correlation = (correlation_1 + (1 + 3 * correlation_1) / self.count).clamp(-0.98, 0.98)
@@ -167,9 +164,9 @@ class Moments:
 
 
 def slow_inflation(count: int) -> float:
-    """F of an AR(1) with ρ BEYOND over `count` updates: 1 + 2 Σ (1 − k / count) ρ^k."""
-    rest = 1 - BEYOND
-    return 1 + 2 * BEYOND / rest * (1 - (1 - BEYOND**count) / (count * rest))
+    """F of an AR(1) with ρ SLOWEST over `count` updates: 1 + 2 Σ (1 − k / count) ρ^k."""
+    rest = 1 - SLOWEST
+    return 1 + 2 * SLOWEST / rest * (1 - (1 - SLOWEST**count) / (count * rest))
 
 
 @dataclass(frozen=True)
@@ -259,13 +256,13 @@ class Evidence:
     def may_become_evidence(self, updates: int) -> Tensor:  # (), bool
         """Whether a gap may still pass the boundary after `updates` of them, more than so far.
 
-        Each is granted a mean at the upper end of its interval, an inflation lower by a standard error, and noise that
-        goes its way: what is given up would have been evident in one of twenty runs at most, were it that large.
+        Each is granted a mean at the upper end of its interval, and noise that goes its way: what is given up would
+        have been evident in one of twenty runs at most, were it that large.
         """
         if self.updates < LEAST_UPDATES:
             return torch.ones(self.standard.sum_S.shape[:-1], dtype=torch.bool)
         rest, mean = max(0, updates - self.updates), self.standard.mean().abs()
-        error = self.standard.error(-1.0)
+        error = self.standard.error()
         luck = UPPER * error * rest + LUCK * error * math.sqrt(self.updates * rest)
         needed = boundary(updates, mean.shape[-1]) * error * math.sqrt(self.updates * updates)
         return (mean * (self.updates + rest) + luck > needed).any(-1)

@@ -355,10 +355,10 @@ def test_a_prior_keeps_the_odds_of_sources_that_are_not_told_apart():
     prior, gap, noise = {"a": 0.2, "b": 0.4, "c": 0.4}, [-0.03, -0.03, 0.06], torch.tensor([0.02, 0.1, 0.05])
     run = run_of(mixture_update="evidence", prior={"weights": prior, "strength": 1.0}, mixture_init=prior)
     weights = []
-    for step, drawn in enumerate(gaps(600), start=1):
+    for step, drawn in enumerate(gaps(1200), start=1):
         observe(run, torch.tensor(gap) + noise * drawn, step)
         weights.append(run.weights_S)
-    mean = torch.stack(weights[300:]).mean(0)
+    mean = torch.stack(weights[600:]).mean(0)
     assert float(mean[0] / mean[1]) == pytest.approx(0.5, rel=0.02)
     expected = torch.tensor(list(prior.values())) * torch.exp(-10.0 * torch.tensor(gap))
     torch.testing.assert_close(mean, (expected / expected.sum()).double(), rtol=0, atol=0.01)
