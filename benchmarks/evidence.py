@@ -610,7 +610,7 @@ def main() -> None:
     parser.add_argument("--recorded", nargs="*", type=Path, default=[], help="history.jsonl of real runs")
     arguments = parser.parse_args()
     for name, value in (given.split("=") for given in arguments.set):
-        (module,) = [of for of in (evidence, mixture) if name in vars(of)]
+        module = next(of for of in (evidence, mixture, certainty) if name in vars(of))
         setattr(module, name, type(getattr(module, name))(float(value)))
     for rule in set(RULES) - set(arguments.rules):
         del RULES[rule]

@@ -17,11 +17,11 @@ from .evidence import LEAST_UPDATES, LEVEL, TINY, Evidence, boundary, evident_fr
 from .mixture import EvidentState, held, weights_of
 
 LITTLE = 0.02  # total variation that is no movement
-STILL = 0.05  # total variation over the recent updates of a mixture that has settled, or on noise from its start
+NEAR = 0.05  # total variation from its start of a mixture that noise may have moved
 FOLLOWED = 3.0  # nats for which recent gaps are followed, to see where they lead
 WIDE = 0.5  # width of an interval with which a weight is not settled
 GAIN = 0.1  # weight that a source may win beyond as much as it has, in a mixture that has settled
-KNOWN = 0.35  # of the smallest scale, up to which a recent gap is small: near an optimum inside the simplex
+KNOWN = 0.3  # of the smallest scale, up to which a recent gap is small: near an optimum inside the simplex
 
 
 def weight_interval(
@@ -88,13 +88,13 @@ def verdict(
 ) -> str:
     """What can be said of a mixture.
 
-    `no signal`: nothing is beyond the boundary now, and the mixture is within STILL of where it began. `converged`: it
-    has moved, was still over the recent updates, and no recent gap says otherwise: at an optimum inside the simplex all
-    are 0; at a bound and in a corner they point outwards: were those that are told from 0 followed for FOLLOWED nats,
-    the mixture would move by less than LITTLE. Nor is that for want of data: where a recent gap is not told from 0, the
-    weight's interval is at most WIDE, and one that grows would at most double in it (or win GAIN); or the gap is known
-    to be within KNOWN of the smallest scale, as near an optimum inside the simplex, where intervals do not narrow. Else
-    `still moving`.
+    `no signal`: nothing is beyond the boundary now, and the mixture is within NEAR of where it began. `converged`: it
+    has moved, but by LITTLE at most over the recent updates, and no recent gap says otherwise: at an optimum inside the
+    simplex all are 0; at a bound and in a corner they point outwards: were those that are told from 0 followed for
+    FOLLOWED nats, the mixture would move by less than LITTLE. Nor is that for want of data: where a recent gap is not
+    told from 0, the weight's interval is at most WIDE, and one that grows would at most double in it (or win GAIN); or
+    the gap is known to be within KNOWN of the smallest scale, as near an optimum inside the simplex, where intervals do
+    not narrow. Else `still moving`.
 
     Args:
         evidence: Of all updates so far.
@@ -106,10 +106,10 @@ def verdict(
         prior: (S,) weights to which λ is drawn, and by how much: nats of gap for each nat away from them. Then the
             mixture rests where gap and pull together are 0, and follows them no farther than to there.
     """
-    if away <= STILL and not bool((evidence.ratio().abs() > 1).any()):
+    if away <= NEAR and not bool((evidence.ratio().abs() > 1).any()):
         return "no signal"
     recent, sources = evidence.recent, len(logits_S)
-    if moved > STILL or recent.count < 2 * LEAST_UPDATES:
+    if moved > LITTLE or recent.count < 2 * LEAST_UPDATES:
         return "still moving"
     certain = NormalDist().inv_cdf(1 - LEVEL / (2 * sources)) * recent.error()
     gap = recent.mean() if prior is None else recent.mean() + _pull(*prior, logits_S, evidence)
