@@ -17,11 +17,12 @@ from .evidence import LEAST_UPDATES, LEVEL, TINY, Evidence, boundary, evident_fr
 from .mixture import EvidentState, held, weights_of
 
 LITTLE = 0.02  # total variation that is no movement
+STILL = 0.03  # the same over the recent updates of a mixture that has settled
 NEAR = 0.05  # total variation from its start of a mixture that noise may have moved
 FOLLOWED = 3.0  # nats for which recent gaps are followed, to see where they lead
 WIDE = 0.5  # width of an interval with which a weight is not settled
 GAIN = 0.1  # weight that a source may win beyond as much as it has, in a mixture that has settled
-KNOWN = 0.3  # of the smallest scale, up to which a recent gap is small: near an optimum inside the simplex
+KNOWN = 0.28  # of the smallest scale, up to which a recent gap is small: near an optimum inside the simplex
 
 
 def weight_interval(
@@ -89,7 +90,7 @@ def verdict(
     """What can be said of a mixture.
 
     `no signal`: nothing is beyond the boundary now, and the mixture is within NEAR of where it began. `converged`: it
-    has moved, but by LITTLE at most over the recent updates, and no recent gap says otherwise: at an optimum inside the
+    has moved, but by STILL at most over the recent updates, and no recent gap says otherwise: at an optimum inside the
     simplex all are 0; at a bound and in a corner they point outwards: were those that are told from 0 followed for
     FOLLOWED nats, the mixture would move by less than LITTLE. Nor is that for want of data: where a recent gap is not
     told from 0, the weight's interval is at most WIDE, and one that grows would at most double in it (or win GAIN); or
@@ -109,7 +110,7 @@ def verdict(
     if away <= NEAR and not bool((evidence.ratio().abs() > 1).any()):
         return "no signal"
     recent, sources = evidence.recent, len(logits_S)
-    if moved > LITTLE or recent.count < 2 * LEAST_UPDATES:
+    if moved > STILL or recent.count < 2 * LEAST_UPDATES:
         return "still moving"
     certain = NormalDist().inv_cdf(1 - LEVEL / (2 * sources)) * recent.error()
     gap = recent.mean() if prior is None else recent.mean() + _pull(*prior, logits_S, evidence)

@@ -207,8 +207,8 @@ def test_noise_is_no_signal_and_evidence_or_movement_is_not() -> None:
 
 def test_a_mixture_that_moved_lately_is_still_moving() -> None:
     at_rest = seen([-2.0, 0.0, 2.0], last=[0.0, 0.0, 0.0])
-    assert said(at_rest, [0.6, 0.3, 0.1], moved=0.019) == "converged"
-    assert said(at_rest, [0.6, 0.3, 0.1], moved=0.021) == "still moving"
+    assert said(at_rest, [0.6, 0.3, 0.1], moved=0.029) == "converged"
+    assert said(at_rest, [0.6, 0.3, 0.1], moved=0.031) == "still moving"
 
 
 def test_too_few_recent_updates_do_not_settle_anything() -> None:
