@@ -123,7 +123,7 @@ class Moments:
     def inflation(self, doubt: float = 0.0) -> Tensor:  # (1,)
         """F, pooled over the sources; with `doubt` standard errors of the correlations. Needs LEAST_UPDATES."""
         variance = self._variance()
-        count = min(LAGS, max(1, self.count // UPDATES_A_LAG))
+        count = min(LAGS, self.count // UPDATES_A_LAG)
         pairs = self.count - torch.arange(1, count + 1, dtype=torch.float64).reshape(-1, *[1] * variance.dim())
         covariance = self.product_LS[:count] / pairs - self.mean() ** 2
         correlation = covariance.sum(-1, keepdim=True) / variance.sum(-1, keepdim=True).clamp(min=TINY)
@@ -145,7 +145,7 @@ class Moments:
         precision = pairs * float((pattern_L**2).sum()) + SLOW_SHARE**-2
         share = pairs * torch.tensordot(pattern_L, slow_L1 + 1 / self.count, dims=1) / precision
         doubt *= math.sqrt(min(1.0, DOUBTED / self.count) / precision)
-        return 1 + (share + doubt).clamp(0.0, SLOW_SHARE) * rest
+        return 1 + (share + doubt).clamp(max=SLOW_SHARE) * rest
 
     def _of_first(self, correlation_1: Tensor, doubt: float, sources: int) -> Tensor:  # (1,)
         correlation = (correlation_1 + (1 + 3 * correlation_1) / self.count).clamp(-0.98, 0.98)
