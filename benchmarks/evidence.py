@@ -170,7 +170,7 @@ def inflation_of(rho: float) -> float:
 def told(rho: float) -> AbstractContextManager[object]:
     """The evidence rule knows how correlated the noise is, and need not find out."""
 
-    def inflation(moments: evidence.Moments, doubt: float = 0.0) -> Tensor:
+    def inflation(moments: evidence.Moments, doubted: bool = False) -> Tensor:
         return torch.full_like(moments.sum_S[..., :1], inflation_of(rho))
 
     return patch.object(evidence.Moments, "inflation", inflation)
@@ -577,10 +577,8 @@ def replayed(histories: Sequence[Path]) -> Iterator[str]:
         known = evidence.Evidence.zeros(gaps.shape[1])
         for gap in gaps:
             known, _ = known.plus(gap)
-        factor = float(known.standard.inflation(evidence.DOUBT))
-        white = " ".join(
-            f"{z:+.2f}" for z in known.standard.mean() / known.standard.error(evidence.DOUBT) * factor**0.5
-        )
+        factor = float(known.standard.inflation(doubted=True))
+        white = " ".join(f"{z:+.2f}" for z in known.standard.mean() / known.standard.error(doubted=True) * factor**0.5)
         after = " ".join(f"{count:.0f}" for count in known.evident_after())
         limit = evidence.boundary(known.updates, gaps.shape[1])
         yield f"{'/'.join(path.parts[-4:-2])}: {white}; {limit:.2f}; {factor:.1f}; {after}"

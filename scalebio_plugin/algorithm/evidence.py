@@ -14,8 +14,9 @@ pooled over the sources:
     batch means  64 and more times the variance of the means of stretches of so many updates, the powers of 2 next to
                  2 √t and 4 √t: what is slower still
 
-Where λ is to move, s and ρ are taken 2 standard errors higher; that of s is 1 / √(t (S − 1) Σ (0.97^k − (V − 1) / t)²
-+ 1 / 0.1²), and after 200 updates, when batch means begin to tell, it is doubted by √(200 / t) of that.
+Where λ is to move, s is taken 1.25 and ρ 2 standard errors higher; that of s is
+1 / √(t (S − 1) Σ (0.97^k − (V − 1) / t)² + 1 / 0.1²), and after 200 updates, when batch means begin to tell, it is
+doubted by √(200 / t) of that.
 
 A sum of t values is *evidence* once |z| = |sum| / √(t σ² F) passes z₀(t), z₀² = (t + r)/t · ln((t + r) / (r a²)): the
 normal-mixture boundary (Robbins, 1970; Howard, Ramdas et al., 2021), which pure noise passes at any time with
@@ -44,9 +45,10 @@ UPDATES_A_LAG = 5  # so many updates tell of one lag more
 SLOW_LAGS = 5  # the first of those that tell of slow noise: shorter ones hold what is not slow
 SLOWEST = 0.97  # ρ of the slowest noise that is looked for
 SLOW_SHARE = 0.1  # in the variance, that is expected of it (its deviation from 0), and believed of it at most
-DOUBT = 2.0  # standard errors by which correlation is taken for larger than it was found, where λ is to move
-LEAST_DOUBT = 1.0  # the same of AR(1)'s ρ, always: what it says of a few updates is all that there is
-DOUBTED = 200  # updates, after which what the lags say is doubted less
+SLOW_DOUBT = 1.25  # standard errors by which that share is taken for larger than it was found, where λ is to move
+DOUBT = 2.0  # the same of AR(1)'s ρ
+LEAST_DOUBT = 1.0  # and always: what it says of a few updates is all that there is
+DOUBTED = 200  # updates, after which the share is doubted less
 STRETCHES = 11  # stretch lengths, up to 1,024 updates
 LEAST_STRETCHES = 3  # of a length, for a variance of their means
 LEAST_STRETCH = 64  # updates: shorter ones say what the lags do, with more noise
@@ -114,14 +116,14 @@ class Moments:
         """0 before the first update."""
         return self.sum_S / max(1, self.count)
 
-    def error(self, doubt: float = 0.0) -> Tensor:  # (S,)
-        """Standard error of the mean; infinite below LEAST_UPDATES updates. `doubt`: see `inflation`."""
+    def error(self, doubted: bool = False) -> Tensor:  # (S,)
+        """Standard error of the mean; infinite below LEAST_UPDATES updates. `doubted`: see `inflation`."""
         if self.count < LEAST_UPDATES:
             return torch.full_like(self.sum_S, math.inf)
-        return (self._variance() * self.inflation(doubt) / self.count).sqrt()
+        return (self._variance() * self.inflation(doubted) / self.count).sqrt()
 
-    def inflation(self, doubt: float = 0.0) -> Tensor:  # (1,)
-        """F, pooled over the sources; with `doubt` standard errors of the correlations. Needs LEAST_UPDATES."""
+    def inflation(self, doubted: bool = False) -> Tensor:  # (1,)
+        """F, pooled over the sources; where it is doubted, by more correlation than was found. Needs LEAST_UPDATES."""
         variance = self._variance()
         count = min(LAGS, self.count // UPDATES_A_LAG)
         pairs = self.count - torch.arange(1, count + 1, dtype=torch.float64).reshape(-1, *[1] * variance.dim())
@@ -129,8 +131,8 @@ class Moments:
         correlation = covariance.sum(-1, keepdim=True) / variance.sum(-1, keepdim=True).clamp(min=TINY)
         sources = variance.shape[-1]
         found = [
-            self._of_slow(correlation, doubt, sources),
-            self._of_first(correlation[0], max(doubt, LEAST_DOUBT), sources),
+            self._of_slow(correlation, SLOW_DOUBT if doubted else 0.0, sources),
+            self._of_first(correlation[0], DOUBT if doubted else LEAST_DOUBT, sources),
         ]
         first = round(math.log2(2 * math.sqrt(self.count)))
         for level in range(first, min(first + LENGTHS, STRETCHES)):
@@ -243,7 +245,7 @@ class Evidence:
 
     def sums(self) -> tuple[Tensor, Tensor]:
         """(S,) sum of the standardised gaps and (S,) its standard error."""
-        return self.standard.sum_S, self.standard.error(DOUBT) * self.updates
+        return self.standard.sum_S, self.standard.error(doubted=True) * self.updates
 
     def ratio(self) -> Tensor:  # (S,)
         """z / z₀ of each source now; 0 before LEAST_UPDATES."""

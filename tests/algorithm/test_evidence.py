@@ -17,7 +17,6 @@ from torch import Tensor
 from benchmarks import evidence as simulated
 from scalebio_plugin.algorithm import mixture
 from scalebio_plugin.algorithm.evidence import (
-    DOUBT,
     LAGS,
     LEAST_UPDATES,
     STRETCHES,
@@ -141,7 +140,7 @@ def test_what_the_lags_say_is_doubted_less_the_more_they_saw(sources: int) -> No
     doubts = []
     for count in (200, 1000):
         moments = moments_of(normal(count, 50, sources))
-        doubts.append(float((moments.inflation(DOUBT) - moments.inflation()).mean()))
+        doubts.append(float((moments.inflation(doubted=True) - moments.inflation()).mean()))
     assert doubts[0] > 2 * doubts[1] > 0
 
 
@@ -150,7 +149,9 @@ def test_of_a_gap_that_grows_no_more_is_believed_than_of_noise_known_to_be_slow(
     """Under as much white noise: its lags alone would say that nothing can be told of its mean."""
     growing = torch.linspace(0.5, 2.5, count, dtype=torch.float64)[:, None, None] * torch.tensor([-1.0, 0.5, 0.5])
     moments = moments_of(growing + 0.7 * normal(count, 20, 3))
-    assert float(moments.inflation(DOUBT).median()) == pytest.approx(1 + 0.1 * (slow_inflation(count) - 1), rel=0.3)
+    assert float(moments.inflation(doubted=True).median()) == pytest.approx(
+        1 + 0.1 * (slow_inflation(count) - 1), rel=0.3
+    )
 
 
 @pytest.mark.parametrize("count", [2, 10, 300])
@@ -165,7 +166,7 @@ def test_what_the_lags_see_beyond_the_first_is_counted_and_doubted_as_is_said(co
     """Each value shares a part with the third and the sixth before it."""
     independent = normal(count + 6, sources)
     series = independent[6:] + independent[3:-3] + independent[:-6]
-    found = float(moments_of(series).inflation(DOUBT))
+    found = float(moments_of(series).inflation(doubted=True))
     assert found == pytest.approx(literal_inflation(series.numpy()), rel=1e-9)
 
 
@@ -351,7 +352,7 @@ def test_a_saved_state_goes_on_with_the_same_bits(stop: int, tmp_path: Any) -> N
 
 
 def literal_inflation(x: np.ndarray) -> float:  # (t, S)
-    """F with DOUBT, from the whole series."""
+    """F where it is doubted, from the whole series."""
     t, sources = x.shape
     variance = x.var(0, ddof=1)
     lags = min(32, max(1, t // 5))
@@ -363,7 +364,7 @@ def literal_inflation(x: np.ndarray) -> float:  # (t, S)
     pattern = np.array([0.97**k - slow / t for k in range(5, lags + 1)])
     known = t * (sources - 1) * (pattern**2).sum() + 1 / 0.1**2
     share = t * (sources - 1) * (pattern * (rho[4:] + 1 / t)).sum() / known
-    share += 2.0 * math.sqrt(min(1, 200 / t)) / math.sqrt(known)
+    share += 1.25 * math.sqrt(min(1, 200 / t)) / math.sqrt(known)
     said = 1 + min(0.1, max(0.0, share)) * slow
     first = np.clip(rho[0] + (1 + 3 * rho[0]) / t, -0.98, 0.98)
     first = min(0.98, first + 2.0 * math.sqrt((1 - first**2) / (t * sources)))
@@ -630,7 +631,7 @@ def test_when_a_gap_would_be_evident_is_when_its_z_would_pass_the_boundary() -> 
         known, _ = known.plus(raw)
         if known.updates < 100:
             assert bool(known.evident_after().isinf().all())
-    z = known.standard.mean().abs() / known.standard.error(2.0)
+    z = known.standard.mean().abs() / known.standard.error(doubted=True)
     for said, of in zip(known.evident_after().tolist(), z.tolist(), strict=True):
         counts = range(150, 3000)
         first = next((n for n in counts if of * math.sqrt(n / 150) >= boundary(n, 3)), math.inf)
@@ -736,7 +737,7 @@ def test_a_run_begins_in_doubt() -> None:
     for gaps in normal(20, 100, 3):
         known, _ = known.plus(gaps)
     _, error = known.sums()
-    torch.testing.assert_close(error, known.standard.error(DOUBT) * 20)
+    torch.testing.assert_close(error, known.standard.error(doubted=True) * 20)
     ratio = error / (known.standard.error() * 20)
     assert float(ratio.min()) >= 1
     assert float(ratio.mean()) > 1.1
