@@ -22,7 +22,7 @@ NEAR = 0.05  # total variation from its start of a mixture that noise may have m
 FOLLOWED = 3.0  # nats for which recent gaps are followed, to see where they lead
 WIDE = 0.5  # width of an interval with which a weight is not settled
 GAIN = 0.1  # weight that a source may win beyond as much as it has, in a mixture that has settled
-KNOWN = 0.28  # of the smallest scale, up to which a recent gap is small: near an optimum inside the simplex
+KNOWN = 0.25  # of the smallest scale, up to which a recent gap is small: near an optimum inside the simplex
 
 
 def weight_interval(
@@ -95,7 +95,7 @@ def verdict(
     FOLLOWED nats, the mixture would move by less than LITTLE. Nor is that for want of data: where a recent gap is not
     told from 0, the weight's interval is at most WIDE, and one that grows would at most double in it (or win GAIN); or
     the gap is known to be within KNOWN of the smallest scale, as near an optimum inside the simplex, where intervals do
-    not narrow. Else `still moving`.
+    not narrow (of a source without weight, LITTLE at most: no lower than that). Else `still moving`.
 
     Args:
         evidence: Of all updates so far.
@@ -135,7 +135,8 @@ def _settled(
     evidence: Evidence, gap_S: Tensor, certain_S: Tensor, weights_S: Tensor, interval: tuple[Tensor, Tensor]
 ) -> Tensor:  # (S,), bool
     low_S, high_S = interval
-    known = (gap_S.abs() > certain_S) | (gap_S.abs() + certain_S <= KNOWN * evidence.scale_S.min())
+    matters_S = torch.where(weights_S <= LITTLE, -gap_S, gap_S.abs())  # what has no weight can only win some
+    known = (gap_S.abs() > certain_S) | (matters_S + certain_S <= KNOWN * evidence.scale_S.min())
     arrived = (evidence.standard.sum_S >= 0) | (high_S - weights_S <= weights_S.clamp(min=GAIN))
     return known | ((high_S - low_S <= WIDE) & arrived)
 

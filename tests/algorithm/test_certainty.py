@@ -304,7 +304,7 @@ def test_a_gap_of_a_loud_source_is_not_known_by_its_own_noise() -> None:
 
 
 def test_where_a_gap_points_out_of_a_corner_its_interval_is_not_asked() -> None:
-    interval, known = (tensor(0.0, 0.0, 0.0), tensor(1.0, 1.0, 1.0)), seen([-2.0, 1.0, 1.0], 400)
+    interval, known = (tensor(0.0, 0.0, 0.0), tensor(1.0, 1.0, 1.0)), seen([-2.0, 1.0, 1.0])
     assert said(known, [0.99, 0.005, 0.005], interval=interval) == "converged"
     assert said(known, [0.6, 0.3, 0.1], interval=interval) == "still moving"
 
