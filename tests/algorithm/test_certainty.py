@@ -338,6 +338,22 @@ def test_at_a_bound_gaps_point_outwards(bounds: Bounds, weights: list[float], ga
     assert said(seen(gaps), weights) == "still moving"
 
 
+@pytest.mark.parametrize(("most", "expected"), [(0.97, "converged"), (0.9, "still moving")])
+def test_a_gap_of_what_has_no_weight_may_be_high(most: float, expected: str) -> None:
+    """The first source is held at its bound; the gaps of the others are not told, and may be high."""
+    bounds = Bounds(tensor(0.0, 0.0, 0.0), tensor(most, 1.0, 1.0))
+    weights, interval = [most, (1 - most) / 2, (1 - most) / 2], (tensor(0.0, 0.0, 0.0), tensor(1.0, 1.0, 1.0))
+    assert said(seen([-2.0, 1.0, 1.0]), weights, bounds=bounds, interval=interval) == expected
+
+
+@pytest.mark.parametrize("rho", [0.0, pytest.param(0.5, marks=pytest.mark.slow)])
+def test_where_the_best_mixture_lies_inside_hardly_a_run_is_called_converged_too_early(rho: float) -> None:
+    """However often it looks, and with gaps of half a deviation for each nat: .15 from the optimum is too early."""
+    ended = simulated.settled(3, "optimum inside, κ 0.5", rho, 200)
+    assert sum(ended.values()) <= 0.08 * 200  # of 1,000 runs 5%
+    assert len(ended) >= 5
+
+
 class Said(simulated.Watched):
     def __init__(self, runs: int, sources: int, rho: float):
         super().__init__(runs, sources, rho, seed=6)
