@@ -24,6 +24,7 @@ from ..algorithm.bilevel import NO_SOURCE
 from ..config.block import ScaleBiOSettings
 from ..config.names import numbered, source_names
 from ..report.leaks import Leaks
+from ..report.shared_rows import shared_lines
 from ..report.tables import shorten
 from .leaks import looks_here, settle_leaks
 from .loading import load_evaluation, measurable, training_parts
@@ -199,6 +200,13 @@ def announce(prepared: Prepared, settings: ScaleBiOSettings) -> None:
         LOG.info(
             f"scalebio: by their size, at max_repeats {settings.max_repeats}, these weights stay below: "
             + ", ".join(held)
+        )
+    shared = shared_lines(table.shared_rows, dict(zip(table.names, table.sequences.tolist(), strict=True)))
+    if shared:
+        LOG.warning(
+            "scalebio: rows stand in two sources, token for token, so that the weights of both are spent on them and "
+            "max_repeats counts them in each apart (dataset_exact_deduplication: true keeps each once):\n"
+            + "\n".join(shared)
         )
     if prepared.validation is not None and not prepared.validation.held_out:
         still = "no longer held out" if settings.keep == "model" else f"held out but for the {len(table.names)} weights"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +26,7 @@ class SourceTable:
         sequences: (S,), examples with at least one target.
         digest: Of all labels, in order.
         digests: Of each source's tokens and labels, whatever their order.
+        shared_rows: By source and other source, `sequences` of the former that stand in the latter, token for token.
     """
 
     names: list[str]
@@ -33,6 +34,7 @@ class SourceTable:
     sequences: np.ndarray
     digest: str
     digests: Sequence[str] = ()
+    shared_rows: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     @property
     def parts(self) -> dict[str, Part]:
@@ -65,7 +67,7 @@ def count(dataset: Dataset, names: Sequence[str]) -> tuple[SourceTable, np.ndarr
     tokens, sequences = np.zeros(len(names), dtype=np.int64), np.zeros(len(names), dtype=np.int64)
     digest, drawable = hashlib.blake2b(digest_size=16), [np.zeros(0, dtype=np.int64)]
     ids = "input_ids" if "input_ids" in dataset.column_names else "labels"
-    sums = [0] * len(names)
+    sums, hashes = [0] * len(names), []
     for (labels, starts, source), (tokens_of, _, _) in zip(
         _batches(dataset, "labels"), _batches(dataset, ids), strict=True
     ):
@@ -79,9 +81,35 @@ def count(dataset: Dataset, names: Sequence[str]) -> tuple[SourceTable, np.ndarr
         digest.update(labels.tobytes())
         digest.update(source.tobytes())
         for start, end, of in zip(starts[:-1].tolist(), starts[1:].tolist(), source.tolist(), strict=True):
-            sums[of] += xxhash.xxh3_128_intdigest(tokens_of[start:end].tobytes() + labels[start:end].tobytes())
+            hashed = xxhash.xxh3_128_intdigest(tokens_of[start:end].tobytes() + labels[start:end].tobytes())
+            sums[of] += hashed
+            hashes.append(hashed % 2**64)
     digests = [f"{total % 2**128:032x}" for total in sums]
-    return SourceTable(list(names), tokens, sequences, digest.hexdigest(), digests), np.concatenate(drawable)
+    source = np.concatenate(drawable)
+    shared = _shared_rows(np.array(hashes, dtype=np.uint64), source, names)
+    return SourceTable(list(names), tokens, sequences, digest.hexdigest(), digests, shared), source
+
+
+def _shared_rows(hashes: np.ndarray, source: np.ndarray, names: Sequence[str]) -> dict[str, dict[str, int]]:
+    """`SourceTable.shared_rows`, of a hash of each row and its source (NO_SOURCE: without a target)."""
+    hashes, source = hashes[source != NO_SOURCE], source[source != NO_SOURCE]
+    order = np.lexsort([source, hashes])
+    hashes, source = hashes[order], source[order]
+    first = np.flatnonzero(np.diff(hashes, prepend=~hashes[:1]).astype(bool) | (np.diff(source, prepend=-1) != 0))
+    hashes, source, times = hashes[first], source[first], np.diff(first, append=len(hashes))
+    shared = np.zeros([len(names)] * 2, dtype=np.int64)
+    for distance in range(1, len(names)):  # a hash stands once for each source that has it, one after the other
+        one = np.flatnonzero(hashes[distance:] == hashes[:-distance])
+        other = one + distance
+        np.add.at(shared, (source[one], source[other]), times[one])
+        np.add.at(shared, (source[other], source[one]), times[other])
+        if not len(one):
+            break
+    return {
+        name: {other: int(rows) for other, rows in zip(names, of, strict=True) if rows}
+        for name, of in zip(names, shared, strict=True)
+        if of.any()
+    }
 
 
 def sequence_lengths(dataset: Dataset) -> np.ndarray:  # (rows,)

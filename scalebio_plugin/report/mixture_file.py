@@ -41,7 +41,8 @@ class Provenance:
     transformer block trained, under LISA; `drawn`: rows drawn of each source, where rows are drawn by source; `keep`:
     which set the run saves, w (`model`) or u (`inner`); `validation`: weight, tokens and examples of each set;
     `digests`: of each source's rows (`identity.Part`); `config`: name of its file; `output_dir`: as the config has it;
-    `settings`: what else was set, plain values by key; `leaks`: `leaks.Leaks` as plain values.
+    `settings`: what else was set, plain values by key; `leaks`: `leaks.Leaks` as plain values; `shared_rows`: by source
+    and other source, examples of the former that stand in the latter, too.
     """
 
     penalty: float
@@ -65,6 +66,7 @@ class Provenance:
     output_dir: str | None = None
     settings: dict[str, Any] | None = None
     leaks: dict[str, Any] | None = None
+    shared_rows: dict[str, dict[str, int]] | None = None
 
 
 def mixture_document(
@@ -208,6 +210,7 @@ class Mixture(BaseModel, frozen=True):
     output_dir: Name | None = None
     settings: Annotated[dict[Text, JsonValue], Many] | None = None
     leaks: Leaks | None = None
+    shared_rows: dict[Name, Annotated[dict[Name, Positive], Many]] | None = None
 
     @model_validator(mode="after")
     def _of_the_same_sources(self) -> Mixture:
@@ -215,6 +218,8 @@ class Mixture(BaseModel, frozen=True):
             of = getattr(self, key)
             if of is not None and of.keys() != self.weights.keys():
                 raise ValueError(f"{key} must be of the sources that weights has; correct the names")
+        if any(not {one, *others} <= self.weights.keys() for one, others in (self.shared_rows or {}).items()):
+            raise ValueError("shared_rows must be of sources that weights has; correct the names")
         if len({tuple(row) for row in (self.goals or {}).values()}) > 1:
             raise ValueError("goals must have the same validation sets for every source; correct the names")
         return self

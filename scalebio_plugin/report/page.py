@@ -20,6 +20,7 @@ from .leaks import leaks_section
 from .markup import cell, many, page, pairs, shown, table
 from .mixture_file import fractions_of_rows, goals_of, read_mixture, summaries_of
 from .picture import draw_mixture, embedded
+from .shared_rows import shared_rows_section
 from .summary import Cosine, Goals, SourceSummary
 from .tables import cosine_in_words, interval_in_words, layers_line, told_at_in_words, verdict_in_words
 
@@ -105,6 +106,7 @@ def _page(
         comparison,
         _validation_sets(document, history),
         leaks_section(document),
+        shared_rows_section(document),
         _goals(goals_of(document)),
         "<h2>How to read this</h2>" + _HOW_TO_READ.format(rows=_rows_in_words(document)),
         "<h2>How it was learned</h2>" + _facts(document),

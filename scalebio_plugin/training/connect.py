@@ -230,6 +230,7 @@ def _provenance(
         base_model=str(cfg.base_model),
         digests=dict(zip(facts.sources, prepared.table.digests, strict=True)),
         leaks=None if prepared.leaks is None else prepared.leaks.document(),
+        shared_rows={name: dict(of) for name, of in prepared.table.shared_rows.items()},
     )
 
 

@@ -266,6 +266,18 @@ def test_it_says_that_nothing_was_found_where_it_was_looked_for(tmp_path: Path, 
     assert "row it is judged by" not in page.text
 
 
+def test_it_says_which_sources_have_rows_in_common(tmp_path: Path) -> None:
+    sources = {ODD: (0.6, 0.02, 0.004, 1000, 1000, 1.5), "b": (0.4, -0.02, 0.004, 9000, 9000, -1.5)}
+    found = {"shared_rows": {ODD: {"b": 700}, "b": {ODD: 80}}}
+    shown = Page(write_report(tmp_path, document(found, **sources), []).read_text(encoding="utf-8"))
+    assert [ODD, "b", "700", "1,000"] in shown.rows
+    assert "b" not in [row[0] for row in shown.rows if row[1:3] == [ODD, "80"]], "less than a hundredth of its rows"
+    assert "Rows that stand in two sources" in shown.text
+    for found in ({}, {"shared_rows": {"b": {ODD: 80}}}):
+        without = Page(write_report(tmp_path, document(found, **sources), []).read_text(encoding="utf-8"))
+        assert "stand in two sources" not in without.text
+
+
 def test_which_source_helps_which_set_is_shaded_where_it_is_clear(tmp_path: Path) -> None:
     sources = {ODD: (0.6, 0.02, 0.004, 1000, 100, 1.5), "b": (0.4, -0.02, 0.004, 1000, 100, -1.5)}
     goals = {

@@ -211,7 +211,7 @@ class TestMixture:
             **{"fingerprint": {"base_model": "gpt2"}, "layer_steps": None, "drawn": None, "keep": "model"},
             "validation": None,
             "base_model": None,
-            **{"config": None, "output_dir": None, "settings": None, "leaks": None},
+            **{"config": None, "output_dir": None, "settings": None, "leaks": None, "shared_rows": None},
         }
 
     def test_weights_set_by_hand_are_taken_and_shown_as_nothing_that_was_learned(self, tmp_path):
