@@ -23,7 +23,7 @@ combination, before a model loads: one list of all problems, the last thing on t
 [resume.md](resume.md).
 
 A default of – is one that the text tells. A key with a dot is one of a block: `learn.fraction` is
-`learn: {fraction: 0.5}`.
+`learn: {fraction: 0.5}`. The defaults of `prior` and `lisa` act only where the block is written, `prior: {}` at least.
 
 | key, type, default | what |
 |---|---|

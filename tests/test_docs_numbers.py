@@ -69,6 +69,7 @@ ARMS = {
     "the best single source, known only afterwards": "math",
     "the data as they are": "all-rows",
     "the data as they are, and the validation rows": "all-rows-and-validation",
+    "*not an ordinary run:* the model that the learning run saves": "new",
 }
 
 

@@ -90,6 +90,7 @@ def test_apply_follows_the_lora_run() -> None:
     assert second["scalebio"]["apply"] == f"{first['output_dir']}/scalebio/mixture.json"
     assert second["scalebio"]["names"] == first["scalebio"]["names"]
     assert [entry["path"] for entry in second["datasets"]] == [entry["path"] for entry in first["datasets"]]
+    assert second["datasets"] == first["datasets"] or second["scalebio"]["on_mismatch"] == "warn"
 
 
 def test_the_quickstart_says_the_defaults() -> None:
