@@ -11,6 +11,7 @@ from axolotl.common.datasets import TrainDatasetMeta
 from axolotl.integrations.base import BasePlugin
 from axolotl.utils.dict import DictDefault
 from axolotl.utils.logging import get_logger
+from pluggy import PluginManager
 from torch import nn
 from transformers import Trainer, set_seed
 
@@ -20,7 +21,7 @@ from .config.block import ScaleBiOSettings, settings_of
 from .data.draw import applied_rows, refuse_other_data
 from .data.entries import validate_validation_datasets
 from .data.sources import Prepared, announce, meta_of, prepare
-from .hooks.manager import manager_of
+from .hooks.manager import manager_of, refuse_unanswered
 from .report.mixture_file import read_mixture
 
 LOG = get_logger("axolotl.scalebio")
@@ -32,6 +33,7 @@ class ScaleBiOPlugin(BasePlugin):
     def __init__(self) -> None:
         super().__init__()
         self.prepared: Prepared | None = None  # of a run that learns
+        self.manager: PluginManager | None = None  # of the same
         self.written: dict[str, Any] = {}  # the config as its user wrote it
 
     def register(self, cfg: dict[str, Any]) -> None:
@@ -58,16 +60,17 @@ class ScaleBiOPlugin(BasePlugin):
             refuse_other_data(prepared, learned, settings, str(cfg.base_model))
             rows = applied_rows(prepared, learned["weights"], settings, int(cfg.seed or 0))
         else:
-            manager_of(settings.mixture_update, settings.extensions)  # what is missing is an error before any loading
+            self.manager = manager_of(settings.mixture_update, settings.extensions)  # before any loading
             if not preprocess:
                 early.refuse_damaged_checkpoints(cfg)
             early.refuse_more_layers_than_there_are(cfg, settings)
             prepared = self.prepared = prepare(cfg, settings)
+            refuse_unanswered(self.manager, settings.mixture_update, len(prepared.table.names))
             announce(prepared, settings)
             rows = prepared.rows
         meta = meta_of(cfg, rows, prepared.evaluation, preprocess)
         if settings.apply is None and not preprocess:
-            early.refuse_warmup_without_end(cfg, settings, meta.total_num_steps)
+            early.refuse_too_few_steps(cfg, settings, meta.total_num_steps)
         return meta
 
     def get_trainer_cls(self, cfg: DictDefault) -> type[Trainer] | None:
@@ -92,10 +95,10 @@ class ScaleBiOPlugin(BasePlugin):
             prepare_model(cfg, _settings(cfg), model)
 
     def post_trainer_create(self, cfg: DictDefault, trainer: Trainer) -> None:
-        if self.prepared is not None:
+        if self.prepared is not None and self.manager is not None:
             from .training.connect import connect
 
-            connect(cfg, _settings(cfg), self.prepared, trainer, self.written, __version__)
+            connect(cfg, _settings(cfg), self.prepared, trainer, self.manager, self.written, __version__)
 
 
 def _learned(path: str) -> dict[str, Any]:

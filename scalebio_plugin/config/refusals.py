@@ -224,9 +224,10 @@ def _inner_kept(config: Mapping[str, Any], block: Mapping[str, Any]) -> Iterator
     if block.get("keep") != "inner":
         return
     best = [key for key in ("load_best_model_at_end", "early_stopping_patience") if config.get(key)]
+    best += ["save_strategy: best"] if config.get("save_strategy") == "best" else []
     if best:
         yield (
-            f"{', '.join(best)}: at the end the host loads its best checkpoint, which holds w as long as the run "
+            f"{', '.join(best)}: the host's best checkpoint is chosen by the loss of u and holds w as long as the run "
             f"learns; remove {' and '.join(best)}, or scalebio.keep: inner"
         )
     if block.get("estimator") == "symmetric":

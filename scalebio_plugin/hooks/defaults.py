@@ -64,4 +64,5 @@ class UniformLayers:
         return lisa.draw_layers(layers, active, seed, period)
 
 
+RULES = ("evidence", "exponentiated_gradient", "adam")
 BUILT_IN = (AdamOnLogits(), MoveOnEvidence(), ExponentiatedGradient(), UniformLayers())

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..algorithm.evidence import Evidence
 from . import spec
-from .defaults import BUILT_IN
+from .defaults import BUILT_IN, RULES
 
 ENTRY_POINTS = "scalebio"
 
@@ -34,7 +34,7 @@ def build_manager(extensions: Sequence[str] = (), built_in: Sequence[object] = (
     try:
         manager.load_setuptools_entrypoints(ENTRY_POINTS)
         for path in extensions:
-            manager.register(_load(path), name=path)
+            _register(manager, path)
         manager.check_pending()
     except pluggy.PluginValidationError as error:
         raise ValueError(f"scalebio extension: {error}; the hooks are listed in scalebio_plugin.hooks.spec") from error
@@ -45,13 +45,30 @@ def manager_of(rule: str, extensions: Sequence[str]) -> pluggy.PluginManager:
     """The manager of a run that moves λ by `rule`.
 
     Raises:
-        ValueError: As `build_manager`, or no one answers for `rule`.
+        ValueError: As `build_manager`, or `rule` is none of the built-in ones and no extension has any.
     """
     manager = build_manager(extensions, BUILT_IN)
-    zeros, none = torch.zeros(2, dtype=torch.float64), Evidence.zeros(2)
-    nothing = spec.Observation(zeros, zeros + 0.5, zeros, zeros, learning_rate=0.0, step=1, evidence=none)
-    updated(manager, rule, nothing, None)
+    if rule not in RULES and not _has_rules(manager):
+        raise _no_rule(rule)
     return manager
+
+
+def refuse_unanswered(manager: pluggy.PluginManager, rule: str, sources: int) -> None:
+    """Where extensions have rules, they are asked: at gaps of 0, once, and what they return is thrown away.
+
+    Raises:
+        ValueError: No one answers for `rule`.
+    """
+    if rule in RULES:
+        return
+    zeros = torch.zeros(sources, dtype=torch.float64)
+    nothing = spec.Observation(zeros, zeros + 1 / sources, zeros, zeros, 0.0, 1, Evidence.zeros(sources))
+    try:
+        answer = manager.hook.scalebio_update_mixture(rule=rule, observation=nothing, state=None)
+    except Exception:
+        return  # somebody did, who makes nothing of no gaps
+    if answer is None:
+        raise _no_rule(rule)
 
 
 def updated(
@@ -60,17 +77,45 @@ def updated(
     """λ and the rule's state after one update.
 
     Raises:
-        ValueError: No one answers for `rule`.
+        ValueError: No one answers for `rule`, or with something else.
     """
-    answer: tuple[Tensor, dict[str, Any]] | None = manager.hook.scalebio_update_mixture(
-        rule=rule, observation=observation, state=state
-    )
+    answer = manager.hook.scalebio_update_mixture(rule=rule, observation=observation, state=state)
     if answer is None:
-        raise ValueError(
-            f"scalebio.mixture_update: no rule {rule!r}; the built-in ones are evidence, exponentiated_gradient and "
-            "adam, others come from scalebio.extensions"
-        )
-    return answer
+        raise _no_rule(rule)
+    must = (
+        f"scalebio.mixture_update: rule {rule!r} must return a tensor of {len(observation.logits_S)} finite logits and "
+        "its state, a dict"
+    )
+    match answer:
+        case [Tensor() as logits, dict() as after]:
+            pass
+        case _:
+            raise ValueError(f"{must}; it returned {answer!r:.200}")
+    logits_S = logits.detach().to(observation.logits_S)
+    if logits_S.shape != observation.logits_S.shape or not bool(logits_S.isfinite().all()):
+        raise ValueError(f"{must}; in step {observation.step} it returned {logits_S.tolist()!r:.200}")
+    return logits_S, after
+
+
+def _has_rules(manager: pluggy.PluginManager) -> bool:
+    """Of extensions."""
+    answering = manager.hook.scalebio_update_mixture.get_hookimpls()
+    return any(implementation.plugin not in BUILT_IN for implementation in answering)
+
+
+def _no_rule(rule: str) -> ValueError:
+    return ValueError(
+        f"scalebio.mixture_update: no rule {rule!r}; the built-in ones are {', '.join(RULES[:-1])} and {RULES[-1]}, "
+        "others come from scalebio.extensions"
+    )
+
+
+def _register(manager: pluggy.PluginManager, path: str) -> None:
+    if manager.has_plugin(path):
+        raise ValueError(f"scalebio.extensions has {path} twice; keep one")
+    extension = _load(path)
+    if not manager.is_registered(extension):  # a module that is installed, too
+        manager.register(extension, name=path)
 
 
 def _load(path: str) -> object:

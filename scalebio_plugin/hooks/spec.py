@@ -89,13 +89,15 @@ def scalebio_update_mixture(
 ) -> tuple[Tensor, dict[str, Any]] | None:
     """Move λ. Called every `update_interval` steps on every rank, with the same arguments everywhere.
 
+    And once before the model loads, for a rule that is not built in: at gaps of 0, to see whether anyone answers.
+
     Args:
         rule: `mixture_update` of the config. Return None if it is not yours.
         observation: See there.
         state: What the last call returned, None at first. Plain values and tensors: it goes into checkpoints.
 
     Returns:
-        The new logits (S,) and the new state. Bounds are applied afterwards.
+        The new logits (S,), finite, and the new state. Bounds are applied afterwards.
     """
 
 

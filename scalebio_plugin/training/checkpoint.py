@@ -18,6 +18,7 @@ import os
 import pickle
 import re
 import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,10 +131,15 @@ def problem_of(checkpoint: str) -> str | None:
         return f"is damaged ({'; '.join(faults[:5] + more)})" if faults else None
     if is_unchecked(checkpoint):
         return None
-    ours = os.path.exists(os.path.join(checkpoint, FOLDER)) or any(Path(checkpoint).glob("scalebio_*"))
-    if ours or not os.path.exists(os.path.join(checkpoint, "trainer_state.json")):
+    if _is_ours(checkpoint) or not os.path.exists(os.path.join(checkpoint, "trainer_state.json")):
         return f"was not written to its end (it has no {manifest.NAME}: the run was killed while it wrote it)"
     return None
+
+
+def _is_ours(checkpoint: str) -> bool:
+    """Whether a run that learned began it, as which files of ours, or none of any kind, tell."""
+    ours = os.path.exists(os.path.join(checkpoint, FOLDER)) or any(Path(checkpoint).glob("scalebio_*"))
+    return ours or not os.listdir(checkpoint)
 
 
 def is_unchecked(checkpoint: str) -> bool:
@@ -190,11 +196,30 @@ def is_newest(checkpoint: str, output_dir: str) -> bool:
     return any(os.path.abspath(newest) == os.path.abspath(checkpoint) for newest in _newest_first(output_dir)[:1])
 
 
-def drop_later_problems(output_dir: str, step: int) -> None:
-    """Once that of this step is whole: what a resume passed over would else count as the newest, which stays."""
-    for checkpoint in _newest_first(output_dir):
-        if _step_of(checkpoint) > step and problem_of(checkpoint) is not None:
+def newer_than(taken: str | None, output_dir: str) -> list[str]:
+    """What a resume passes over that takes this one; all where it takes none."""
+    steps = -1 if taken is None else _step_of(taken)
+    return [checkpoint for checkpoint in _newest_first(output_dir) if _step_of(checkpoint) > steps]
+
+
+def out_of_the_way(passed_over: Sequence[str]) -> Iterator[str]:
+    """Once a newer one is whole, what a resume passed over would take a place of `save_total_limit`.
+
+    What was never whole goes, what is damaged gets a name that the host does not count; each in a sentence for the log.
+    """
+    for checkpoint in passed_over:
+        problem = problem_of(checkpoint) if os.path.isdir(checkpoint) else None
+        if problem is None:  # written anew meanwhile
+            continue
+        if os.path.exists(os.path.join(checkpoint, manifest.NAME)):
+            folder, name = os.path.split(checkpoint)
+            aside = os.path.join(folder, f"damaged-{name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            os.rename(checkpoint, aside)
+            yield f"{checkpoint} {problem}: it is {aside} now"
+        elif _is_ours(checkpoint):
             shutil.rmtree(checkpoint)
+            yield f"{checkpoint} {problem}: it is deleted"
 
 
 def _newest_first(output_dir: str) -> list[str]:

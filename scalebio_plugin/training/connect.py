@@ -32,7 +32,6 @@ from ..engines.base import Engine, plain_name
 from ..estimate.estimator import from_model
 from ..estimate.layout import layout_of
 from ..estimate.lines import summary_line
-from ..hooks.manager import manager_of
 from ..hooks.spec import RunFacts
 from ..report.folder import RunFolder, fingerprint
 from ..report.identity import RunIdentity
@@ -67,6 +66,7 @@ def connect(
     settings: ScaleBiOSettings,
     prepared: Prepared,
     trainer: ScaleBiOTrainer,
+    manager: PluginManager,
     written: Mapping[str, Any],
     version: str,
 ) -> None:
@@ -84,7 +84,6 @@ def connect(
         )
     if prepared.validation is None:
         raise RuntimeError("scalebio: learning without validation data; this is a bug, please report it")
-    manager = manager_of(settings.mixture_update, settings.extensions)
     trainable = [plain_name(name) for name, parameter in trainer.model.named_parameters() if parameter.requires_grad]
     layers = None
     if settings.lisa is not None:

@@ -34,19 +34,25 @@ def refuse_more_layers_than_there_are(cfg: DictDefault, settings: ScaleBiOSettin
         )
 
 
-def refuse_warmup_without_end(cfg: DictDefault, settings: ScaleBiOSettings, counted: int | None) -> None:
+def refuse_too_few_steps(cfg: DictDefault, settings: ScaleBiOSettings, counted: int | None) -> None:
     """
     Args:
         counted: Optimiser steps that the host counts; -1 or None where it does not.
 
     Raises:
-        ValueError: The run is over before it learns.
+        ValueError: The run is over before it learns, or learning before the first update.
     """
     steps = int(cfg.max_steps or counted or -1)
     if 0 < steps <= settings.warmup_steps:
         raise ValueError(
             f"scalebio.warmup_steps must be below the steps of the run ({steps}), got {settings.warmup_steps}; lower "
             "it or train longer"
+        )
+    learns = settings.learn.last(steps - settings.warmup_steps) if steps > 0 else settings.learn.steps
+    if learns is not None and learns < settings.update_interval:
+        raise ValueError(
+            f"scalebio.update_interval must be at most the steps that learn ({learns}), got "
+            f"{settings.update_interval}, or no weight is ever moved; lower it or learn longer"
         )
 
 

@@ -176,9 +176,11 @@ def adjusted(logits: Tensor, config: Any) -> Tensor:
     """What a model of this config makes of its head's logits: scaled, and soft-capped."""
     text = config.get_text_config()
     for key in _TIMES:
-        logits = logits * getattr(text, key) if hasattr(text, key) else logits
+        times = getattr(text, key, None)
+        logits = logits if times is None else logits * times
     for key in _OVER:
-        logits = logits / getattr(text, key) if hasattr(text, key) else logits
+        over = getattr(text, key, None)
+        logits = logits if over is None else logits / over
     for key in _CAPPED:
         cap = getattr(text, key, None)
         logits = logits if cap is None else torch.tanh(logits / cap) * cap

@@ -154,7 +154,7 @@ class Learning:
         """Before λ moves and the model steps: what is wrong in this step, from 1, goes to `signs`, for the log.
 
         Args:
-            loss, inner_loss: Training losses of w and of u.
+            loss, inner_loss: Training losses of w and of u, means over the rows that came by what each counts.
 
         Raises:
             FloatingPointError: Something is, and `on_divergence` is error.

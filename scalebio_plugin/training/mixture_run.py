@@ -27,6 +27,7 @@ from ..hooks.spec import Observation
 from ..report.history import HistoryRecord
 from .mixture_settings import bounds_of, initial_weights, prior_of
 from .objective import Objective
+from .state_file import lost_in_a_file
 
 
 class Phase(Enum):
@@ -212,6 +213,7 @@ class MixtureRun:
         )
         rule = self.settings.mixture_update
         moved, self.rule_state = updated(self.manager, rule, observation, self.rule_state)
+        _refuse_lost(self.rule_state, rule)
         self.logits_S = self._drawn_to_prior(moved, self.logits_S, rate)
         if self.bounds is not None and not self.bounds.hold(self.weights_S):
             self.logits_S = logits_of(self.bounds.bounded(self.weights_S))
@@ -388,3 +390,12 @@ class MixtureRun:
             self.younger_from_S = saved["younger_from"]
             self.objective.load_state_dict(saved["objective"])
             self.learn_until = saved["learn_until"] or self.learn_until
+
+
+def _refuse_lost(state: dict[str, Any], rule: str) -> None:
+    lost = list(lost_in_a_file(state))
+    if lost:
+        raise ValueError(
+            f"scalebio.mixture_update: the state of rule {rule!r} holds {'; '.join(lost[:3])}, which no checkpoint "
+            "restores; keep plain values and tensors in it"
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -31,6 +32,7 @@ class ResumableTrainer(AxolotlTrainer):
     learning: Learning | None = None
     optimizer: Any
     _is_over = False  # it was when it was resumed
+    _passed_over: Sequence[str] = ()  # newer checkpoints than the one that this run goes on from
     _bare: tuple[nn.Module, nn.Module] | None = None  # what `bare_model` found last, and in what
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
@@ -57,6 +59,7 @@ class ResumableTrainer(AxolotlTrainer):
         automatic = bool(self.axolotl_cfg and self.axolotl_cfg.auto_resume_from_checkpoints)
         if taken is None or (automatic and checkpoints.is_newest(taken, output_dir)):
             taken, passed_over = checkpoints.newest_whole(output_dir)
+            self._passed_over = checkpoints.newer_than(taken, output_dir)
             for line in passed_over:
                 LOG.warning(f"scalebio: {line}, so the run " + (f"goes on from {taken}" if taken else "starts anew"))
         else:
@@ -105,7 +108,9 @@ class ResumableTrainer(AxolotlTrainer):
         if self.is_world_process_zero():
             checkpoints.write_complete(folder, self.state.global_step, learning.place)
         if self.args.should_save and limit:
-            checkpoints.drop_later_problems(run_dir, self.state.global_step)
+            for line in checkpoints.out_of_the_way(self._passed_over):
+                LOG.warning(f"scalebio: {line}")
+            self._passed_over = ()
             rotate_checkpoints(run_dir, limit, self.state.best_model_checkpoint, use_mtime=True)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:

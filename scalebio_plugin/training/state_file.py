@@ -12,9 +12,10 @@ for what JSON lacks:
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -25,6 +26,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from ..report.files import StrPath, replaced
 
 _KEY = "scalebio"
+_HELD = (type(None), bool, int, float, str, np.generic, torch.dtype, Tensor)
 
 
 def write_state(path: StrPath, value: Any) -> None:
@@ -45,6 +47,15 @@ def read_state(path: StrPath) -> Any:
         return _value_of(json.loads(file.metadata()[_KEY]), lambda name: file.get_tensor(name).clone())
 
 
+def lost_in_a_file(value: Any, at: str = "") -> Iterator[str]:
+    """Where in a value, and of which class, are objects that `write_state` names and does not save."""
+    if isinstance(value, (dict, list, tuple)):
+        for key, entry in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from lost_in_a_file(entry, f"{at}[{key!r}]")
+    elif not isinstance(value, _HELD):
+        yield f"{at}, a {_name_of(type(value))}"
+
+
 class _Writer:
     """Collects the tensors of a value; none shares memory with another, which the format refuses."""
 
@@ -55,6 +66,8 @@ class _Writer:
     def plain(self, value: Any) -> Any:
         if value is None or isinstance(value, (bool, int, float, str)):
             return value
+        if isinstance(value, np.generic):
+            return self.plain(value.item())
         if isinstance(value, Tensor):
             return self._wrapper(value) if is_traceable_wrapper_subclass(value) else self._tensor(value)
         if isinstance(value, dict):

@@ -149,8 +149,9 @@ class Step:
                 self._step_inner()
 
         losses = self._losses(val_losses)
-        parted = (self.coefficient_S * losses.inner_S).sum() / (self.coefficient_S * losses.model_S).sum()
-        self.learning.look_at(self._number, losses.train_loss, losses.train_loss * float(parted))
+        part_S = self.coefficient_S / (self.coefficient_S * losses.units_S).sum().clamp(min=1e-9)  # of what came
+        seen = (float((part_S * sums_S).sum()) for sums_S in (losses.model_S, losses.inner_S))
+        self.learning.look_at(self._number, *seen)
         record = self.learning.run.observe(losses, self._number, float(self.host._get_learning_rate()))
         if record is not None:
             self.learning.note(record)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import MappingProxyType
 from typing import Any
 
@@ -224,7 +224,12 @@ class ScaleBiOTrainer(ResumableTrainer):
             own, outputs = self.compute_loss(model, dict(inputs), return_outputs=True)
             unwrapped, labels, losses = self.bare_model(), inputs["labels"][:, 1:], self._connected().losses
             outputs = outputs if losses.reads_outputs else {}  # else logits of the host's would lie beside ours
-            losses.check(own, outputs, unwrapped, labels, lambda loss_of: self.forward_pass(model, inputs, loss_of))
+
+            def again(loss_of: Callable[..., Tensor]) -> None:
+                before.restore()  # the same masks
+                self.forward_pass(model, inputs, loss_of)
+
+            losses.check(own, outputs, unwrapped, labels, again)
         before.restore()
         self._own_loss_seen = True
 
@@ -232,11 +237,24 @@ class ScaleBiOTrainer(ResumableTrainer):
         """The host's, callbacks too (they generate samples), at the set to keep; and the loss of each test set."""
         if self.learning is None:
             return super().evaluate(*args, **kwargs)
-        with self.learning.kept_in_place():
-            measured = super().evaluate(*args, **kwargs)
-            return (
-                measured if args or kwargs.get("eval_dataset") is not None else measured | self._losses_of_test_sets()
-            )
+        whole = not args and kwargs.get("eval_dataset") is None
+        with self.learning.kept_in_place(), self._with_test_sets() if whole else nullcontext():
+            return super().evaluate(*args, **kwargs)
+
+    @contextmanager
+    def _with_test_sets(self) -> Iterator[None]:
+        """Within, an evaluation measures each test set before it tells its callbacks: early stopping may go by one."""
+        tell = self.callback_handler.on_evaluate
+
+        def measure_and_tell(args: Any, state: Any, control: Any, metrics: dict[str, float]) -> Any:
+            metrics |= self._losses_of_test_sets()
+            return tell(args, state, control, metrics)
+
+        self.callback_handler.on_evaluate = measure_and_tell
+        try:
+            yield
+        finally:
+            del self.callback_handler.on_evaluate
 
     def _losses_of_test_sets(self) -> dict[str, float]:
         losses: dict[str, float] = {}

@@ -543,6 +543,11 @@ FULL_STATE = {"state_dict_type": "FULL_STATE_DICT"}
 SHARDED_STATE = {"state_dict_type": "SHARDED_STATE_DICT"}
 UNKEPT: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]] = {
     "best model": ({"load_best_model_at_end": True}, {}, ("load_best_model_at_end: ", "holds w", "remove ")),
+    "best checkpoint": (
+        {"save_strategy": "best"},
+        {},
+        ("save_strategy: best: ", "holds w", "remove save_strategy: best"),
+    ),
     "early stopping": ({"early_stopping_patience": 3}, {}, ("early_stopping_patience: ", "holds w", "remove ")),
     "symmetric": ({}, {"estimator": "symmetric"}, ("scalebio.keep: ", "pushed away", "use estimator forward")),
     "no state dict": (FSDP2, {}, ("fsdp_config: ", "no state_dict_type", "final_state_dict_type: FULL_STATE_DICT")),

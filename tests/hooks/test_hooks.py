@@ -16,7 +16,7 @@ from scalebio_plugin.algorithm import lisa
 from scalebio_plugin.algorithm.evidence import Evidence
 from scalebio_plugin.hooks import spec
 from scalebio_plugin.hooks.defaults import BUILT_IN
-from scalebio_plugin.hooks.manager import build_manager, manager_of
+from scalebio_plugin.hooks.manager import build_manager, manager_of, refuse_unanswered, updated
 from scalebio_plugin.hooks.spec import Observation, RunFacts, hookimpl
 
 HOOKS = {name: value for name, value in vars(spec).items() if hasattr(value, "scalebio_spec")}
@@ -190,8 +190,14 @@ def test_a_misspelt_argument_is_an_error_that_names_hook_and_argument(extension)
 
 def test_an_extension_listed_twice_is_an_error_that_names_it(extension):
     extension.Frozen = Frozen
-    with pytest.raises(ValueError, match="my_mixture:Frozen"):
+    with pytest.raises(ValueError, match="scalebio.extensions has my_mixture:Frozen twice; keep one"):
         build_manager(["my_mixture:Frozen", "my_mixture:Frozen"], BUILT_IN)
+
+
+def test_an_extension_that_is_installed_may_be_listed_too(extension, monkeypatch):
+    installed = lambda manager, group: manager.register(extension, name="mine") and 1  # noqa: E731
+    monkeypatch.setattr(pluggy.PluginManager, "load_setuptools_entrypoints", installed)
+    assert build_manager(["my_mixture"], BUILT_IN).get_name(extension) == "mine"
 
 
 @pytest.mark.parametrize("path", ["no_such_module", "no_such_module:Hooks", "my_mixture.sub:Hooks"])
@@ -211,6 +217,65 @@ def test_a_rule_nobody_answers_for_is_an_error_that_names_it(rule):
         ValueError, match=rf"mixture_update.*'{rule}'.*evidence, exponentiated_gradient and adam.*extensions"
     ):
         manager_of(rule, [])
+
+
+def test_where_extensions_have_rules_they_are_asked_with_the_sources_that_there_are(extension):
+    asked = []
+
+    class Costs:
+        """A rule for three sources alone, which does not go without gaps."""
+
+        @hookimpl
+        def scalebio_update_mixture(self, rule, observation):
+            asked.append(len(observation.logits_S))
+            if rule == "costs":
+                return observation.logits_S - torch.ones(3) / observation.gap_S.abs().max().item(), {}
+            return None
+
+    extension.Costs = Costs
+    manager = manager_of("costs", ["my_mixture:Costs"])
+    assert asked == []
+    refuse_unanswered(manager, "costs", 3)
+    with pytest.raises(ValueError, match="no rule 'cost'"):
+        refuse_unanswered(manager, "cost", 3)
+    assert asked == [3, 3]
+    refuse_unanswered(manager, "evidence", 3)
+    assert asked == [3, 3], "a built-in rule needs no question"
+
+
+LOGITS = torch.zeros(3, dtype=torch.float64)
+WRONG = {
+    "logits alone": LOGITS,
+    "no state": (LOGITS, None),
+    "of another shape": (LOGITS[:, None], {}),
+    "too few": (LOGITS[:2], {}),
+    "not a number": (LOGITS / 0, {}),
+    "a list": ([0.0, 0.0, 0.0], {}),
+}
+
+
+@pytest.mark.parametrize("answer", WRONG.values(), ids=WRONG)
+def test_what_is_no_answer_is_an_error_that_names_the_rule(extension, answer):
+    class Wrong:
+        @hookimpl
+        def scalebio_update_mixture(self, rule):
+            return answer
+
+    extension.Wrong = Wrong
+    manager = build_manager(["my_mixture:Wrong"], BUILT_IN)
+    with pytest.raises(ValueError, match="rule 'mine' must return a tensor of 3 finite logits and its state, a dict"):
+        updated(manager, "mine", observation(), None)
+
+
+def test_logits_of_any_precision_with_a_gradient_are_an_answer(extension):
+    class Learned:
+        @hookimpl
+        def scalebio_update_mixture(self, observation):
+            return observation.logits_S.float().requires_grad_(), {}
+
+    extension.Learned = Learned
+    logits, _ = updated(build_manager(["my_mixture:Learned"], BUILT_IN), "mine", observation(), None)
+    assert (logits.dtype, logits.requires_grad) == (torch.float64, False)
 
 
 @pytest.mark.parametrize("rule", ["adam", "evidence", "exponentiated_gradient", "frozen"])

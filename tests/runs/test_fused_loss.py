@@ -146,6 +146,17 @@ def test_out_of_play_it_is_the_host_with_the_same_key_to_rounding(inputs: Path, 
     assert run.grad_norms == pytest.approx(stock.grad_norms, rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    "noise",
+    [{"neftune_noise_alpha": 5}, {"overrides_of_model_config": {"attention_dropout": 0.3}}],
+    ids=["neftune", "dropout"],
+)
+def test_noise_in_a_pass_is_no_reason_to_refuse_a_model(inputs: Path, tmp_path: Path, noise: dict[str, Any]) -> None:
+    """The pass that is compared with the host's own has the same noise."""
+    run = host.train(inputs, output_dir=str(tmp_path), max_steps=1, **noise, **CHUNKED)
+    assert len(run.losses) == 1
+
+
 def test_a_model_that_is_not_understood_is_refused_before_the_first_step(inputs: Path, tmp_path: Path) -> None:
     sizes = {key: getattr(GEMMA, key) for key in ("hidden_size", "intermediate_size", "num_hidden_layers")}
     config = HyperCLOVAXConfig(**sizes, num_attention_heads=2, num_key_value_heads=2, logits_scaling=0.125)

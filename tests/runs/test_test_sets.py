@@ -67,6 +67,17 @@ def test_the_best_model_can_be_that_of_one_set(inputs: Path, tmp_path: Path) -> 
     assert run.trainer.state.best_metric == min(logged(run, "eval_validation_loss")[-2:])
 
 
+def test_a_run_can_stop_early_by_the_loss_of_one_set(inputs: Path, tmp_path: Path) -> None:
+    """Which falls, where more is said to be better: so it is worse at each of the two evaluations after the first."""
+    by_it = {"metric_for_best_model": "eval_validation_loss", "greater_is_better": True, "early_stopping_patience": 2}
+    saving = {"load_best_model_at_end": True, "save_strategy": "steps", "save_steps": 1}
+    steps = {"max_steps": 9, "eval_steps": 1, "learning_rate": 5e-3}
+    run = host.train(inputs, output_dir=str(tmp_path), test_datasets=TESTS, **steps, **saving, **by_it)
+    losses = logged(run, "eval_validation_loss")
+    assert losses == sorted(losses, reverse=True)
+    assert run.trainer.state.global_step == 3
+
+
 def test_the_loss_of_what_is_held_out_of_each_source(inputs: Path, tmp_path: Path) -> None:
     """A source may have the name of a test set."""
     found: dict[str, float] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -161,11 +162,29 @@ class TestWhereNoneIsWhole:
             checkpoint.newest_whole(str(tmp_path))
 
 
-def test_only_what_a_resume_passed_over_is_dropped(tmp_path: Path) -> None:
+def test_what_a_resume_passed_over_goes_if_it_never_was_whole_and_is_kept_aside_if_it_was(tmp_path: Path) -> None:
     for step in (3, 6, 9, 12):
         write(tmp_path / f"checkpoint-{step}", step=step)
     for step in (3, 12):
         (tmp_path / f"checkpoint-{step}/scalebio/inner.safetensors").write_bytes(b"abc")
     write_half(tmp_path / "checkpoint-15")
-    checkpoint.drop_later_problems(str(tmp_path), 6)
-    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-3", "checkpoint-6", "checkpoint-9"}
+    (tmp_path / "checkpoint-16").mkdir()  # killed before any file
+    (tmp_path / "checkpoint-9000").mkdir()
+    (tmp_path / "checkpoint-9000/model.safetensors").touch()  # a user's
+    passed_over = checkpoint.newer_than(str(tmp_path / "checkpoint-9"), str(tmp_path))
+    lines = list(checkpoint.out_of_the_way(passed_over))
+    kept = {"checkpoint-3", "checkpoint-6", "checkpoint-9", "damaged-checkpoint-12", "checkpoint-9000"}
+    assert {path.name for path in tmp_path.iterdir()} == kept
+    assert re.fullmatch(r".*-16 was not written to its end.*: it is deleted", lines[0])
+    assert re.fullmatch(r".*-15 was not written to its end.*: it is deleted", lines[1])
+    assert re.fullmatch(r".*-12 is damaged \(.*\): it is .*/damaged-checkpoint-12 now", lines[2])
+    assert len(lines) == 3
+
+
+def test_one_that_was_passed_over_and_written_anew_stays(tmp_path: Path) -> None:
+    write(tmp_path / "checkpoint-3", step=3)
+    write_half(tmp_path / "checkpoint-6")
+    passed_over = checkpoint.newer_than(None, str(tmp_path))
+    assert [Path(path).name for path in passed_over] == ["checkpoint-6", "checkpoint-3"]
+    write(tmp_path / "checkpoint-6", step=6)
+    assert list(checkpoint.out_of_the_way([*passed_over, str(tmp_path / "checkpoint-9")])) == []

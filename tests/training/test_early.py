@@ -34,8 +34,16 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
             {"scalebio": {"warmup_steps": 72}, "max_steps": None, "num_epochs": 1},
             "scalebio.warmup_steps must be below the steps of the run (72), got 72",
         ),
+        (
+            {"scalebio": {"update_interval": 5, "learn": {"steps": 3}}},
+            "scalebio.update_interval must be at most the steps that learn (3), got 5",
+        ),
+        (
+            {"scalebio": {"update_interval": 3, "warmup_steps": 2, "learn": {"fraction": 0.5}}},
+            "scalebio.update_interval must be at most the steps that learn (2), got 3",
+        ),
     ],
-    ids=["more layers than there are", "warmup of all steps", "warmup of an epoch"],
+    ids=["more layers than there are", "warmup of all steps", "warmup of an epoch", "no update", "none in a part"],
 )
 def test_refused(inputs: Path, tmp_path: Path, keys: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match="scalebio") as refused:
@@ -48,9 +56,10 @@ def test_refused(inputs: Path, tmp_path: Path, keys: dict[str, Any], said: str) 
     [
         {"scalebio": {"lisa": {"active_layers": 2}}},
         {"scalebio": {"warmup_steps": 5}},
+        {"scalebio": {"update_interval": 3, "learn": {"steps": 3}}},
         {"scalebio": {"warmup_steps": 100}, "max_steps": 101, "num_epochs": 1},
     ],
-    ids=["all layers", "one step to learn", "more steps than an epoch"],
+    ids=["all layers", "one step to learn", "one update", "more steps than an epoch"],
 )
 def test_fine(inputs: Path, tmp_path: Path, keys: dict[str, Any]) -> None:
     with pytest.raises(RuntimeError, match="the model loads"):

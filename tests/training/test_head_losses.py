@@ -20,6 +20,7 @@ from transformers import (
     HyperCLOVAXConfig,
     LlamaConfig,
     MixtralConfig,
+    MptConfig,
     Qwen2Config,
     RecurrentGemmaConfig,
 )
@@ -50,6 +51,7 @@ CONFIGS: dict[str, Any] = {
     "gpt-neox": GPTNeoXConfig(**SIZES),
     "granite": GraniteConfig(**KV, logits_scaling=8.0),
     "cohere": CohereConfig(**KV, logit_scale=0.0625),
+    "mpt": MptConfig(vocab_size=VOCABULARY, d_model=32, n_layers=2, n_heads=2),  # its logit_scale is None
     "falcon-h1": FalconH1Config(**KV, **SSM, lm_head_multiplier=0.3),
     "recurrent-gemma": RecurrentGemmaConfig(
         **SIZES, logits_soft_cap=0.5, block_types=["recurrent", "attention"], lru_width=32

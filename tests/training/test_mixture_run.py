@@ -225,6 +225,16 @@ def test_sets_that_agree_move_nothing(rule, block):
     assert record["told_at"] is None
 
 
+def test_a_state_that_no_checkpoint_restores_is_an_error_at_the_first_update():
+    class Counts:
+        @hookimpl
+        def scalebio_update_mixture(self, observation):
+            return observation.logits_S, {"seen": {observation.step}}
+
+    with pytest.raises(ValueError, match=r"state of rule 'evidence' holds \['seen'\], a builtins.set, which no check"):
+        observe(run_of(extensions=(Counts(),)), [0.5, -0.1, 0.2], 1)
+
+
 @pytest.mark.parametrize("moves", [{}, {"mixture_learning_rate": 0.0}], ids=["moves", "stays"])
 @pytest.mark.parametrize("interval", [1, 2])
 def test_without_signal_a_record_says_which_source_would_be_told_first_and_at_which_step(interval, moves):

@@ -451,6 +451,18 @@ class TestDamaged:
         host.train(inputs, output_dir=str(out), **one)
         assert_same_end(Path(whole.cfg.output_dir), out, 10)
 
+    def test_a_run_that_begins_elsewhere_deletes_none_of_them(
+        self, inputs: Path, tmp_path: Path, whole: host.Run
+    ) -> None:
+        out = self.copy(whole, tmp_path / "out", 3, 6, 9)
+        (out / "checkpoint-9/optimizer.pt").unlink()  # to save room
+        (out / "checkpoint-9000").mkdir()
+        (out / "checkpoint-9000/model.safetensors").touch()  # made by hand
+        with pytest.raises(KeyboardInterrupt):
+            host.train(inputs, output_dir=str(out), stop_after=7, resume_from_checkpoint=f"{out}/checkpoint-3", **ALL)
+        names = {path.name for path in out.glob("*checkpoint-*")}
+        assert names == {f"checkpoint-{step}" for step in (3, 6, 9, 9000)}
+
     @pytest.mark.parametrize("how", ["by name", "all of them"])
     def test_an_error_before_the_model_loads(self, inputs: Path, tmp_path: Path, whole: host.Run, how: str) -> None:
         out = self.copy(whole, tmp_path / "out", 6)

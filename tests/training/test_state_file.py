@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -15,7 +16,7 @@ from torchao.optim.subclass_4bit import OptimState4bit
 from torchao.optim.subclass_8bit import OptimState8bit
 from torchao.optim.subclass_fp8 import OptimStateFp8
 
-from scalebio_plugin.training.state_file import read_state, write_state
+from scalebio_plugin.training.state_file import lost_in_a_file, read_state, write_state
 
 DTYPES = [
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2),
@@ -101,6 +102,16 @@ def test_quantised_tensors_of_torchao(kind: Any, dtype: torch.dtype, tmp_path: P
 
 class Projection:
     """As GaLore keeps them in its state."""
+
+
+def test_what_a_file_would_lose_is_found(tmp_path: Path) -> None:
+    held = {"a": [1, None, (2.0, "x")], 3: {"t": torch.ones(2), "d": torch.float16, "n": np.float64(0.5)}}
+    assert list(lost_in_a_file(held)) == []
+    assert through(held["a"], tmp_path) == held["a"]
+    assert through(held[3]["n"], tmp_path) == 0.5
+    lost = {"rng": [1, np.zeros(2)], "by": {"p": Projection()}}
+    name = f"{Projection.__module__}.Projection"
+    assert list(lost_in_a_file(lost)) == ["['rng'][1], a numpy.ndarray", f"['by']['p'], a {name}"]
 
 
 def test_an_object_is_named_when_it_is_read(tmp_path: Path) -> None:

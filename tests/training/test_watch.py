@@ -126,3 +126,13 @@ def test_a_sign_is_in_the_log_or_stops_the_run_with_its_history_whole(
     assert [line for line in said if "it leaps" in line] == (
         ["scalebio: in optimiser step 4, it leaps"] if way == "warn" else []
     )
+
+
+def test_a_row_that_counts_for_much_is_no_leap(inputs: Path, tmp_path: Path) -> None:
+    """In the host's order a row of a source counts p / share: one by one, that leaps; its loss does not."""
+    block = {"sampling": "host", "mixture_init": {"clean": 0.9, "wrong": 0.05, "offtopic": 0.05}}
+    block |= {"on_divergence": "error", "mixture_learning_rate": 0}
+    steps = {"max_steps": 30, "micro_batch_size": 1, "gradient_accumulation_steps": 1, "learning_rate": 1e-5}
+    run = host.train(inputs, output_dir=str(tmp_path), scalebio=block, **steps)
+    assert max(run.losses) > 4 * min(run.losses)
+    assert run.trainer.state.global_step == 30
