@@ -105,7 +105,7 @@ def _has_rules(manager: pluggy.PluginManager) -> bool:
 
 def _no_rule(rule: str) -> ValueError:
     return ValueError(
-        f"scalebio.mixture_update: no rule {rule!r}; the built-in ones are {', '.join(RULES[:-1])} and {RULES[-1]}, "
+        f"scalebio.mixture_update: no rule {rule!r}; the built-in ones are evidence, exponentiated_gradient and adam, "
         "others come from scalebio.extensions"
     )
 
