@@ -6,12 +6,12 @@ import copy
 import sys
 from typing import Any
 
+import pluggy
 import torch
 from axolotl.common.datasets import TrainDatasetMeta
-from axolotl.integrations.base import BasePlugin
+from axolotl.integrations.base import BasePlugin, PluginManager
 from axolotl.utils.dict import DictDefault
 from axolotl.utils.logging import get_logger
-from pluggy import PluginManager
 from torch import nn
 from transformers import Trainer, set_seed
 
@@ -33,7 +33,7 @@ class ScaleBiOPlugin(BasePlugin):
     def __init__(self) -> None:
         super().__init__()
         self.prepared: Prepared | None = None  # of a run that learns
-        self.manager: PluginManager | None = None  # of the same
+        self.manager: pluggy.PluginManager | None = None  # of the same
         self.written: dict[str, Any] = {}  # the config as its user wrote it
 
     def register(self, cfg: dict[str, Any]) -> None:
@@ -60,6 +60,7 @@ class ScaleBiOPlugin(BasePlugin):
             refuse_other_data(prepared, learned, settings, str(cfg.base_model))
             rows = applied_rows(prepared, learned["weights"], settings, int(cfg.seed or 0))
         else:
+            self._refuse_other_trainers(cfg)
             self.manager = manager_of(settings.mixture_update, settings.extensions)  # before any loading
             if not preprocess:
                 early.refuse_damaged_checkpoints(cfg)
@@ -72,6 +73,16 @@ class ScaleBiOPlugin(BasePlugin):
         if settings.apply is None and not preprocess:
             early.refuse_too_few_steps(cfg, settings, meta.total_num_steps)
         return meta
+
+    def _refuse_other_trainers(self, cfg: DictDefault) -> None:
+        """Of the trainers that plugins bring the host takes the first."""
+        for name, plugin in PluginManager.get_instance().plugins.items():
+            trainer = None if isinstance(plugin, ScaleBiOPlugin) else plugin.get_trainer_cls(cfg)
+            if trainer is not None:
+                raise ValueError(
+                    f"scalebio: plugins: {name} gives the run a trainer of its own ({trainer.__name__}), and the host "
+                    f"takes one; remove {name} or scalebio"
+                )
 
     def get_trainer_cls(self, cfg: DictDefault) -> type[Trainer] | None:
         if _settings(cfg).apply is not None:

@@ -82,9 +82,15 @@ class TestWithAToyHost:
         added = python('print(*sorted(set(sys.modules) - before - {"__future__"}))', before)
         assert added == "scalebio_plugin scalebio_plugin.boot"
 
-    @pytest.mark.parametrize("name", ["scalebio", FULL_NAME, "scalebio_plugin:ScaleBiOPlugin", "other.Plugin"])
-    def test_only_the_short_name_is_replaced(self, python, name):
-        expected = FULL_NAME if name == "scalebio" else name
+    @pytest.mark.parametrize(
+        "name",
+        [
+            *("scalebio", "ScaleBiO", "scalebio_plugin", FULL_NAME, FULL_NAME.replace(".", ":")),
+            *("scalebio_plugin.plugin.ScaleBiOPlugin", "other.Plugin", "other.scalebio"),
+        ],
+    )
+    def test_only_our_names_are_replaced(self, python, name):
+        expected = name if name.startswith("other") else FULL_NAME
         printed = python(f"""
             from axolotl.integrations.base import load_plugin, normalize_plugin_name
             print(load_plugin({name!r}), normalize_plugin_name({name!r}))

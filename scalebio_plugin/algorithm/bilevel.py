@@ -34,6 +34,7 @@ from torch import Tensor
 from torch.nn import functional
 
 IGNORED = -100
+FAINT = 1e-100  # units, below which what is remembered of a gap is discounted no further
 NO_SOURCE = -1
 
 
@@ -185,7 +186,8 @@ def estimate_gap(
     drawn_S = share_S * (units_S.sum() if total is None else total)
     correction = (difference_S - expected * units_S) / drawn_S
     gap = expected + torch.where(share_S > 0, correction, 0.0)
-    return gap, GapBaseline(discount * baseline.gap_S + difference_S, discount * baseline.units_S + units_S)
+    kept_S = torch.where(baseline.units_S > FAINT, discount, 1.0)  # absent for so long, it would be lost to underflow
+    return gap, GapBaseline(kept_S * baseline.gap_S + difference_S, kept_S * baseline.units_S + units_S)
 
 
 def mixture_gradient(gap_S: Tensor, weights_S: Tensor, penalty: float) -> Tensor:  # (S,)

@@ -62,6 +62,7 @@ FORETELLING = 100  # updates, before which nothing is said of when a gap would b
 FORETOLD = 20.0  # times the updates so far, up to which it is said
 FINE = 1.02  # the same in steps of a fiftieth
 LUCK = 1.645  # standard errors: what is still to come may be so much larger than it is expected
+OUTLIER = 10.0  # root mean squares that a single gap may count for
 TINY = 1e-300
 
 
@@ -226,9 +227,10 @@ class Evidence:
         Returns:
             The evidence, and the gaps (S,) of this update, nats.
         """
-        share = precision_weights(self.spread_S, self.updates)
-        gap = raw_S - (share * raw_S).sum(-1, keepdim=True)
-        spread = DECAY * self.spread_S + (1 - DECAY) * (raw_S - raw_S.mean(-1, keepdim=True)) ** 2
+        share, seen_S = precision_weights(self.spread_S, self.updates), self._without_outliers(raw_S)
+        centre = (share * seen_S).sum(-1, keepdim=True)
+        spread = DECAY * self.spread_S + (1 - DECAY) * (seen_S - seen_S.mean(-1, keepdim=True)) ** 2
+        gap = seen_S - centre
         size = DECAY * self.size_S + (1 - DECAY) * gap**2
         square = size / (1 - DECAY ** (self.updates + 1))
         scale = torch.maximum(square, (share * square).sum(-1, keepdim=True)).sqrt()
@@ -241,7 +243,14 @@ class Evidence:
         after = Evidence(spread, size, scale, *sums)
         ratio = after.ratio()
         higher = (ratio * self.peak_S <= 0) | (ratio.abs() > self.peak_S.abs())
-        return replace(after, peak_S=torch.where(higher, ratio, self.peak_S)), gap
+        return replace(after, peak_S=torch.where(higher, ratio, self.peak_S)), raw_S - centre
+
+    def _without_outliers(self, raw_S: Tensor) -> Tensor:  # (S,)
+        """As far from the median source as OUTLIER of the last scale, at most: one batch must not hide all others."""
+        if self.updates < LEAST_UPDATES:
+            return raw_S
+        most, median = OUTLIER * self.scale_S, raw_S.quantile(0.5, -1, keepdim=True)
+        return torch.where(most > 0, median + (raw_S - median).clamp(-most, most), raw_S)
 
     def sums(self) -> tuple[Tensor, Tensor]:
         """(S,) sum of the standardised gaps and (S,) its standard error."""

@@ -7,14 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-_OF_THE_PLUGIN = {"scalebio", "scalebio_plugin.ScaleBiOPlugin", "scalebio_plugin.plugin.ScaleBiOPlugin"}
+_OF_THE_PLUGIN = {"scalebio", "scalebio_plugin"}  # the first part of such a name
 # Tried in this order, each added to the name until the names differ.
 _TELLING = ("name", "data_files", "split", "revision", "type", "shards_idx")
 
 
 def listed(config: Mapping[str, Any]) -> list[str]:
     """The entries of `plugins:` that are this plugin."""
-    return [str(name) for name in config.get("plugins") or [] if str(name).replace(":", ".") in _OF_THE_PLUGIN]
+    names = map(str, config.get("plugins") or [])
+    return [name for name in names if name.replace(":", ".").partition(".")[0].lower() in _OF_THE_PLUGIN]
 
 
 def source_names(entries: Sequence[Mapping[str, Any]], given: Sequence[str] | None = None) -> list[str]:

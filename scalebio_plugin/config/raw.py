@@ -15,6 +15,7 @@ from .refusals import refuse
 
 _LISTS = ("datasets", "test_datasets")  # of entries, which the host takes for such before it validates them
 DEFAULT_SEED = 42  # of transformers' TrainingArguments
+_SPELT = {"off": "false", "no": "false", "on": "true", "yes": "true", "null": "none", "~": "none", "": "none"}
 _HOST_LISA = ("lisa_n_layers", "lisa_step_interval", "lisa_layers_attribute")
 
 
@@ -87,7 +88,12 @@ def _differ(value: Any, text: str) -> bool:
     try:
         return float(value) != float(text)
     except (TypeError, ValueError):
-        return False  # not numbers: of other values the spelling may differ
+        return not isinstance(value, Mapping | list) and _word(value) != _word(text)  # of those the spelling may differ
+
+
+def _word(value: Any) -> str:
+    word = str(value).strip().lower()
+    return _SPELT.get(word, word)
 
 
 def give_seed(cfg: dict[str, Any]) -> str | None:

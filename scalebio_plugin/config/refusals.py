@@ -35,6 +35,7 @@ _KEYS = {
     "use_dft": "changes the training loss",
     "balance_labels": "changes the training loss and refuses a wrapped collator",
     "label_smoothing_factor": "changes the training loss",
+    "deepcompile": "reduces gradients outside ZeRO's optimizer",
     "auto_find_batch_size": "restarts the training loop in mid-run",
     "fp8": "keeps scaling state in the layers, which both parameter sets would share",
     "liger_use_token_scaling": "changes the training loss",
@@ -45,7 +46,7 @@ _KEYS = {
     "expert_parallel_size": "splits layers over ranks",
 }
 _ONE_IS_FINE = {"context_parallel_size", "sequence_parallel_degree", "tensor_parallel_size", "expert_parallel_size"}
-_PLUGINS = ("kd.", "diffusion", "mixlora", "hatchery", "grokfast", "spectrum_offload")
+_PLUGINS = ("kd.", "diffusion", "mixlora", "hatchery", "grokfast", "spectrum_offload", "llm_compressor")
 
 
 def refusal_of(problems: Iterable[str]) -> ValueError:
@@ -101,7 +102,9 @@ def _unsupported(config: Mapping[str, Any]) -> Iterator[str]:
     yield from problems_of_optimizer(str(config.get("optimizer") or ""), lisa=lisa)
     for plugin in config.get("plugins") or []:
         if any(part in str(plugin).split("integrations.")[-1] for part in _PLUGINS):
-            yield f"plugins: {plugin} replaces the training step or the loss; remove it or scalebio"
+            yield (
+                f"plugins: {plugin} replaces the training step or the loss, or writes to w alone; remove it or scalebio"
+            )
     for key in ("layer_offloading", "activation_offloading"):
         if config.get(key) and lisa:
             yield f"{key}: {config[key]!r} moves layers that LISA freezes; remove {key} or scalebio.lisa"
@@ -120,8 +123,10 @@ def _engine(config: Mapping[str, Any]) -> Iterator[str]:
         return
     block = inside(config, "fsdp_config")
     version = config.get("fsdp_version") or block.get("fsdp_version") or block.get("version") or 1
-    if _host_has_fsdp1() and (str(version) != "2" or config.get("fsdp")):
+    if _host_has_fsdp1() and str(version) != "2":
         yield "fsdp: version 1 flattens parameters, which the two sets cannot exchange; use fsdp_version: 2"
+    elif _host_has_fsdp1() and config.get("fsdp"):
+        yield "fsdp: is the form of version 1, which this host then runs; remove it, fsdp_config is enough"
     if config.get("fp16"):
         yield "fp16: with FSDP2 an overflow on one rank alone would part the two sets; use bf16: true"
     if config.get("deepspeed"):
@@ -167,7 +172,14 @@ def _fused_loss(config: Mapping[str, Any], block: Mapping[str, Any]) -> Iterator
 def inside(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     """A block of the host's, which says itself what is none."""
     block = config.get(key)
-    return block if isinstance(block, Mapping) else {}
+    if not isinstance(block, Mapping):
+        return {}
+    return {_unprefixed(name): value for name, value in block.items()} if key == "fsdp_config" else block
+
+
+def _unprefixed(name: Any) -> str:
+    """As the host has a key of `fsdp_config`, once it has validated it."""
+    return str(name) if name == "fsdp_version" else str(name).removeprefix("fsdp_")
 
 
 def _host_has_fsdp1() -> bool:

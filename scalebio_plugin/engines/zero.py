@@ -158,7 +158,8 @@ class ZeroInner:
         self.follow()
         if self.transfer is not None:
             self.transfer.finish()
-        self.states = [self._rested(copied_state(state)) for state in saved["states"]]
+        states = zip(saved["states"], self._masters(), strict=True)
+        self.states = [self._rested(copied_state(state, master.device)) for state, master in states]
         self.groups = [dict(group) for group in saved["groups"]]
         with self.in_place():
             for theirs, master in zip(self._masters(), saved["masters"], strict=True):

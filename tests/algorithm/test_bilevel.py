@@ -463,3 +463,12 @@ def test_a_source_long_unseen_keeps_its_baseline_which_is_its_gap():
 
 def test_a_source_never_seen_has_gap_zero_not_nan():
     assert GapBaseline.zeros(4).mean().tolist() == [0.0] * 4
+
+
+def test_a_source_that_is_long_absent_keeps_its_gap() -> None:
+    seen = torch.tensor([2.0, 3.0], dtype=torch.float64)
+    share, baseline = torch.tensor([0.5, 0.5], dtype=torch.float64), GapBaseline.zeros(2)
+    _, baseline = estimate_gap(0.2 * seen, seen, share, baseline)
+    for _ in range(8_000):
+        gap, baseline = estimate_gap(torch.tensor([0.4, 0.0]), torch.tensor([2.0, 0.0]), share, baseline)
+    torch.testing.assert_close(gap[1], torch.tensor(0.2, dtype=torch.float64))

@@ -767,3 +767,18 @@ def test_no_source_is_more_than_half_of_the_average() -> None:
     assert float(weights.max()) == 0.5
     assert float(weights.sum()) == pytest.approx(1.0)
     assert weights[0] > weights[2] > 0
+
+
+@pytest.mark.parametrize("sources", [2, 3, 10])
+@pytest.mark.parametrize("size", [0.1, 10.0, -10.0])  # 100 and 10,000 deviations of the noise
+def test_one_broken_batch_costs_about_an_update(sources: int, size: float) -> None:
+    raw = 1e-3 * normal(300, sources, seed=1) - 5e-4 * torch.eye(sources)[0]
+    broken = raw.clone()
+    broken[60, -1] += size
+    without, with_it = (walk(gaps).softmax(-1)[-1, 0] for gaps in (raw, broken))
+    assert float(without) > 0.9
+    assert float(with_it) > 0.9 - 0.05
+    known = Evidence.zeros(sources)
+    for gaps in broken[:61]:
+        known, gap = known.plus(gaps)
+    assert abs(float(gap[-1])) > 0.9 * abs(size) / 2, "the gap itself is told as it is"

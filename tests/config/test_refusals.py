@@ -163,7 +163,9 @@ def test_a_key_that_is_off_is_fine(key, value):
     assert problems_of(config({key: value})) == []
 
 
-@pytest.mark.parametrize("plugin", ["kd.KD", "diffusion.Diffusion", "grokfast.Grokfast"])
+@pytest.mark.parametrize(
+    "plugin", ["kd.KD", "diffusion.Diffusion", "grokfast.Grokfast", "llm_compressor.LLMCompressorPlugin"]
+)
 def test_a_plugin_that_replaces_the_loss_is_refused(plugin):
     plugin = f"axolotl.integrations.{plugin}Plugin"
     refused(config({"plugins": [plugin, "scalebio"]}), f"plugins: {plugin} ", "remove it or scalebio")
@@ -265,6 +267,7 @@ FSDP1 = pytest.mark.parametrize(
 def test_fsdp1_is_refused_where_the_host_has_it(keys, monkeypatch):
     monkeypatch.setattr(metadata, "version", lambda name: "0.19.0")
     refused(config(keys), "fsdp: ", "use fsdp_version: 2")
+    refused(config({"fsdp": ["full_shard"], **FSDP2}), "fsdp: ", "remove it, fsdp_config is enough")
     monkeypatch.setattr(metadata, "version", lambda name: "0.21.0")
     assert [problem for problem in problems_of(config(keys)) if problem.startswith("fsdp")] == []
 
@@ -578,6 +581,7 @@ def test_best_model_and_early_stopping_are_one_problem():
         {"load_best_model_at_end": False},
         ZERO,
         {"fsdp_version": 2, "fsdp_config": FULL_STATE},
+        {"fsdp_version": 2, "fsdp_config": {f"fsdp_{key}": value for key, value in FULL_STATE.items()}},
         {"fsdp_version": 2, "fsdp_config": {**SHARDED_STATE, "final_state_dict_type": "FULL_STATE_DICT"}},
         {"fsdp_version": 2, "fsdp_config": SHARDED_STATE, "adapter": "lora"},
     ],

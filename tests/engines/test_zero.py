@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -156,3 +157,24 @@ class TestSlow:
     def test_a_resumed_run_ends_with_the_bits_of_one_in_one_go(self, resumed: Results, stage: int, case: str) -> None:
         for rank in resumed[stage][case]:
             assert rank == dict.fromkeys(("u", "w", "masters", "inner"), True)
+
+
+def test_what_is_restored_rests_beside_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On torch's meta device, in the place of a GPU."""
+    import torch
+
+    from scalebio_plugin.engines import zero
+
+    def engine() -> Any:
+        master, value = torch.nn.Parameter(torch.empty(8, device="meta")), torch.empty(8, device="meta")
+        base = torch.optim.AdamW([master])
+        base.state[master] = {"step": torch.tensor(3.0), "exp_avg": torch.empty(8, device="meta")}
+        parts = {"single_partition_of_fp32_groups": [master], "bit16_groups_flat": [value]}
+        optimizer = SimpleNamespace(optimizer=base, update_lp_params=lambda: None, **parts)
+        return SimpleNamespace(optimizer=optimizer, zero_optimization_partition_weights=lambda: False)
+
+    monkeypatch.setattr(zero, "_swap", lambda one, other: None)  # meta tensors have no contents
+    restored = zero.ZeroInner(engine())
+    states = [{"step": torch.tensor(3.0), "exp_avg": torch.zeros(8)}]
+    restored.load_state_dict({"masters": [torch.zeros(8)], "states": states, "groups": [{"lr": 1e-3}]})
+    assert {key: value.device.type for key, value in restored.states[0].items()} == {"step": "cpu", "exp_avg": "meta"}

@@ -12,6 +12,7 @@ from scalebio_plugin.config.block import ScaleBiOSettings
 from tests import host
 
 pytestmark = pytest.mark.host_contract
+BLOCK = {"warmup_steps": 2, "keep": "model", "on_leak": False}  # off
 
 
 @pytest.fixture
@@ -19,7 +20,7 @@ def config(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str
     monkeypatch.chdir(inputs)
     host.forget_plugins()
     path = tmp_path / "config.yml"
-    path.write_text(yaml.safe_dump(host.config_of(output_dir=str(tmp_path / "out"), scalebio={"warmup_steps": 2})))
+    path.write_text(yaml.safe_dump(host.config_of(output_dir=str(tmp_path / "out"), scalebio=BLOCK)))
     return str(path)
 
 
@@ -30,6 +31,8 @@ def config(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str
         ("warmup_steps", "3", 3),
         ("mixture_learning_rate", "1e-3", 1e-3),
         ("estimator", "symmetric", "symmetric"),
+        ("keep", "inner", "inner"),
+        ("on_leak", "off", "off"),
     ],
 )
 @pytest.mark.parametrize("apart", [True, False])
@@ -48,6 +51,8 @@ def test_a_key_of_the_block_arrives(monkeypatch, config: str, key: str, text: st
         ("--scalebio__penalty=20", r"scalebio\.penalty is not set"),
         ("--scalebio.penalty=20", r"--scalebio\.penalty=20 on the command line did not reach"),
         ("--scalebio__warmup-steps=5", r"scalebio\.warmup_steps is 2"),
+        ("--scalebio__on_leak=drop", r"scalebio\.on_leak is False"),
+        ("--scalebio__keep=inner", r"scalebio\.keep is model"),
     ],
 )
 def test_a_key_that_the_host_drops_is_an_error(monkeypatch, config: str, argument: str, message: str) -> None:

@@ -72,17 +72,26 @@ STEPS = [
     Step("Would plugin and host take it?", "scalebio check config.yml"),
     Step("Does it fit?", "scalebio estimate config.yml --gpu-memory 8"),
     Step("The launch line is the old one. This is the end of the log:", "axolotl train config.yml", "learned mixture"),
-    Step("The same table again, whenever it is wanted:", "scalebio show out"),
+    Step(
+        "The same table again, whenever it is wanted. (A gap is of the late updates, the weight of all of them; a "
+        "source with a star goes along with those that it is not told from: "
+        "[the table of weights](report.md#the-table-of-weights).)",
+        "scalebio show out",
+    ),
     Step("Picture and page, as the run has left them, drawn again:", "scalebio report out"),
     Step(
         "Does it beat doing nothing? The mixture beside the data as they are, each trained as long, on rows that "
-        "nothing was tuned for. (One seed and few steps, for this page; `--seeds 3` tells more.)",
+        "nothing was tuned for. (One seed and few steps, for this page; `--seeds 3` tells more. `run` has trained on "
+        "the validation rows, too: [how to read it](report.md#does-it-beat-doing-nothing).)",
         "scalebio compare config.yml --seeds 1 --steps 40 --arms learned proportional",
     ),
     Step(
         "The run of the comparison was half as long. Beside the first one:", "scalebio show out config-compare/run-42"
     ),
-    Step("The config of the ordinary run on what was learned:", "scalebio apply config.yml out"),
+    Step(
+        "The config of the ordinary run on what was learned ([what a weight means](weights.md)):",
+        "scalebio apply config.yml out",
+    ),
     Step(
         "And that run, at the price of any other:", "axolotl train config.apply.yml", "an ordinary run on the mixture"
     ),
@@ -135,7 +144,8 @@ def page(outputs: list[str]) -> Iterator[str]:
         "# From a config to a run on the learned mixture",
         "",
         "One dataset is right, one answers at random, one is about something else; the config says nothing of that. "
-        "All of it runs on a CPU, as `python -m tests.runs.walkthrough` did to write this page.",
+        "All of it runs on a CPU, as `python -m tests.runs.walkthrough` did to write this page. With a config of your "
+        "own: [start here](start.md).",
         "",
         "```yaml",
         *CONFIG.splitlines(),

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from axolotl.core.trainers.base import AxolotlTrainer
+from axolotl.integrations.base import BasePlugin
 
 from tests import host
 
@@ -64,3 +66,20 @@ def test_refused(inputs: Path, tmp_path: Path, keys: dict[str, Any], said: str) 
 def test_fine(inputs: Path, tmp_path: Path, keys: dict[str, Any]) -> None:
     with pytest.raises(RuntimeError, match="the model loads"):
         host.train(inputs, output_dir=str(tmp_path), **keys)
+
+
+class BringsATrainer(BasePlugin):
+    """As a plugin for another way to train does."""
+
+    def get_trainer_cls(self, cfg: Any) -> type[AxolotlTrainer]:
+        return AxolotlTrainer
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_plugin_that_brings_a_trainer_too_is_refused_by_name(inputs: Path, tmp_path: Path, first: bool) -> None:
+    plugins = ["tests.training.test_early.BringsATrainer", "scalebio", "tests.host.ProbePlugin"]
+    order = plugins if first else [*plugins[1:], plugins[0]]
+    with pytest.raises(
+        ValueError, match=r"test_early\.BringsATrainer gives the run a trainer of its own .AxolotlTrainer"
+    ):
+        host.train(inputs, output_dir=str(tmp_path), plugins=order)
