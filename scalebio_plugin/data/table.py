@@ -12,6 +12,7 @@ import xxhash
 from datasets import Dataset
 
 from ..algorithm.bilevel import IGNORED, NO_SOURCE
+from ..algorithm.mixture import NO_WEIGHT
 from ..report.identity import Part
 from .tags import COLUMN
 
@@ -56,9 +57,10 @@ class SourceTable:
     def sampling(self, weights: np.ndarray) -> np.ndarray:  # (S,), sum 1
         """Fractions q of sequences to draw so that an ordinary run's token-mean loss is Σ weights_i L2_i.
 
-        A token mean counts a source by its tokens, so q_i ∝ weights_i / (mean target tokens of its sequences).
+        A token mean counts a source by its tokens, so q_i ∝ weights_i / (mean target tokens of its sequences). Of a
+        source that is held at weight 0, up to what λ leaves of it, none are drawn.
         """
-        fractions = weights * self.sequences / self.tokens
+        fractions = np.where(weights > NO_WEIGHT, weights, 0.0) * self.sequences / self.tokens
         return fractions / fractions.sum()
 
 

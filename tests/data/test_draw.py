@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from scalebio_plugin.algorithm.mixture import logits_of, weights_of
 from scalebio_plugin.data.draw import _allot, resample
 from scalebio_plugin.data.table import SourceTable
 from scalebio_plugin.data.tags import COLUMN, SEQUENCE, SourceCollator
@@ -141,6 +142,16 @@ def test_fewer_rows_come_back_only_if_every_source_with_a_weight_is_full():
     source = source_of(30, 20, 10)
     drawn = resample(source, np.array([0.0, 0.5, 0.5]), 100, 2.0, 1)
     assert np.bincount(source[drawn], minlength=3).tolist() == [0, 40, 20]
+
+
+HELD = weights_of(logits_of(torch.tensor([1.0, 0.0], dtype=torch.float64))).numpy()  # as λ has it
+
+
+def test_of_a_source_that_is_held_at_weight_0_nothing_is_drawn_though_the_others_are_full():
+    fractions = table_of([200 * 1000, 4000 * 20], [200, 4000]).sampling(HELD)
+    source = np.repeat([0, 1], [200, 4000])
+    assert fractions.tolist() == [1.0, 0.0]
+    assert np.bincount(source[resample(source, fractions, 4200, 4, seed=0)], minlength=2).tolist() == [800, 0]
 
 
 def test_at_the_row_shares_with_one_repeat_it_is_the_training_set_once():
