@@ -124,6 +124,27 @@ def test_split_and_test_sets_are_the_hosts_and_untagged(mixed: Path) -> None:
 HELD_OUT = {"val_set_size": 0.1, "scalebio": {"held_out_rows": 5}}
 
 
+@pytest.mark.parametrize("shards", [{}, {"shards": 2}], ids=["whole", "a shard"])
+def test_a_test_set_at_the_path_of_a_source_is_its_test_split(mixed: Path, tmp_path: Path, shards: dict) -> None:
+    """As the host has it, which says of neither what split it is."""
+    folder = mixed / f"both{len(shards)}"
+    folder.mkdir()
+    for split, source in (("train", "alpaca"), ("test", "completion")):
+        rows = [
+            json.loads(line)["output" if split == "train" else "text"] for line in (mixed / f"{source}.jsonl").open()
+        ]
+        (folder / f"{split}.jsonl").write_text("\n".join(json.dumps({"text": row}) for row in rows))
+    both = {"path": folder.name, "type": "completion", **shards}
+    shared = {"dataset_prepared_path": str(tmp_path / "prepared"), "datasets": [both, entries()[0]]}
+    for tests in ([both], [both, {"path": "chat.jsonl", "type": "chat_template"}]):
+        loaded = Loaded(mixed, test_datasets=tests, **shared)
+        evaluation = loaded.prepared.test_sets.get(folder.name, loaded.prepared.evaluation)
+        texts = [loaded.tokenizer.decode(row["input_ids"]) for row in evaluation]
+        assert len(texts) == (12 if shards else 24)
+        assert all(WORDS["completion"] in text for text in texts)
+        assert any(WORDS["alpaca"] in words for _, words in loaded.words())
+
+
 def test_so_many_rows_of_each_source_are_held_out_of_the_training_data(mixed: Path) -> None:
     whole, loaded = Loaded(mixed, val_set_size=0.1), Loaded(mixed, **HELD_OUT)
     sets = loaded.prepared.test_sets
