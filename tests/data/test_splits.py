@@ -289,6 +289,15 @@ def test_rows_without_a_value_are_a_source(folder: Path, monkeypatch: pytest.Mon
     assert (data.table.names, data.table.sequences.tolist()) == (["none", "web"], [150, 150])
 
 
+@pytest.mark.parametrize("kind", ["alpaca", "completion"])
+def test_a_thousand_rows_without_a_value_may_come_first(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    write(folder / "late.jsonl", [{**SHAPES[kind](n), "source": "web" if n >= 1000 else None} for n in range(1200)])
+    data = prepared(folder, monkeypatch, **one("late", type=kind), scalebio={"split_by": "source"})
+    assert (data.table.names, data.table.sequences.tolist()) == (["none", "web"], [1000, 200])
+
+
 def test_a_mixture_names_the_sources(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     block = {
         "split_by": "source",
