@@ -47,7 +47,8 @@ def values_of(part: Dataset, entry: Mapping[str, Any]) -> tuple[Dataset, list[st
     if VALUE in part.column_names:
         (carried,) = part.select_columns([VALUE]).with_format("arrow")[:].columns
         return part.remove_columns(VALUE), [NO_VALUE if value is None else value for value in carried.to_pylist()]
-    return part.remove_columns(_top(part, column)), list(_values(part, column, place))
+    values = list(_values(part, column, place))
+    return part.remove_columns(_top(part, column)), values
 
 
 def load(tokenizer: Any, cfg: DictDefault, ds_cfg: DictDefault, processor: Any = None) -> _Carrying:

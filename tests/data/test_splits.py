@@ -181,6 +181,16 @@ def test_rows_that_are_tokenised_already(
     assert all(name == of_turn(number)["source"] for number, name in numbers(data, decode))
 
 
+def test_a_column_that_tokenised_rows_have_not(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"input_ids": [5, 6, n], "labels": [5, 6, n], "attention_mask": [1] * 3, **of_turn(n)} for n in range(9)]
+    write(folder / "few.jsonl", [{key: row[key] for key in row if key != "year"} for row in rows])
+    for column in ("origin", "metadata.origin"):
+        with pytest.raises(
+            ValueError, match=rf"split_by: .* \(few.jsonl\) has no column '{column}'; its columns are \["
+        ):
+            prepared(folder, monkeypatch, datasets=[{"path": "few.jsonl"}], scalebio={"split_by": column})
+
+
 def test_a_type_of_its_own(folder: Path, monkeypatch: pytest.MonkeyPatch, decode: Any) -> None:
     data = prepared(folder, monkeypatch, **one(type=CUSTOM), scalebio={"split_by": "source"})
     assert all(name == of_turn(number)["source"] for number, name in numbers(data, decode))
