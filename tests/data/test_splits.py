@@ -328,6 +328,14 @@ def test_a_mixture_names_the_sources(folder: Path, monkeypatch: pytest.MonkeyPat
         assert said in str(refused.value)
 
 
+def test_a_value_without_end_is_refused_before_a_run_that_could_not_write_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(folder / "endless.jsonl", [{**alpaca(n), "source": ("web", "x" * 10_001)[n % 2]} for n in range(240)])
+    with pytest.raises(ValueError, match=r"at most 10000 characters each, \['x{40}'\].* split by another column"):
+        prepared(folder, monkeypatch, **one("endless", type="alpaca"), scalebio={"split_by": "source"})
+
+
 # ---- refused, before rows are tokenised
 
 
