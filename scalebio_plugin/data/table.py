@@ -51,7 +51,11 @@ class SourceTable:
         return self.units(loss_unit) / self.units(loss_unit).sum()
 
     def most(self, max_repeats: int) -> np.ndarray:  # (S,)
-        """The largest weight that a pass over the training set can give a source: of max_repeats times its rows."""
+        """The largest weight of a source: the part of a pass's tokens that max_repeats times its rows are.
+
+        Of such a pass as the training set is. One on a mixture has as many rows, not tokens: where the rows of a source
+        are longer than those of the others they may come to less of its tokens, and to more where they are shorter.
+        """
         return np.minimum(1.0, max_repeats * self.shares("token"))
 
     def sampling(self, weights: np.ndarray) -> np.ndarray:  # (S,), sum 1
