@@ -251,6 +251,28 @@ def test_every_token_of_a_batch_knows_its_source(mixed: Path, packed: bool) -> N
 
 
 class TestRefused:
+    @pytest.mark.parametrize(
+        ("keys", "said"),
+        [
+            (
+                {"dataset_exact_deduplication": True},
+                "dataset_exact_deduplication leaves no row of ['again']: each stands",
+            ),
+            (
+                {"dataset_shard_num": 9, "dataset_shard_idx": 0},
+                "dataset_shard_num leaves no row of ['again']: shard 0 of",
+            ),
+            ({"val_set_size": 0.9, "scalebio": {}}, "val_set_size leaves no row of ['again']: all are among those"),
+        ],
+        ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+    )
+    def test_a_source_whose_rows_a_step_takes(self, mixed: Path, keys: dict[str, Any], said: str) -> None:
+        (mixed / "again.jsonl").write_text((mixed / "alpaca.jsonl").open().readline())
+        twice = [entries()[1], {"path": "again.jsonl", "type": "alpaca"}]
+        with pytest.raises(ValueError, match="leaves no row of") as refused:
+            Loaded(mixed, datasets=twice, shuffle_merged_datasets=False, **keys)
+        assert said in str(refused.value)
+
     def test_validation_data_without_a_target(self, mixed: Path) -> None:
         (mixed / "empty.jsonl").write_text(json.dumps({"instruction": "say", "input": "", "output": ""}))
         long = json.dumps({"instruction": "say " * 300, "input": "", "output": "x"})

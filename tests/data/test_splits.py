@@ -253,7 +253,7 @@ def test_equal_rows_are_the_source_of_the_first(folder: Path, monkeypatch: pytes
     write(folder / "twice.jsonl", rows)
     keys = {**one("twice", type="alpaca"), "scalebio": {"split_by": "source"}, "shuffle_merged_datasets": False}
     assert prepared(folder, monkeypatch, **keys).table.sequences.tolist() == [200, 100]
-    with pytest.raises(ValueError, match=r"\['second'\] tokenise to nothing"):
+    with pytest.raises(ValueError, match=r"dataset_exact_deduplication leaves no row of \['second'\]: each"):
         prepared(folder, monkeypatch, **keys, dataset_exact_deduplication=True)
     write(folder / "twice.jsonl", [*rows, {**alpaca(777), "source": "second"}])
     keys |= {"dataset_prepared_path": "other-prepared"}
