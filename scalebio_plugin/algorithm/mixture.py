@@ -22,9 +22,6 @@ def weights_of(logits_S: Tensor) -> Tensor:  # (S,)
     return torch.softmax(logits_S, dim=0)
 
 
-NO_WEIGHT = 1e-12  # what is below counts as 0: of a weight of 0 `logits_of` leaves 1e-30
-
-
 NO_WEIGHT = 1e-12  # up to here a weight counts as 0: one of 0 comes back from `logits_of` as 1e-30
 
 
