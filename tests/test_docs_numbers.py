@@ -64,6 +64,15 @@ def test_what_a_source_that_is_held_back_leaves_to_the_others_is_computed() -> N
         assert row in table_rows("weights.md")
 
 
+def test_what_a_source_of_long_rows_is_held_to_is_computed() -> None:
+    rows, length = np.array([200, 4000]), np.array([1000, 20])
+    table, source = SourceTable(["long", "short"], rows * length, rows, ""), np.repeat([0, 1], rows)
+    drawn = np.bincount(source[resample(source, table.sampling(np.array([0.99, 0.01])), 4200, 4, seed=0)])
+    part = drawn * length / (drawn * length).sum()
+    assert f"{drawn[0]} and {drawn[1]:,} rows, {part[0]:.3f} and {part[1]:.3f} of the tokens" in page("weights.md")
+    assert table.most(4)[0] == 1.0
+
+
 ARMS = {
     "**the learned mixture**": "new-applied",
     "the best single source, known only afterwards": "math",

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .alike import shared
 from .evidence import LEAST_UPDATES, LEVEL, TINY, Evidence, boundary, evident_fraction, precision_weights
-from .mixture import EvidentState, held, weights_of
+from .mixture import NO_WEIGHT, EvidentState, held, weights_of
 
 LITTLE = 0.02  # total variation that is no movement
 STILL = 0.03  # the same over the recent updates of a mixture that has settled
@@ -126,9 +126,12 @@ def verdict(
 
 
 def _pull(prior_S: Tensor, strength: float, logits_S: Tensor, evidence: Evidence) -> Tensor:  # (S,), nats
-    """Centred as the gaps are."""
-    pull = strength * (logits_S - prior_S.log())
-    return pull - (precision_weights(evidence.spread_S, evidence.updates) * pull).sum()
+    """Centred as the gaps are; 0 for a source without weight, which bounds hold there."""
+    share_S = precision_weights(evidence.spread_S, evidence.updates)
+    free_S = weights_of(logits_S) > NO_WEIGHT
+    pull = torch.where(free_S, strength * (logits_S - prior_S.log()), 0.0)
+    centre = (share_S * pull).sum() / ((share_S * free_S).sum() / share_S.sum())
+    return torch.where(free_S, pull - centre, 0.0)
 
 
 def _settled(

@@ -22,6 +22,9 @@ def weights_of(logits_S: Tensor) -> Tensor:  # (S,)
     return torch.softmax(logits_S, dim=0)
 
 
+NO_WEIGHT = 1e-12  # up to here a weight counts as 0: one of 0 comes back from `logits_of` as 1e-30
+
+
 def logits_of(weights_S: Tensor) -> Tensor:  # (S,)
     """λ with mean 0, in float64, whose softmax are `weights_S` (≥ 0, sum 1); a weight of 0 becomes 1e-30."""
     logits = weights_S.to(torch.float64).clamp(min=1e-30).log()
@@ -307,6 +310,35 @@ class Bounds:
         sums = ((float(weights_S[members].sum()), low, high) for members, low, high in self.groups)
         return bool(inside.all()) and all(low - tolerance <= total <= high + tolerance for total, low, high in sums)
 
+    def centre(self, weights_S: Tensor, distance_S: Tensor, share_S: Tensor) -> Tensor:  # (S,)
+        """The distance at which each source is not drawn: the mean over those that are free to be.
+
+        A source whose way a bound bars stays where it is, its own distance. The members of a group whose sum a bound
+        keeps have a mean of theirs, so that they are drawn among themselves.
+
+        Args:
+            weights_S: (S,), within the bounds.
+            distance_S: (S,), log of the weights over those that they are drawn to, up to a common part.
+            share_S: (S,), of each source in the mean, sum 1.
+        """
+        members_GS = torch.zeros(len(self.groups), len(weights_S), dtype=torch.bool)
+        for row, (members, _, _) in zip(members_GS, self.groups, strict=True):
+            row[members] = True
+        low_G, high_G = torch.tensor([ends for _, *ends in self.groups], dtype=torch.float64).reshape(-1, 2).unbind(1)
+
+        def mean(of: Tensor) -> Tensor:
+            return (share_S * distance_S * of).sum(-1) / ((share_S * of).sum(-1) / share_S.sum())
+
+        way_S, way_G = torch.zeros_like(weights_S), torch.zeros(len(self.groups))
+        for _ in range(2):  # first without what no weight can leave or enter, then without what does not go its way
+            stays_S = _barred(weights_S, self.low_S, self.high_S, way_S)
+            kept_GS = members_GS & _barred(members_GS.to(weights_S) @ weights_S, low_G, high_G, way_G)[:, None]
+            own_G, kept_S = mean(members_GS & ~stays_S), kept_GS.any(0)
+            centre = mean(~stays_S & ~kept_S)
+            centre_S = torch.where(kept_S, torch.where(kept_GS, own_G[:, None], 0.0).sum(0), centre)
+            way_S, way_G = centre_S - distance_S, centre - own_G
+        return torch.where(stays_S, distance_S, centre_S)
+
     def _total(self, weights_S: Tensor, factor: float) -> float:
         """Sum of the weights at a common factor, the part of every group held within its bounds."""
         clipped = (weights_S * factor).clamp(self.low_S, self.high_S)
@@ -328,6 +360,11 @@ class Bounds:
     def _group(self, weights_G: Tensor, members: list[int], target: float) -> Tensor:
         box = Bounds(self.low_S[members], self.high_S[members])
         return box._clipped(weights_G, _bisect(lambda factor: box._total(weights_G, factor), target))
+
+
+def _barred(total: Tensor, low: Tensor, high: Tensor, way: Tensor) -> Tensor:  # bool
+    """Whether bounds keep sums from going their way: up (> 0), down (< 0) or, at 0, either."""
+    return ((total >= high - NO_WEIGHT) | (way < 0)) & ((total <= low + NO_WEIGHT) | (way > 0))
 
 
 def _bisect(total: Callable[[float], float], target: float) -> float:

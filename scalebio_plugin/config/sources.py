@@ -23,19 +23,19 @@ def problems_of_names(entries: Sequence[Mapping[str, Any]], block: Mapping[str, 
     except ValueError as error:
         yield str(error)
         return
-    long = [name[:40] for name in names if len(name) > MOST_CHARACTERS]
-    if long:
-        yield f"scalebio.names must have at most {MOST_CHARACTERS} characters each, {long}... have more; cut them"
     if not any(columns):
         if "min_rows" in block:
             yield "scalebio.min_rows does nothing without scalebio.split_by; remove it, or add split_by"
         yield from problems_of_sources(names, block)
     else:
+        yield from _too_long(names, "cut them")
         yield from _in_several_groups(block.get("groups") or {})
 
 
 def problems_of_sources(names: Sequence[str], block: Mapping[str, Any]) -> Iterator[str]:
     """All that cannot be right of a block, each with its remedy, once the names of all sources are known."""
+    of_rows = ", which are values of rows, or split by another column" if block.get("split_by") else ""
+    yield from _too_long(names, f"cut them{of_rows}")
     groups = block.get("groups") or {}
     used: dict[str, list[str]] = {
         "scalebio.groups": [member for group in groups.values() for member in group],
@@ -51,6 +51,12 @@ def problems_of_sources(names: Sequence[str], block: Mapping[str, Any]) -> Itera
         yield f"scalebio.groups: {clashing} are names of sources; rename the groups"
     yield from _in_several_groups(groups)
     yield from _simplex(block, names, groups)
+
+
+def _too_long(names: Sequence[str], remedy: str) -> Iterator[str]:
+    long = [name[:40] for name in names if len(name) > MOST_CHARACTERS]
+    if long:
+        yield f"scalebio.names must have at most {MOST_CHARACTERS} characters each, {long}... have more; {remedy}"
 
 
 def _in_several_groups(groups: Mapping[str, list[str]]) -> Iterator[str]:

@@ -47,7 +47,8 @@ def values_of(part: Dataset, entry: Mapping[str, Any]) -> tuple[Dataset, list[st
     if VALUE in part.column_names:
         (carried,) = part.select_columns([VALUE]).with_format("arrow")[:].columns
         return part.remove_columns(VALUE), [NO_VALUE if value is None else value for value in carried.to_pylist()]
-    return part.remove_columns(_top(part, column)), list(_values(part, column, place))
+    values = list(_values(part, column, place))
+    return part.remove_columns(_top(part, column)), values
 
 
 def load(tokenizer: Any, cfg: DictDefault, ds_cfg: DictDefault, processor: Any = None) -> _Carrying:
@@ -112,11 +113,11 @@ class _Carried:
     def tokenize_prompt(self, prompt: Mapping[str, Any]) -> dict[str, Any]:
         if not self.supports_batched:
             made = dict(self.strategy.tokenize_prompt(prompt) or {})
-            return {**made, VALUE: _text(_at(prompt, self.column))} if made else made
+            return {**made, VALUE: _value(prompt, self.column)} if made else made
         batch: dict[str, list[Any]] = {}
         for row in zip(*prompt.values(), strict=True):
             made = self.strategy.tokenize_prompt({name: [value] for name, value in zip(prompt, row, strict=True)})
-            value = _text(_at(dict(zip(prompt, row, strict=True)), self.column))
+            value = _value(dict(zip(prompt, row, strict=True)), self.column)
             several = len(next(iter(made.values()), []))
             for name, members in {**made, VALUE: [value] * several}.items():
                 batch.setdefault(name, []).extend(members)
@@ -143,7 +144,7 @@ def _values(dataset: Dataset, column: str, place: str) -> Iterator[str]:
                 f"scalebio.split_by: column {column!r} of {place} holds {value!r}; a source is named by a text, a "
                 "number or a truth value"
             )
-        yield _text(value) or NO_VALUE
+        yield _value(row, column)
 
 
 def _names(features: Mapping[str, Any], within: str = "") -> list[str]:
@@ -170,6 +171,7 @@ def _at(row: Mapping[str, Any], column: str) -> Any:
     return value
 
 
-def _text(value: Any) -> str | None:
-    """The name of a value; None where there is none."""
-    return None if value is None or value != value else str(value).strip() or None
+def _value(row: Mapping[str, Any], column: str) -> str:
+    """The name of what a row has in a column: a text where there is nothing, too, as a batch of nothing has no type."""
+    value = _at(row, column)
+    return NO_VALUE if value is None or value != value else str(value).strip() or NO_VALUE

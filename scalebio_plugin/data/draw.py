@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,6 +57,20 @@ def _allot(fractions: np.ndarray, rows: int, most: np.ndarray) -> np.ndarray:
     missing = round(float(real.sum())) - int(whole.sum())
     whole[np.argsort(whole - real, kind="stable")[:missing]] += 1
     return np.minimum(whole, most)
+
+
+def say_who_is_held_back(names: Sequence[str], fractions: np.ndarray, sizes: np.ndarray, max_repeats: int) -> None:
+    """Sources that a pass has not as many rows of as is asked, with `max_repeats` of each.
+
+    Args:
+        fractions: (S,), of rows, as asked.
+        sizes: (S,), rows of each source.
+    """
+    drawn = shared_out(fractions, 1.0, max_repeats * sizes / sizes.sum())
+    pairs = zip(names, drawn / drawn.sum(), fractions, strict=True)
+    held = [f"{printable(name)} {part:.3f}" for name, part, asked in pairs if part < asked - 1e-6]
+    if held:
+        LOG.info(f"scalebio: held at max_repeats ({max_repeats}) to these fractions: {', '.join(held)}")
 
 
 def refuse_other_data(

@@ -10,6 +10,7 @@ from axolotl.utils.logging import get_logger
 from torch.utils.data import BatchSampler, SequentialSampler
 
 from ..report.words import printable
+from .draw import say_who_is_held_back
 from .drawn import SEGMENT, Draw, DrawState, PlannedStep, learning_fractions
 from .table import SourceTable
 
@@ -134,6 +135,8 @@ class DrawnStream:
                 + " drawn by these fractions: "
                 + ", ".join(f"{name} {part:.3f}" for name, part in zip(names, fractions, strict=True))
             )
+            if over:
+                say_who_is_held_back(self.table.names, fractions, self.draw.sizes, self.draw.max_repeats)
         return fractions
 
     @property

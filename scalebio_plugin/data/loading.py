@@ -46,10 +46,18 @@ def _load_entry(cfg: DictDefault, entry: DictDefault) -> Dataset:
 def load_evaluation(cfg: DictDefault, loaded: DictDefault, entries: Sequence[DictDefault]) -> Dataset:
     """`test_datasets`, handled as the host handles them; it wants training rows too: an entry already `loaded`."""
     sub = _config_of(cfg, loaded)
-    sub.test_datasets = [DictDefault(entry) for entry in entries]
+    sub.test_datasets = [_of_its_own(entry) for entry in entries]
     place = "test_datasets" if len(entries) == len(cfg.test_datasets) else f"test_datasets ({entries[0].path})"
     with noted(place, [file for entry in entries for file in files_of(entry)]), small_sets_here():
         return load_datasets(cfg=sub).eval_dataset
+
+
+def _of_its_own(entry: DictDefault) -> DictDefault:
+    """The entry, with a prepared cache that no entry for training has, whose rows may be those of another split.
+
+    The host tells caches apart by what these keys hold, and takes an empty value for none.
+    """
+    return DictDefault({**entry, "split": entry.split or "", "shards": entry.shards or 0})
 
 
 def measurable(cfg: DictDefault, sets: Mapping[str, Dataset]) -> dict[str, Dataset]:

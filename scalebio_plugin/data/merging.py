@@ -10,21 +10,32 @@ from axolotl.utils.data.shared import create_train_validation_split, merge_datas
 from axolotl.utils.dict import DictDefault
 from datasets import Dataset
 
-from .tags import untagged
+from .tags import sources_in, untagged
 
 
-def merged_parts(cfg: DictDefault, parts: list[Dataset]) -> tuple[Dataset, Dataset | None]:
-    """The tagged parts as the host merges, deduplicates, shards and, by `val_set_size`, splits them."""
+def merged_parts(cfg: DictDefault, parts: list[Dataset], names: Sequence[str]) -> tuple[Dataset, Dataset | None]:
+    """The tagged parts as the host merges, deduplicates, shards and, by `val_set_size`, splits them.
+
+    Args:
+        names: Of the sources, each of which has rows.
+
+    Raises:
+        ValueError: One of these steps takes all rows of a source.
+    """
     merged = merge_datasets(parts, cfg)
     if cfg.dataset_exact_deduplication:
         merged = merged.select(_first_of_equal_rows(untagged(merged)))
+        _refuse_none_left(merged, names, "dataset_exact_deduplication", "each stands in another source", "unset it")
     if cfg.dataset_shard_num and cfg.dataset_shard_idx is not None:
         merged = merged.shard(num_shards=cfg.dataset_shard_num, index=cfg.dataset_shard_idx)
+        other = f"shard {cfg.dataset_shard_idx} of {cfg.dataset_shard_num} has none"
+        _refuse_none_left(merged, names, "dataset_shard_num", other, "lower it")
     if not cfg.val_set_size:
         return merged, None
     size = int(cfg.val_set_size) if cfg.val_set_size > 1 else float(cfg.val_set_size)
     _refuse_no_rest(len(merged), size)
     rest, split_off = create_train_validation_split(merged, cfg, size)
+    _refuse_none_left(rest, names, "val_set_size", f"all are among those that {size:g} splits off", "lower it")
     return rest, split_off
 
 
@@ -54,6 +65,13 @@ def _first_of_equal_rows(dataset: Dataset) -> list[int]:
             seen.add(digest)
             kept.append(index)
     return kept
+
+
+def _refuse_none_left(rows: Dataset, names: Sequence[str], key: str, why: str, remedy: str) -> None:
+    left = set(sources_in(rows).tolist())
+    gone = [name for index, name in enumerate(names) if index not in left]
+    if gone:
+        raise ValueError(f"scalebio: {key} leaves no row of {gone}: {why}; {remedy}, or remove these sources")
 
 
 def _refuse_no_rest(rows: int, size: float) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from axolotl.utils.logging import get_logger
 
+from ..algorithm.bilevel import NO_SOURCE
 from ..report.words import printable
-from .draw import drawn_per_lap, resample
+from .draw import drawn_per_lap, resample, say_who_is_held_back
 from .table import SourceTable
 
 LOG = get_logger("axolotl.scalebio")
@@ -61,6 +62,8 @@ class ResampledStream:
             "scalebio: learning is over, λ is final; sequences are now drawn by these fractions: "
             + ", ".join(f"{name} {part:.3f}" for name, part in zip(names, fractions, strict=True))
         )
+        sizes = np.bincount(self.drawable[self.drawable != NO_SOURCE], minlength=len(fractions))
+        say_who_is_held_back(self.table.names, fractions, sizes, self.max_repeats)
         while True:
             for batch in self.loader_over(self._rows(fractions), self.batch):
                 self.batch += 1

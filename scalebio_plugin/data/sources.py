@@ -92,7 +92,7 @@ def prepare(cfg: DictDefault, settings: ScaleBiOSettings) -> Prepared:
     tests = list(cfg.test_datasets or [])
     evaluation = load_evaluation(cfg, loaded[0], tests) if tests else None
     merged, split_off = merged_parts(
-        cfg, [with_numbers(tagged(*of)) for of in zip(aligned(parts), sources, strict=True)]
+        cfg, [with_numbers(tagged(*of)) for of in zip(aligned(parts), sources, strict=True)], names
     )
     evaluation = untagged(evaluation if split_off is None else split_off)
     merged, number = without_numbers(merged)

@@ -12,6 +12,7 @@ import xxhash
 from datasets import Dataset
 
 from ..algorithm.bilevel import IGNORED, NO_SOURCE
+from ..algorithm.mixture import NO_WEIGHT
 from ..report.identity import Part
 from .tags import COLUMN
 
@@ -50,15 +51,20 @@ class SourceTable:
         return self.units(loss_unit) / self.units(loss_unit).sum()
 
     def most(self, max_repeats: int) -> np.ndarray:  # (S,)
-        """The largest weight that a pass over the training set can give a source: of max_repeats times its rows."""
+        """The largest weight of a source: the part of a pass's tokens that max_repeats times its rows are.
+
+        Of such a pass as the training set is. One on a mixture has as many rows, not tokens: where the rows of a source
+        are longer than those of the others they may come to less of its tokens, and to more where they are shorter.
+        """
         return np.minimum(1.0, max_repeats * self.shares("token"))
 
     def sampling(self, weights: np.ndarray) -> np.ndarray:  # (S,), sum 1
         """Fractions q of sequences to draw so that an ordinary run's token-mean loss is Σ weights_i L2_i.
 
-        A token mean counts a source by its tokens, so q_i ∝ weights_i / (mean target tokens of its sequences).
+        A token mean counts a source by its tokens, so q_i ∝ weights_i / (mean target tokens of its sequences). Of a
+        source that is held at weight 0, up to what λ leaves of it, none are drawn.
         """
-        fractions = weights * self.sequences / self.tokens
+        fractions = np.where(weights > NO_WEIGHT, weights, 0.0) * self.sequences / self.tokens
         return fractions / fractions.sum()
 
 

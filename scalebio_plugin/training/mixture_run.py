@@ -242,8 +242,12 @@ class MixtureRun:
             return logits_S
         prior_S, strength = self.drawn_to
         share_S = precision_weights(self.evidence.spread_S, self.evidence.updates)
-        centre = (share_S * (before_S - prior_S.log())).sum()  # softmax does not see it
-        return towards_prior(logits_S - centre, prior_S, rate * strength * pace_on_evidence(self.evidence))
+        distance_S = before_S - prior_S.log()
+        centre_S = (share_S * distance_S).sum().expand_as(share_S)  # softmax does not see it
+        if self.bounds is not None:
+            centre_S = self.bounds.centre(weights_of(before_S), distance_S, share_S)
+        drawn_S = towards_prior(logits_S - centre_S, prior_S, rate * strength * pace_on_evidence(self.evidence))
+        return drawn_S + (centre_S - centre_S.max())
 
     def verdict(self) -> str:
         """See `algorithm.certainty.verdict`."""

@@ -288,6 +288,18 @@ def test_drawn_to_a_prior_a_mixture_rests_where_gaps_and_pull_are_equal() -> Non
     assert said_of(at_rest, nowhere) == said_of(at_rest, None)
 
 
+def test_what_bounds_hold_at_0_does_not_hide_that_a_prior_still_draws_the_others() -> None:
+    gaps, prior = tensor(-2.0, 0.0, 2.0, 0.0), (tensor(0.45, 0.25, 0.2, 0.1), 2.0)
+    at_rest = (prior[0].log() - gaps / prior[1]).index_fill(0, torch.tensor([3]), -60.0).softmax(0)
+    bounds = Bounds(torch.zeros(4, dtype=torch.float64), tensor(1.0, 1.0, 1.0, 0.0))
+
+    def said_of(weights: Tensor) -> str:
+        return verdict(seen(gaps.tolist()), weights.log(), moved=0.0, away=1.0, bounded=bounds.bounded, prior=prior)
+
+    assert said_of(at_rest) == "converged"
+    assert said_of((at_rest + tensor(0.1, 0.1, 0.1, 0.0)) / 1.3) == "still moving"
+
+
 @pytest.mark.parametrize(("high", "expected"), [(0.75, "converged"), (0.7501, "still moving")])
 def test_an_interval_as_wide_as_a_half_is_settled(high: float, expected: str) -> None:
     at_rest = seen([-2.0, 0.0, 2.0], 60, last=[0.0, 0.0, 0.0])

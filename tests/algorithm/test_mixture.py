@@ -387,3 +387,36 @@ def test_a_source_held_at_zero_stays_there_through_the_logits():
     bounds = box([0, 0, 0], [0.0, 1, 1])
     weights = bounds.bounded(torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64))
     torch.testing.assert_close(weights_of(logits_of(weights))[0], torch.zeros(()).double(), rtol=0, atol=1e-25)
+
+
+PRIOR = torch.tensor([0.3, 0.3, 0.3, 0.1], dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("weights", "bounds", "groups", "expected"),
+    [
+        ([0.3, 0.2, 0.4, 0.1], {}, [], "all"),
+        ([0.3, 0.3, 0.4, 0.0], {3: (0.0, 0.0)}, [], "012"),
+        ([0.3, 0.2, 0.45, 0.05], {3: (0.0, 0.05)}, [], "012"),  # would rise
+        ([0.3, 0.2, 0.1, 0.4], {3: (0.4, 1.0)}, [], "012"),  # would fall
+        ([0.3, 0.2, 0.1, 0.4], {3: (0.0, 0.4)}, [], "all"),  # falls
+        ([0.04, 0.06, 0.6, 0.3], {}, [([0, 1], 0.0, 0.1)], "01 23"),
+        ([0.0, 0.0, 0.6, 0.4], {}, [([0, 1], 0.0, 0.0)], "01 23"),
+        ([0.02, 0.08, 0.6, 0.3], {0: (0.0, 0.02)}, [([0, 1], 0.0, 0.1)], "1 23"),
+        ([0.5, 0.1, 0.3, 0.1], {}, [([0, 1], 0.0, 0.6), ([2, 3], 0.4, 1.0)], "01 23"),
+        ([0.4, 0.3, 0.2, 0.1], {}, [([0, 1], 0.7, 0.7), ([2, 3], 0.3, 0.3)], "01 23"),
+        ([0.4, 0.3, 0.2, 0.1], {0: (0.4, 0.4), 1: (0.3, 0.3), 2: (0.2, 0.2), 3: (0.1, 0.1)}, [], ""),
+    ],
+    ids=str,
+)
+def test_a_prior_draws_those_that_bounds_leave_free_to_their_own_mean(weights, bounds, groups, expected):
+    low, high = torch.zeros(4, dtype=torch.float64), torch.ones(4, dtype=torch.float64)
+    for source, (least, most) in bounds.items():
+        low[source], high[source] = least, most
+    logits = logits_of(torch.tensor(weights, dtype=torch.float64))
+    distance, share = logits - PRIOR.log(), torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64)
+    centre = distance.clone()  # of one that stays
+    for part in expected.replace("all", "0123").split():
+        members = list(map(int, part))
+        centre[members] = (share * distance)[members].sum() / share[members].sum()
+    torch.testing.assert_close(Bounds(low, high, groups).centre(weights_of(logits), distance, share), centre)

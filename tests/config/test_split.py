@@ -78,6 +78,10 @@ class TestConfig:
         block = {"split_by": "source", "groups": {"g": ["x"], "h": ["x"]}}
         refused(config(ONE, scalebio=block), "scalebio.groups: ['x'] stand in several")
 
+    def test_a_name_without_end_is_refused_before(self) -> None:
+        block = {"split_by": "source", "names": ["x", "y", "z" * 10_001]}
+        refused(config(scalebio=block), "scalebio.names must have at most 10000 characters each", "have more; cut them")
+
     def test_apply_goes_with_a_split(self, tmp_path) -> None:
         (tmp_path / "mixture.json").write_text("{}")
         block = {"apply": str(tmp_path / "mixture.json"), "split_by": "source", "min_rows": 5}

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import copy
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from scalebio_plugin.algorithm.mixture import logits_of, weights_of
 from scalebio_plugin.data.draw import _allot, resample
+from scalebio_plugin.data.drawn import Draw
+from scalebio_plugin.data.drawn_stream import DrawnStream
+from scalebio_plugin.data.packing import MicroBatches
+from scalebio_plugin.data.resampled import ResampledStream
 from scalebio_plugin.data.table import SourceTable
 from scalebio_plugin.data.tags import COLUMN, SEQUENCE, SourceCollator
 
@@ -141,6 +147,44 @@ def test_fewer_rows_come_back_only_if_every_source_with_a_weight_is_full():
     source = source_of(30, 20, 10)
     drawn = resample(source, np.array([0.0, 0.5, 0.5]), 100, 2.0, 1)
     assert np.bincount(source[drawn], minlength=3).tolist() == [0, 40, 20]
+
+
+HELD = weights_of(logits_of(torch.tensor([1.0, 0.0], dtype=torch.float64))).numpy()  # as λ has it
+
+
+def test_of_a_source_that_is_held_at_weight_0_nothing_is_drawn_though_the_others_are_full():
+    fractions = table_of([200 * 1000, 4000 * 20], [200, 4000]).sampling(HELD)
+    source = np.repeat([0, 1], [200, 4000])
+    assert fractions.tolist() == [1.0, 0.0]
+    assert np.bincount(source[resample(source, fractions, 4200, 4, seed=0)], minlength=2).tolist() == [800, 0]
+
+
+# 200 long rows beside 4,000 short ones: `most` of the long ones is 1, and a pass of 4,200 rows has 800 of them.
+LONG, LONG_ROWS = table_of([200 * 1000, 4000 * 20], [200, 4000]), np.repeat([0, 1], [200, 4000])
+HELD_BACK = "scalebio: held at max_repeats (4) to these fractions: s0 0.190"
+
+
+def resampled() -> ResampledStream:
+    return ResampledStream(LONG, LONG_ROWS, 4, 0, lambda rows, batch: [{}, {}])
+
+
+def drawn() -> DrawnStream:
+    draw = Draw(LONG_ROWS, LONG.tokens / LONG.sequences, 4, 0, MicroBatches(4, 2, 1))
+    return DrawnStream(draw, LONG, lambda: (0, 8, 99), lambda step: 2, lambda sampler: sampler)
+
+
+@pytest.mark.parametrize(("weight", "said"), [(0.99, [HELD_BACK]), (0.5, []), (1.0, [])])
+@pytest.mark.parametrize("stream", [resampled, drawn])
+def test_the_draws_after_learning_say_once_which_source_is_held_at_max_repeats(stream, weight, said, caplog):
+    """With all others at 0 nobody gets what it cannot give."""
+    stream, weights = stream(), np.array([weight, 1 - weight])
+    with caplog.at_level("INFO", logger="axolotl.scalebio"):
+        if isinstance(stream, ResampledStream):
+            list(islice(stream.batches(weights), 5))
+        else:
+            for step in range(32):
+                stream.step(step, weights)
+    assert [record.getMessage() for record in caplog.records if "held at" in record.getMessage()] == said
 
 
 def test_at_the_row_shares_with_one_repeat_it_is_the_training_set_once():

@@ -124,6 +124,27 @@ def test_split_and_test_sets_are_the_hosts_and_untagged(mixed: Path) -> None:
 HELD_OUT = {"val_set_size": 0.1, "scalebio": {"held_out_rows": 5}}
 
 
+@pytest.mark.parametrize("shards", [{}, {"shards": 2}], ids=["whole", "a shard"])
+def test_a_test_set_at_the_path_of_a_source_is_its_test_split(mixed: Path, tmp_path: Path, shards: dict) -> None:
+    """As the host has it, which says of neither what split it is."""
+    folder = mixed / f"both{len(shards)}"
+    folder.mkdir()
+    for split, source in (("train", "alpaca"), ("test", "completion")):
+        rows = [
+            json.loads(line)["output" if split == "train" else "text"] for line in (mixed / f"{source}.jsonl").open()
+        ]
+        (folder / f"{split}.jsonl").write_text("\n".join(json.dumps({"text": row}) for row in rows))
+    both = {"path": folder.name, "type": "completion", **shards}
+    shared = {"dataset_prepared_path": str(tmp_path / "prepared"), "datasets": [both, entries()[0]]}
+    for tests in ([both], [both, {"path": "chat.jsonl", "type": "chat_template"}]):
+        loaded = Loaded(mixed, test_datasets=tests, **shared)
+        evaluation = loaded.prepared.test_sets.get(folder.name, loaded.prepared.evaluation)
+        texts = [loaded.tokenizer.decode(row["input_ids"]) for row in evaluation]
+        assert len(texts) == (12 if shards else 24)
+        assert all(WORDS["completion"] in text for text in texts)
+        assert any(WORDS["alpaca"] in words for _, words in loaded.words())
+
+
 def test_so_many_rows_of_each_source_are_held_out_of_the_training_data(mixed: Path) -> None:
     whole, loaded = Loaded(mixed, val_set_size=0.1), Loaded(mixed, **HELD_OUT)
     sets = loaded.prepared.test_sets
@@ -230,6 +251,28 @@ def test_every_token_of_a_batch_knows_its_source(mixed: Path, packed: bool) -> N
 
 
 class TestRefused:
+    @pytest.mark.parametrize(
+        ("keys", "said"),
+        [
+            (
+                {"dataset_exact_deduplication": True},
+                "dataset_exact_deduplication leaves no row of ['again']: each stands",
+            ),
+            (
+                {"dataset_shard_num": 9, "dataset_shard_idx": 0},
+                "dataset_shard_num leaves no row of ['again']: shard 0 of",
+            ),
+            ({"val_set_size": 0.9, "scalebio": {}}, "val_set_size leaves no row of ['again']: all are among those"),
+        ],
+        ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+    )
+    def test_a_source_whose_rows_a_step_takes(self, mixed: Path, keys: dict[str, Any], said: str) -> None:
+        (mixed / "again.jsonl").write_text((mixed / "alpaca.jsonl").open().readline())
+        twice = [entries()[1], {"path": "again.jsonl", "type": "alpaca"}]
+        with pytest.raises(ValueError, match="leaves no row of") as refused:
+            Loaded(mixed, datasets=twice, shuffle_merged_datasets=False, **keys)
+        assert said in str(refused.value)
+
     def test_validation_data_without_a_target(self, mixed: Path) -> None:
         (mixed / "empty.jsonl").write_text(json.dumps({"instruction": "say", "input": "", "output": ""}))
         long = json.dumps({"instruction": "say " * 300, "input": "", "output": "x"})

@@ -181,6 +181,16 @@ def test_rows_that_are_tokenised_already(
     assert all(name == of_turn(number)["source"] for number, name in numbers(data, decode))
 
 
+def test_a_column_that_tokenised_rows_have_not(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"input_ids": [5, 6, n], "labels": [5, 6, n], "attention_mask": [1] * 3, **of_turn(n)} for n in range(9)]
+    write(folder / "few.jsonl", [{key: row[key] for key in row if key != "year"} for row in rows])
+    for column in ("origin", "metadata.origin"):
+        with pytest.raises(
+            ValueError, match=rf"split_by: .* \(few.jsonl\) has no column '{column}'; its columns are \["
+        ):
+            prepared(folder, monkeypatch, datasets=[{"path": "few.jsonl"}], scalebio={"split_by": column})
+
+
 def test_a_type_of_its_own(folder: Path, monkeypatch: pytest.MonkeyPatch, decode: Any) -> None:
     data = prepared(folder, monkeypatch, **one(type=CUSTOM), scalebio={"split_by": "source"})
     assert all(name == of_turn(number)["source"] for number, name in numbers(data, decode))
@@ -243,7 +253,7 @@ def test_equal_rows_are_the_source_of_the_first(folder: Path, monkeypatch: pytes
     write(folder / "twice.jsonl", rows)
     keys = {**one("twice", type="alpaca"), "scalebio": {"split_by": "source"}, "shuffle_merged_datasets": False}
     assert prepared(folder, monkeypatch, **keys).table.sequences.tolist() == [200, 100]
-    with pytest.raises(ValueError, match=r"\['second'\] tokenise to nothing"):
+    with pytest.raises(ValueError, match=r"dataset_exact_deduplication leaves no row of \['second'\]: each"):
         prepared(folder, monkeypatch, **keys, dataset_exact_deduplication=True)
     write(folder / "twice.jsonl", [*rows, {**alpaca(777), "source": "second"}])
     keys |= {"dataset_prepared_path": "other-prepared"}
@@ -289,6 +299,15 @@ def test_rows_without_a_value_are_a_source(folder: Path, monkeypatch: pytest.Mon
     assert (data.table.names, data.table.sequences.tolist()) == (["none", "web"], [150, 150])
 
 
+@pytest.mark.parametrize("kind", ["alpaca", "completion"])
+def test_a_thousand_rows_without_a_value_may_come_first(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    write(folder / "late.jsonl", [{**SHAPES[kind](n), "source": "web" if n >= 1000 else None} for n in range(1200)])
+    data = prepared(folder, monkeypatch, **one("late", type=kind), scalebio={"split_by": "source"})
+    assert (data.table.names, data.table.sequences.tolist()) == (["none", "web"], [1000, 200])
+
+
 def test_a_mixture_names_the_sources(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     block = {
         "split_by": "source",
@@ -307,6 +326,14 @@ def test_a_mixture_names_the_sources(folder: Path, monkeypatch: pytest.MonkeyPat
         with pytest.raises(ValueError, match="cannot run this config") as refused:
             prepared(folder, monkeypatch, **one(), scalebio={"split_by": "source", **wrong})
         assert said in str(refused.value)
+
+
+def test_a_value_without_end_is_refused_before_a_run_that_could_not_write_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(folder / "endless.jsonl", [{**alpaca(n), "source": ("web", "x" * 10_001)[n % 2]} for n in range(240)])
+    with pytest.raises(ValueError, match=r"at most 10000 characters each, \['x{40}'\].* split by another column"):
+        prepared(folder, monkeypatch, **one("endless", type="alpaca"), scalebio={"split_by": "source"})
 
 
 # ---- refused, before rows are tokenised

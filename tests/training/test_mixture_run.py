@@ -374,6 +374,34 @@ def test_a_prior_keeps_the_odds_of_sources_that_are_not_told_apart():
     torch.testing.assert_close(mean, (expected / expected.sum()).double(), rtol=0, atol=0.01)
 
 
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"bounds": {"c": (0.0, 0.0)}},
+        {"bounds": {"c": (0.0, 1e-3)}},
+        {"bounds": {"c": (0.6, 0.6)}},
+        {"bounds": {"g": (0.02, 0.02)}, "groups": {"g": ["a", "b"]}},
+    ],
+    ids=str,
+)
+def test_on_noise_a_prior_keeps_the_odds_of_those_that_bounds_leave_free(block):
+    """However far from its prior a bound holds the third, and though the two do not move at one pace."""
+    prior = {"a": 0.4, "b": 0.4, "c": 0.2}
+    run = run_of(mixture_update="evidence", prior={"weights": prior, "strength": 1.0}, **block)
+    for step, drawn in enumerate(gaps(60), start=1):
+        observe(run, torch.tensor([0.02, 0.3, 0.1]) * drawn, step)
+    assert float(run.weights_S[0] / run.weights_S[1]) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_beside_a_source_held_at_0_a_prior_gives_the_worst_source_the_least():
+    prior, noise = {"a": 0.45, "b": 0.45, "c": 0.1}, torch.tensor([0.02, 0.1, 0.1])
+    run = run_of(mixture_update="evidence", prior={"weights": prior, "strength": 1.0}, bounds={"c": (0.0, 0.0)})
+    for step, drawn in enumerate(gaps(200), start=1):
+        observe(run, torch.tensor([-0.03, 0.03, 0.0]) + noise * drawn, step)
+    assert 0.6 < float(run.weights_S[0]) < 0.9
+    assert float(run.weights_S.sum()) == pytest.approx(1.0)
+
+
 @RULES
 def test_a_control_with_a_prior_is_told_like_one_without(rule):
     """At an infinite penalty there is no pull; gaps are what rounding leaves of 0."""
