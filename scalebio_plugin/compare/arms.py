@@ -180,7 +180,7 @@ def weights_of(arm: str, names: Sequence[str], own: Mapping[str, float] | None) 
         return _own(own or {}, names)
     if arm.startswith(RANDOM):
         drawn = np.random.default_rng([int(arm.removeprefix(RANDOM)), 0x5CA1EB10]).dirichlet(np.ones(len(names)))
-        return dict(zip(names, drawn.tolist(), strict=True))
+        return dict(zip(sorted(names), drawn.tolist(), strict=True))  # the same whatever order a seed has learned
     chosen = arm.removeprefix(SINGLE)
     if chosen not in names:
         raise ValueError(f"{arm}: there is no source {chosen!r}; there are {', '.join(names)}")
