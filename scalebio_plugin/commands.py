@@ -185,14 +185,9 @@ def apply(arguments: argparse.Namespace) -> int:
     refuse_existing(target)
     text = read_text(path)
     new = as_weights(text, config, document) if arguments.as_weights else applied(text, config, str(mixture))
+    meaning = [*explained(document, config.get("scalebio") or {})]
     write_text(target, new)
-    say(
-        [
-            *explained(document, config.get("scalebio") or {}),
-            "",
-            f"written to {target}; the run: axolotl train {target}",
-        ]
-    )
+    say([*meaning, "", f"written to {target}; the run: axolotl train {target}"])
     return 0
 
 
