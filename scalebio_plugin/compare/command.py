@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..config.raw import whole_number
 from ..estimate.setting import read_config
 from ..report.comparison import sentences
 from ..report.mixture_file import read_mixture
@@ -45,7 +46,7 @@ def compare(
     read = read_config(config)
     own = weights_given(mixture)
     chosen = [*(arms or DEFAULT), *([OWN] if own else []), *(f"{RANDOM}{k}" for k in range(1, random + 1))]
-    first = int(read.get("seed") or 0)
+    first = whole_number(read, "seed", 0)
     plan = Plan(
         config=read,
         folder=folder or Path(f"{config.stem}-compare"),

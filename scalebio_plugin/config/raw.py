@@ -54,6 +54,18 @@ def _is_block(value: Any) -> bool:
     return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
 
 
+def whole_number(cfg: Mapping[str, Any], key: str, default: int) -> int:
+    """Of a key that may be left out, be empty or stand in quotes.
+
+    Raises:
+        ValueError: It is no number.
+    """
+    try:
+        return int(cfg.get(key) or default)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"{key}: must be a whole number, got {repr(cfg[key])}; write one") from None
+
+
 def refuse_two_names(cfg: dict[str, Any]) -> None:
     """One entry in `plugins:`; two would be two instances, and an obscure error of the host's later on."""
     ours = listed(cfg)
