@@ -214,7 +214,8 @@ def _add_estimate(commands: Commands) -> None:
         "scalebio estimate config.yml --json | jq .bytes_per_gpu.this_run.peak",
         then="--json prints {config, scalebio_listed, refused, model, parameters: {total, trained, at_a_time}, engine, "
         "gpus, bytes_per_gpu: {this_run, ordinary, lisa_alone where there is LISA: {peak and the other rows}}, passes: "
-        "{while_learning, whole_run} in those of an ordinary step (with learn.until at most), notes, gpu_memory_gib, fits}.",
+        "{while_learning, whole_run (with learn.until at most)} in those of an ordinary step, notes, gpu_memory_gib, "
+        "fits}.",
     )
     _add_config(estimate)
     _add_json(estimate)
