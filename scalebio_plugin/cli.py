@@ -179,11 +179,12 @@ def _add_check(commands: Commands) -> None:
         commands,
         "check",
         "all that is wrong with a config, without a run",
-        "Says what the plugin and the host refuse in a config, and which keys the host would ignore. Exit status: 0 "
-        "nothing is wrong, 1 keys are ignored, 2 the run would be refused.",
+        "Says what the plugin and the host refuse in a config, and which keys and plugins the host would ignore, "
+        "also in entries of datasets. Exit status: 0 nothing is wrong, 1 something is ignored, 2 the run would be "
+        "refused.",
         "scalebio check config.yml",
         "scalebio check config.yml --json",
-        then="--json prints {config, refused: [problem], ignored: [key and what is wrong with it]}.",
+        then="--json prints {config, refused: [problem], ignored: [key or plugin and what is wrong with it]}.",
     )
     _add_config(check)
     _add_json(check)
@@ -215,7 +216,7 @@ def _add_estimate(commands: Commands) -> None:
         then="--json prints {config, scalebio_listed, refused, model, parameters: {total, trained, at_a_time}, engine, "
         "gpus, bytes_per_gpu: {this_run, ordinary, lisa_alone where there is LISA: {peak and the other rows}}, passes: "
         "{while_learning, whole_run (with learn.until at most)} in those of an ordinary step, notes, gpu_memory_gib, "
-        "fits}.",
+        "fits}; of a config that cannot be estimated {config, refused}.",
     )
     _add_config(estimate)
     _add_json(estimate)

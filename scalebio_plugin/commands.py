@@ -26,10 +26,17 @@ def quickstart(arguments: argparse.Namespace) -> int:
 def estimate(arguments: argparse.Namespace) -> int:
     from .config.names import listed
     from .config.refusals import problems_of
+    from .estimate.checked import problems_in
     from .estimate.estimator import estimate as estimate_of
     from .estimate.lines import facts_of, fits, lines_of
 
-    found = estimate_of(arguments.config, arguments.gpus, arguments.model_config)
+    try:
+        found = estimate_of(arguments.config, arguments.gpus, arguments.model_config)
+    except ValueError as error:
+        if not arguments.json:
+            raise
+        print(json.dumps({"config": str(arguments.config), "refused": list(problems_in(error))}, indent=2))
+        return 2
     on, refused = bool(listed(found.setting.cfg)), problems_of(found.setting.cfg)
     if arguments.json:
         known = {"config": str(arguments.config), "scalebio_listed": on, "refused": refused}
@@ -46,19 +53,16 @@ def estimate(arguments: argparse.Namespace) -> int:
 
 
 def check(arguments: argparse.Namespace) -> int:
-    from .errors import texts_of
-    from .estimate.checked import ignored_keys, refusal_of
+    from .estimate.checked import checked
     from .estimate.setting import read_config
 
     config = read_config(arguments.config)
-    refusal = refusal_of(config)
-    problems = [] if refusal is None else list(texts_of(refusal))
-    ignored = ignored_keys(config)
+    found = checked(config)
     if arguments.json:
-        print(json.dumps({"config": str(arguments.config), "refused": problems, "ignored": ignored}, indent=2))
+        print(json.dumps({"config": str(arguments.config), **asdict(found)}, indent=2))
     else:
-        say([*problems, *ignored] or [f"{arguments.config}: nothing is wrong with it"])
-    return 2 if problems else 1 if ignored else 0
+        say([*found.refused, *found.ignored] or [f"{arguments.config}: nothing is wrong with it"])
+    return 2 if found.refused else 1 if found.ignored else 0
 
 
 def compare(arguments: argparse.Namespace) -> int:

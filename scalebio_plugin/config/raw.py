@@ -46,6 +46,8 @@ def _wrong_entries(key: str, entries: Any) -> Iterator[str]:
     for index, entry in enumerate(entries):
         if not _is_block(entry):
             yield f"{key}[{index}]: must be an entry of keys, got {repr(entry)}; write it as `- path: ...`"
+        elif not entry.get("path") and entry.get("type") != "_synthetic":
+            yield f"{key}[{index}]: must have a path; add `path:` with a file, a folder or a dataset of the Hub"
         elif not _is_block(entry.get("message_property_mappings", {})):
             yield f"{key}[{index}].message_property_mappings: must be a block of keys; write it as `role: ...`"
 
