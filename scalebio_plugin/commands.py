@@ -84,7 +84,7 @@ def compare(arguments: argparse.Namespace) -> int:
 def show(arguments: argparse.Namespace) -> int:
     from .report.side_by_side import weights_beside
 
-    runs = runs_of(arguments.path)
+    runs = runs_of(arguments.path, with_history=False)
     if arguments.json:
         print(json.dumps({"runs": [shown(run) for run in runs]}, indent=2))
     elif len(runs) > 1:
@@ -94,12 +94,15 @@ def show(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def runs_of(paths: Sequence[Path]) -> list[Learned]:
+def runs_of(paths: Sequence[Path], *, with_history: bool) -> list[Learned]:
     from .config.names import numbered
     from .report.side_by_side import learned_at
 
     labels = numbered([str(path) for path in paths])
-    return [learned_at(mixture_at(path), label) for path, label in zip(paths, labels, strict=True)]
+    return [
+        learned_at(mixture_at(path), label, with_history=with_history)
+        for path, label in zip(paths, labels, strict=True)
+    ]
 
 
 def shown(run: Learned) -> dict[str, Any]:
@@ -129,7 +132,7 @@ def report(arguments: argparse.Namespace) -> int:
         print(draw_again(mixture_at(arguments.path[0])))
     else:
         page = arguments.output or Path("side-by-side.html")
-        write_side_by_side(page, runs_of(arguments.path))
+        write_side_by_side(page, runs_of(arguments.path, with_history=True))
         print(page)
     return 0
 

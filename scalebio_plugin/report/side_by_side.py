@@ -29,7 +29,7 @@ class Learned:
     Attributes:
         label: What it is called here.
         document: Its mixture.json.
-        history: As far as the document goes; empty where there is none beside it.
+        history: As far as the document goes; empty where there is none beside it, or none was asked for.
     """
 
     label: str
@@ -41,10 +41,10 @@ class Learned:
         return summaries_of(self.document)
 
 
-def learned_at(mixture: Path, label: str) -> Learned:
+def learned_at(mixture: Path, label: str, *, with_history: bool = True) -> Learned:
     """The run that a mixture.json is of."""
     document, history = read_mixture(mixture, needs=("sources",)), mixture.with_name("history.jsonl")
-    read = read_history(history) if history.is_file() else []
+    read = read_history(history, cut_off=True) if with_history and history.is_file() else []
     return Learned(label, document, [record for record in read if record["step"] <= document.get("steps", 0)])
 
 
