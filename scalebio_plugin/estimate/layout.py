@@ -91,6 +91,9 @@ def _deepspeed_json(given: Any, folder: Path) -> Mapping[str, Any]:
     )
 
 
+_STAGE = "deepspeed: zero_optimization.stage"  # as it is named in an error
+
+
 def _deepspeed(config: Mapping[str, Any], gpus: int, compute: float) -> Layout:
     """Sizes that are `auto` are DeepSpeed's defaults, which are larger than what transformers puts in."""
     zero = inside(config, "zero_optimization")
@@ -105,7 +108,7 @@ def _deepspeed(config: Mapping[str, Any], gpus: int, compute: float) -> Layout:
     return Layout(
         Kind.DEEPSPEED,
         gpus,
-        stage=whole_number(zero, "stage", 0),
+        stage=whole_number({_STAGE: zero.get("stage")}, _STAGE, 0),
         compute=compute,
         offload_optimizer=on_cpu("offload_optimizer"),
         offload_weights=on_cpu("offload_param"),
