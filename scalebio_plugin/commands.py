@@ -26,7 +26,7 @@ def quickstart(arguments: argparse.Namespace) -> int:
 def estimate(arguments: argparse.Namespace) -> int:
     from .config.names import listed
     from .config.refusals import problems_of
-    from .estimate.checked import problems_in
+    from .errors import problems_in
     from .estimate.estimator import estimate as estimate_of
     from .estimate.lines import facts_of, fits, lines_of
 
@@ -53,16 +53,18 @@ def estimate(arguments: argparse.Namespace) -> int:
 
 
 def check(arguments: argparse.Namespace) -> int:
+    from .errors import problems_in
     from .estimate.checked import checked
     from .estimate.setting import read_config
 
     config = read_config(arguments.config)
     found = checked(config)
+    refused = [] if found.refusal is None else list(problems_in(found.refusal))
     if arguments.json:
-        print(json.dumps({"config": str(arguments.config), **asdict(found)}, indent=2))
+        print(json.dumps({"config": str(arguments.config), "refused": refused, "ignored": found.ignored}, indent=2))
     else:
-        say([*found.refused, *found.ignored] or [f"{arguments.config}: nothing is wrong with it"])
-    return 2 if found.refused else 1 if found.ignored else 0
+        say([*refused, *found.ignored] or [f"{arguments.config}: nothing is wrong with it"])
+    return 2 if refused else 1 if found.ignored else 0
 
 
 def compare(arguments: argparse.Namespace) -> int:

@@ -16,14 +16,14 @@ from pydantic.fields import FieldInfo
 
 from ..config.names import listed
 from ..config.raw import refuse_shapes
-from ..errors import texts_of
+from ..config.refusals import refusal_of
 
 
 @dataclass(frozen=True)
 class Checked:
-    """A line for each problem: for which the run would be `refused`, or that the host would `ignore` without a word."""
+    """What would end the run, None if nothing would, and a line for each thing that the host would ignore."""
 
-    refused: list[str]
+    refusal: ValueError | None
     ignored: list[str]
 
 
@@ -32,17 +32,11 @@ def checked(config: Mapping[str, Any]) -> Checked:
     try:
         refuse_shapes(config)
     except ValueError as error:
-        return Checked(list(problems_in(error)), [])  # nobody can look further
+        return Checked(error, [])  # nobody can look further
     with _quiet():
         wrong, missing = _load_plugins(config)
-        refused = wrong or list(_refused(config))
-        return Checked(refused, [*missing, *_ignored_keys(config)])
-
-
-def problems_in(error: ValueError) -> Iterator[str]:
-    """Of a refusal each of the problems that it lists."""
-    for text in texts_of(error):
-        yield from text.split("\n  - ")[1:] or [text]
+        refusal = refusal_of(wrong) if wrong else _refusal(config)
+        return Checked(refusal, [*missing, *_ignored_keys(config)])
 
 
 def _load_plugins(config: Mapping[str, Any]) -> tuple[list[str], list[str]]:
@@ -61,16 +55,18 @@ def _load_plugins(config: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     return wrong, missing
 
 
-def _refused(config: Mapping[str, Any]) -> Iterator[str]:
+def _refusal(config: Mapping[str, Any]) -> ValueError | None:
     if not listed(config):
-        yield "plugins: does not list scalebio, so that the run would be an ordinary one; add `plugins: [scalebio]`"
-    elif not config.get("base_model"):
-        yield "base_model: must name a model, or its folder; add it"
-    else:
-        try:
-            _validate(config)
-        except ValueError as error:
-            yield from problems_in(error)
+        return ValueError(
+            "plugins: does not list scalebio, so that the run would be an ordinary one; add `plugins: [scalebio]`"
+        )
+    if not config.get("base_model"):
+        return ValueError("base_model: must name a model, or its folder; add it")
+    try:
+        _validate(config)
+    except ValueError as error:
+        return error
+    return None
 
 
 def _validate(config: Mapping[str, Any]) -> None:
