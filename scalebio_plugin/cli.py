@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -22,7 +23,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     run: Callable[[argparse.Namespace], int] = getattr(commands, arguments.command.replace("-", "_"))
     try:
-        return run(arguments)
+        status = run(arguments)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # what reads it, as `head`, has enough; Python would say so as it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (OSError, ValueError) as error:
         from .report.words import printable_lines
 
@@ -179,11 +185,12 @@ def _add_check(commands: Commands) -> None:
         commands,
         "check",
         "all that is wrong with a config, without a run",
-        "Says what the plugin and the host refuse in a config, and which keys the host would ignore. Exit status: 0 "
-        "nothing is wrong, 1 keys are ignored, 2 the run would be refused.",
+        "Says what the plugin and the host refuse in a config, and which keys and plugins the host would ignore, "
+        "also in entries of datasets. Exit status: 0 nothing is wrong, 1 something is ignored, 2 the run would be "
+        "refused.",
         "scalebio check config.yml",
         "scalebio check config.yml --json",
-        then="--json prints {config, refused: [problem], ignored: [key and what is wrong with it]}.",
+        then="--json prints {config, refused: [problem], ignored: [key or plugin and what is wrong with it]}.",
     )
     _add_config(check)
     _add_json(check)
@@ -214,7 +221,8 @@ def _add_estimate(commands: Commands) -> None:
         "scalebio estimate config.yml --json | jq .bytes_per_gpu.this_run.peak",
         then="--json prints {config, scalebio_listed, refused, model, parameters: {total, trained, at_a_time}, engine, "
         "gpus, bytes_per_gpu: {this_run, ordinary, lisa_alone where there is LISA: {peak and the other rows}}, passes: "
-        "{while_learning, whole_run} in those of an ordinary step, notes, gpu_memory_gib, fits}.",
+        "{while_learning, whole_run (with learn.until at most)} in those of an ordinary step, notes, gpu_memory_gib, "
+        "fits}; of a config that cannot be estimated {config, refused}.",
     )
     _add_config(estimate)
     _add_json(estimate)

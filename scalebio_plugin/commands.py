@@ -26,10 +26,17 @@ def quickstart(arguments: argparse.Namespace) -> int:
 def estimate(arguments: argparse.Namespace) -> int:
     from .config.names import listed
     from .config.refusals import problems_of
+    from .errors import problems_in
     from .estimate.estimator import estimate as estimate_of
     from .estimate.lines import facts_of, fits, lines_of
 
-    found = estimate_of(arguments.config, arguments.gpus, arguments.model_config)
+    try:
+        found = estimate_of(arguments.config, arguments.gpus, arguments.model_config)
+    except ValueError as error:
+        if not arguments.json:
+            raise
+        print(json.dumps({"config": str(arguments.config), "refused": list(problems_in(error))}, indent=2))
+        return 2
     on, refused = bool(listed(found.setting.cfg)), problems_of(found.setting.cfg)
     if arguments.json:
         known = {"config": str(arguments.config), "scalebio_listed": on, "refused": refused}
@@ -46,19 +53,18 @@ def estimate(arguments: argparse.Namespace) -> int:
 
 
 def check(arguments: argparse.Namespace) -> int:
-    from .errors import texts_of
-    from .estimate.checked import ignored_keys, refusal_of
+    from .errors import problems_in
+    from .estimate.checked import checked
     from .estimate.setting import read_config
 
     config = read_config(arguments.config)
-    refusal = refusal_of(config)
-    problems = [] if refusal is None else list(texts_of(refusal))
-    ignored = ignored_keys(config)
+    found = checked(config)
+    refused = [] if found.refusal is None else list(problems_in(found.refusal))
     if arguments.json:
-        print(json.dumps({"config": str(arguments.config), "refused": problems, "ignored": ignored}, indent=2))
+        print(json.dumps({"config": str(arguments.config), "refused": refused, "ignored": found.ignored}, indent=2))
     else:
-        say([*problems, *ignored] or [f"{arguments.config}: nothing is wrong with it"])
-    return 2 if problems else 1 if ignored else 0
+        say([*refused, *found.ignored] or [f"{arguments.config}: nothing is wrong with it"])
+    return 2 if refused else 1 if found.ignored else 0
 
 
 def compare(arguments: argparse.Namespace) -> int:
@@ -80,7 +86,7 @@ def compare(arguments: argparse.Namespace) -> int:
 def show(arguments: argparse.Namespace) -> int:
     from .report.side_by_side import weights_beside
 
-    runs = runs_of(arguments.path)
+    runs = runs_of(arguments.path, with_history=False)
     if arguments.json:
         print(json.dumps({"runs": [shown(run) for run in runs]}, indent=2))
     elif len(runs) > 1:
@@ -90,12 +96,15 @@ def show(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def runs_of(paths: Sequence[Path]) -> list[Learned]:
+def runs_of(paths: Sequence[Path], *, with_history: bool) -> list[Learned]:
     from .config.names import numbered
     from .report.side_by_side import learned_at
 
     labels = numbered([str(path) for path in paths])
-    return [learned_at(mixture_at(path), label) for path, label in zip(paths, labels, strict=True)]
+    return [
+        learned_at(mixture_at(path), label, with_history=with_history)
+        for path, label in zip(paths, labels, strict=True)
+    ]
 
 
 def shown(run: Learned) -> dict[str, Any]:
@@ -125,7 +134,7 @@ def report(arguments: argparse.Namespace) -> int:
         print(draw_again(mixture_at(arguments.path[0])))
     else:
         page = arguments.output or Path("side-by-side.html")
-        write_side_by_side(page, runs_of(arguments.path))
+        write_side_by_side(page, runs_of(arguments.path, with_history=True))
         print(page)
     return 0
 
@@ -185,14 +194,9 @@ def apply(arguments: argparse.Namespace) -> int:
     refuse_existing(target)
     text = read_text(path)
     new = as_weights(text, config, document) if arguments.as_weights else applied(text, config, str(mixture))
+    meaning = [*explained(document, config.get("scalebio") or {})]
     write_text(target, new)
-    say(
-        [
-            *explained(document, config.get("scalebio") or {}),
-            "",
-            f"written to {target}; the run: axolotl train {target}",
-        ]
-    )
+    say([*meaning, "", f"written to {target}; the run: axolotl train {target}"])
     return 0
 
 

@@ -59,6 +59,12 @@ def texts_of(error: ValueError) -> Iterator[str]:
         yield f"{place}: {text}" if place and not text.startswith("scalebio") else text
 
 
+def problems_in(error: ValueError) -> Iterator[str]:
+    """Of a refusal each of the problems that it lists."""
+    for text in texts_of(error):
+        yield from text.split("\n  - ")[1:] or [text]
+
+
 def ending_quietly(launcher: Callable[..., Any]) -> Callable[..., Any]:
     """A launcher of accelerate's that adds no traceback of its own once a run of the host has said what is wrong."""
 

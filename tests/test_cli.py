@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +150,48 @@ def test_what_an_older_version_wrote_is_shown_and_drawn(tmp_path: Path, capsys: 
 
 def test_report_says_which_file_is_missing(mixture: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["report", str(mixture)]) == 2
-    assert "history.jsonl" in capsys.readouterr().err
+    assert f"no file {mixture.with_name('history.jsonl')}; " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ending", ['{"step": 13, "weig', "nonsense"])
+def test_a_run_that_was_killed_as_it_wrote_is_shown_and_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], ending: str
+) -> None:
+    history, names = drifting_history(2, 12)
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        folder.mkdir()
+        for record in history:
+            append_history(folder / "history.jsonl", record)
+        with (folder / "history.jsonl").open("a") as file:
+            file.write(ending)
+        known = facts(dict.fromkeys(names, 900), steps=12)
+        write_mixture(folder / "mixture.json", mixture_document(summarise(history, names), known, "still moving"))
+    runs = [str(tmp_path / name / "mixture.json") for name in "ab"]
+    for arguments in (
+        ["show", runs[0]],
+        ["show", *runs],
+        ["report", runs[0]],
+        ["report", *runs, "--output", str(tmp_path / "c")],
+    ):
+        assert cli.main(arguments) == 0, capsys.readouterr().err
+    (tmp_path / "a/history.jsonl").write_text("nonsense\n")
+    assert cli.main(["show", *runs]) == 0
+    assert cli.main(["report", runs[0]]) == 2
+
+
+def test_a_reader_that_has_enough_ends_it_without_a_word(mixture: Path) -> None:
+    program = "import sys; from scalebio_plugin.cli import main; sys.exit(main())"
+    ends, gone = os.pipe()
+    os.close(ends)  # nobody reads
+    done = subprocess.run(
+        [sys.executable, "-c", program, "show", str(mixture)],
+        stdin=subprocess.DEVNULL,
+        stdout=gone,
+        stderr=subprocess.PIPE,
+        cwd=Path(__file__).parents[1],
+    )
+    os.close(gone)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 @pytest.mark.parametrize("arguments", [[], ["show"], ["quickstart", "--steps", "0"], ["unknown"]], ids=" ".join)

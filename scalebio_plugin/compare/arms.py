@@ -24,6 +24,7 @@ import numpy as np
 
 from ..config.block import settings_of
 from ..config.names import listed, source_names
+from ..config.raw import whole_number
 from ..report.next_config import KEPT, OF_THE_RUN
 
 Config = dict[str, Any]
@@ -147,7 +148,7 @@ def validation_drawn_weights(config: Mapping[str, Any], document: Mapping[str, A
     """
     settings = settings_of(config)
     micro_batch, accumulation = (
-        int(config.get(key) or 1) for key in ("micro_batch_size", "gradient_accumulation_steps")
+        whole_number(config, key, 1) for key in ("micro_batch_size", "gradient_accumulation_steps")
     )
     rows = settings.validation_batch_size or settings.validation_rows(micro_batch, accumulation, 1)
     sources, sets = document["sources"].values(), document["validation"].values()
@@ -180,7 +181,7 @@ def weights_of(arm: str, names: Sequence[str], own: Mapping[str, float] | None) 
         return _own(own or {}, names)
     if arm.startswith(RANDOM):
         drawn = np.random.default_rng([int(arm.removeprefix(RANDOM)), 0x5CA1EB10]).dirichlet(np.ones(len(names)))
-        return dict(zip(names, drawn.tolist(), strict=True))
+        return dict(zip(sorted(names), drawn.tolist(), strict=True))  # the same whatever order a seed has learned
     chosen = arm.removeprefix(SINGLE)
     if chosen not in names:
         raise ValueError(f"{arm}: there is no source {chosen!r}; there are {', '.join(names)}")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import math
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..config.raw import whole_number
 from ..estimate.setting import read_config
 from ..report.comparison import sentences
 from ..report.mixture_file import read_mixture
@@ -14,7 +16,9 @@ from ..report.page import draw_again
 from .arms import DEFAULT, OWN, RANDOM
 from .picture import draw
 from .result import table
-from .runs import Comparison, Plan, launch_of
+from .runs import Comparison, Plan, launch_of, written
+
+_GOES_ON = "what is done stays, the same command goes on from there"
 
 
 def compare(
@@ -42,7 +46,7 @@ def compare(
     read = read_config(config)
     own = weights_given(mixture)
     chosen = [*(arms or DEFAULT), *([OWN] if own else []), *(f"{RANDOM}{k}" for k in range(1, random + 1))]
-    first = int(read.get("seed") or 0)
+    first = whole_number(read, "seed", 0)
     plan = Plan(
         config=read,
         folder=folder or Path(f"{config.stem}-compare"),
@@ -57,11 +61,14 @@ def compare(
     try:
         document = Comparison(plan).run()
     except RuntimeError as error:
-        print(f"scalebio: {error}; what is done stays, the same command goes on from there", file=sys.stderr)
+        print(f"scalebio: {error}; {_GOES_ON}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"\nscalebio: stopped; {_GOES_ON}", file=sys.stderr)
+        return 130  # as a shell has it of what Ctrl-C ended
     draw(document, plan.folder / "compare.png")
     if as_json:
-        print(json.dumps(document, indent=2))
+        print(written(document))
     else:
         print("\n".join([table(document), "", *sentences(document), "", f"{plan.folder}/compare.json, compare.png"]))
     for history in plan.folder.glob("run-*/scalebio/history.jsonl"):
@@ -78,14 +85,22 @@ def weights_given(given: Sequence[str]) -> dict[str, float] | None:
     if not given:
         return None
     if len(given) == 1 and "=" not in given[0]:
-        weights: dict[str, float] = read_mixture(given[0])["weights"]
-        return weights
+        read: dict[str, float] = read_mixture(given[0])["weights"]
+        return read
     pairs = [text.rpartition("=") for text in given]
     try:
-        return {name: float(weight) for name, _, weight in pairs if name or _refuse(given)}
+        weights = {name: float(weight) for name, _, weight in pairs if name or _refuse(given)}
     except ValueError:
         _refuse(given)
         raise
+    repeated = sorted(name for name, count in Counter(name for name, _, _ in pairs).items() if count > 1)
+    if repeated:
+        raise ValueError(
+            f"--mixture: gives {', '.join(repeated)} more than once, got {' '.join(given)}; give each once"
+        )
+    if not all(math.isfinite(weight) and weight >= 0 for weight in weights.values()):
+        raise ValueError(f"--mixture: must give finite weights of at least 0, got {' '.join(given)}; correct them")
+    return weights
 
 
 def _refuse(given: Sequence[str]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -43,9 +44,10 @@ class Judge(TrainerCallback):
             return
         # Of a run that was resumed the seconds before are not known: those of its last part, made whole.
         whole = seconds * state.global_step / max(1, state.global_step - self.first_step)
-        losses, tokens = rows[:, 0].tolist(), rows[:, 1].long().tolist()
+        losses = [loss if math.isfinite(loss) else None for loss in rows[:, 0].tolist()]
+        tokens = rows[:, 1].long().tolist()
         judged = {"losses": losses, "tokens": tokens, "steps": state.global_step, "seconds": whole}
-        replace_file(self.folder / JUDGED, json.dumps(judged).encode())
+        replace_file(self.folder / JUDGED, json.dumps(judged, allow_nan=False).encode())
 
 
 def row_losses(trainer: Trainer) -> Tensor:  # (R, 2)

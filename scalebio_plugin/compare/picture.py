@@ -6,22 +6,26 @@ import io
 from collections.abc import Mapping
 from typing import Any
 
+from ..report.comparison import best_first, is_finite
 from ..report.files import StrPath, replace_file
 from ..report.picture import GREY, INK, PALETTE
 from ..report.tables import shorten
 
 
 def draw(document: Mapping[str, Any], path: StrPath) -> None:
-    """Arms from the best down; a dot for each seed, a bar for the mean, the reference in colour."""
+    """Arms from the best down; a dot for each seed, a bar for the mean if none diverged, the reference in colour."""
     from matplotlib.figure import Figure
 
-    arms = sorted(document["arms"].items(), key=lambda item: -item[1]["loss"])
+    arms = [(name, document["arms"][name]) for name in reversed(best_first(document))]
     figure = Figure(figsize=(6.5, 0.9 + 0.34 * len(arms)), dpi=200)
     axes = figure.subplots()
     for height, (name, arm) in enumerate(arms):
         colour = PALETTE[0] if name == document["reference"] else INK
-        losses = list(arm["losses"].values())
+        losses = list(filter(is_finite, arm["losses"].values()))
         axes.plot(losses, [height] * len(losses), "o", color=GREY, markersize=4, zorder=2)
+        if not is_finite(arm["loss"]):
+            axes.annotate("diverged", (0.5, height), xycoords=("axes fraction", "data"), ha="center", fontsize=7)
+            continue
         axes.plot([arm["loss"]], [height], "|", color=colour, markersize=14, markeredgewidth=2.5, zorder=3)
         axes.annotate(
             f"{arm['loss']:.3f}", (arm["loss"], height), (0, 8), textcoords="offset points", ha="center", fontsize=7

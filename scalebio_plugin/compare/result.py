@@ -79,7 +79,9 @@ def read_judged(folder: Path) -> Judged | None:
     if not path.is_file():
         return None
     read = json.loads(path.read_bytes())
-    return Judged(np.array(read["losses"]), np.array(read["tokens"]), int(read["steps"]), float(read["seconds"]))
+    return Judged(
+        np.array(read["losses"], dtype=np.float64), np.array(read["tokens"]), int(read["steps"]), float(read["seconds"])
+    )
 
 
 def difference(first: Seeds, second: Seeds) -> Difference:
@@ -138,6 +140,8 @@ def document_of(arms: Mapping[str, Seeds], reference: str, learning: str | None)
 
     Args:
         learning: The arm whose cost counts for the reference, which applies what it learned.
+
+    Losses that are no finite numbers are None, and arms with such are compared with none.
     """
     plain = [of.seconds for name, seeds in arms.items() if name not in (learning, reference) for of in seeds.values()]
     ordinary = statistics.median(plain) if plain else math.nan
@@ -157,17 +161,19 @@ def _arm(name: str, arms: Mapping[str, Seeds], reference: str, learning: str | N
         else 0.0
     )
     losses = [of.loss for of in seeds.values()]
+    told = not _diverged(seeds)
     arm = {
-        "losses": {str(seed): of.loss for seed, of in seeds.items()},
-        "loss": statistics.fmean(losses),
-        "seed_error": statistics.stdev(losses) / math.sqrt(len(losses)) if len(losses) > 1 else None,
+        "losses": {str(seed): of.loss if math.isfinite(of.loss) else None for seed, of in seeds.items()},
+        "loss": statistics.fmean(losses) if told else None,
+        "seed_error": statistics.stdev(losses) / math.sqrt(len(losses)) if told and len(losses) > 1 else None,
         "steps": max(of.steps for of in seeds.values()),
         "time": None if math.isnan(time) else time,
         "time_with_learning": None if math.isnan(time) else time + (before if name == reference else 0.0),
     }
-    if name == reference or not set(seeds) & set(arms.get(reference, {})):
+    beside = arms.get(reference, {})
+    if name == reference or not set(seeds) & set(beside) or not told or _diverged(beside):
         return arm
-    found = difference(arms[reference], seeds)
+    found = difference(beside, seeds)
     return arm | {
         "difference": found.mean,
         "interval": [found.mean - found.half_width, found.mean + found.half_width],
@@ -176,6 +182,10 @@ def _arm(name: str, arms: Mapping[str, Seeds], reference: str, learning: str | N
         "verdict": found.verdict,
         "more_seeds": found.more_seeds,
     }
+
+
+def _diverged(seeds: Seeds) -> bool:
+    return not all(math.isfinite(of.loss) for of in seeds.values())
 
 
 def table(document: Mapping[str, Any]) -> str:

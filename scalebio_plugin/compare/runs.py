@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
 import shutil
@@ -11,14 +12,14 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
 from ..report.files import replace_file
 from ..report.mixture_file import SCHEMA, read_mixture, write_mixture
 from . import arms as of_arms
-from .arms import LEARNED, PROPORTIONAL, RUN, VALIDATION, VALIDATION_DRAWN, Config
+from .arms import LEARNED, OWN, PROPORTIONAL, RANDOM, RUN, VALIDATION, VALIDATION_DRAWN, Config
 from .result import JUDGED, Judged, document_of, read_judged
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")  # of a final model, in an arm's folder
@@ -89,15 +90,17 @@ class Comparison:
     def _remember(self) -> None:
         """A folder is one comparison's: arms of different configs tell nothing of each other."""
         path = self.plan.folder / "config.yml"
-        written = yaml.safe_dump({"config": dict(self.plan.config), "steps": self.plan.steps}, sort_keys=True)
-        if path.is_file() and path.read_text(encoding="utf-8") != written:
+        ours = yaml.safe_dump({"config": dict(self.plan.config), "steps": self.plan.steps}, sort_keys=True)
+        if path.is_file() and path.read_text(encoding="utf-8") != ours:
             raise ValueError(
                 f"{self.plan.folder} holds the comparison of another config or of other --steps; name another --dir"
             )
-        replace_file(path, written.encode())
+        replace_file(path, ours.encode())
 
     def _arm(self, arm: str, seed: int) -> None:
-        folder = self.plan.folder / _file_name(f"{arm}-{seed}")
+        folder = self.plan.folder / folder_name(arm, seed)
+        if arm == OWN or arm.startswith(RANDOM):
+            self._refuse_other_weights(arm, seed)
         if (judged := read_judged(folder)) is None:
             began = time.monotonic()
             self._say(f"{self._position(arm, seed)} …")
@@ -108,27 +111,37 @@ class Comparison:
                 _drop_models(folder)
             self._say(f"{self._position(arm, seed)}: test loss {judged.loss:.4f}{self._left(time.monotonic() - began)}")
         self.judged.setdefault(arm, {})[seed] = judged
-        replace_file(self.plan.folder / "compare.json", json.dumps(self.document(), indent=2).encode() + b"\n")
+        replace_file(self.plan.folder / "compare.json", written(self.document()).encode() + b"\n")
 
     def _config(self, arm: str, seed: int, folder: Path) -> Config:
         plan = self.plan
         if arm == RUN:
             return of_arms.run_config(plan.config, folder, seed, plan.steps)
-        document = self._document(seed)
         config = of_arms.run_config(plan.config, folder, seed, self.judged[RUN][seed].steps)
         if arm in (PROPORTIONAL, VALIDATION):
             return of_arms.plain_config(config, with_validation=arm == VALIDATION)
         if arm == LEARNED:
             return of_arms.applied_config(config, self._learned(seed))
-        drawn = arm == VALIDATION_DRAWN
-        weights = (
-            of_arms.validation_drawn_weights(plan.config, document)
-            if drawn
-            else of_arms.weights_of(arm, list(document["weights"]), plan.own)
-        )
-        mixture = folder.with_suffix(".json")
-        write_mixture(mixture, {"schema": SCHEMA, "weights": weights})
-        return of_arms.drawn_config(config, mixture) if drawn else of_arms.applied_config(config, mixture)
+        mixture = self._mixture(arm, seed)
+        write_mixture(mixture, {"schema": SCHEMA, "weights": self._weights(arm, seed)})
+        applied = of_arms.drawn_config if arm == VALIDATION_DRAWN else of_arms.applied_config
+        return applied(config, mixture)
+
+    def _weights(self, arm: str, seed: int) -> dict[str, float]:
+        document = self._document(seed)
+        if arm == VALIDATION_DRAWN:
+            return of_arms.validation_drawn_weights(self.plan.config, document)
+        return of_arms.weights_of(arm, list(document["weights"]), self.plan.own)
+
+    def _mixture(self, arm: str, seed: int) -> Path:
+        return self.plan.folder / f"{folder_name(arm, seed)}.json"
+
+    def _refuse_other_weights(self, arm: str, seed: int) -> None:
+        """An arm goes on, and is not run again, on the weights that it was begun on alone."""
+        path, asked = self._mixture(arm, seed), self._weights(arm, seed)
+        begun = read_mixture(path)["weights"] if path.is_file() else asked
+        if begun.keys() != asked.keys() or any(abs(begun[name] - asked[name]) > 1e-9 for name in asked):
+            raise ValueError(f"{path.with_suffix('')} was trained on other weights ({path}); name another --dir")
 
     def _learned(self, seed: int) -> Path:
         return self.plan.folder / f"{RUN}-{seed}" / "scalebio" / "mixture.json"
@@ -141,9 +154,7 @@ class Comparison:
         path, log = folder / "config.yml", folder / "log.txt"
         path.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
         with open(log, "ab") as file:
-            status = subprocess.run(
-                [*self.plan.launch, str(path)], stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT
-            ).returncode
+            status = _status_of([*self.plan.launch, str(path)], file)
         if status:
             last = "\n".join(log.read_text(errors="replace").splitlines()[-30:])
             raise RuntimeError(f"{last}\n\nthe run in {folder} failed (exit status {status}); full log: {log}")
@@ -177,8 +188,25 @@ def launch_of(command: str | None) -> list[str]:
     return default_launch() if command is None else shlex.split(command)
 
 
-def _file_name(arm: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in arm)
+def folder_name(arm: str, seed: int) -> str:
+    """The arm's name, with a digest of it where it has letters that no folder can have."""
+    plain = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in arm)
+    return f"{plain}-{seed}" if plain == arm else f"{plain}-{hashlib.sha256(arm.encode()).hexdigest()[:8]}-{seed}"
+
+
+def written(document: Mapping[str, Any]) -> str:
+    """compare.json as text."""
+    return json.dumps(document, indent=2, allow_nan=False)
+
+
+def _status_of(command: Sequence[str], log: IO[bytes]) -> int:
+    """Of a command that a Ctrl-C, which reaches it too, lets end by itself: it saves a checkpoint."""
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT) as process:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            process.wait()
+            raise
 
 
 def _drop_models(folder: Path) -> None:

@@ -58,10 +58,13 @@ class LearnArgs(_Block):
 
     def last(self, max_steps: int) -> int:
         """Optimiser step (0-based, exclusive) up to which λ is learned, at most, in a run of `max_steps` of them."""
-        if self.steps is not None:
-            return min(self.steps, max_steps)
+        return max(1, round(self.part * max_steps)) if self.steps is None else min(self.steps, max_steps)
+
+    @property
+    def part(self) -> float:
+        """Of the steps after the warmup, at most; without `steps`."""
         most = (0.5 if self.at_most is None else self.at_most) if self.until else self.fraction
-        return max(1, round((1.0 if most is None else most) * max_steps))
+        return 1.0 if most is None else most
 
 
 class InnerArgs(_Block):

@@ -22,9 +22,11 @@ def source_names(entries: Sequence[Mapping[str, Any]], given: Sequence[str] | No
     """One name per entry: `given` if there are any, else made from path, name, data_files and, last, a number.
 
     Raises:
-        ValueError: `given` has the wrong length, repeats a name or holds an empty one.
+        ValueError: `given` holds what is no text, has the wrong length, repeats a name or holds an empty one.
     """
     if given is not None:
+        if not isinstance(given, list | tuple) or not all(isinstance(name, str) for name in given):
+            raise ValueError(f"scalebio.names must be texts in a list, got {given!r}; write each in quotes")
         if len(given) != len(entries):
             raise ValueError(
                 f"scalebio.names must have one name per entry of datasets: ({len(entries)}), got {len(given)}"

@@ -47,12 +47,26 @@ def _wrong_entries(key: str, entries: Any) -> Iterator[str]:
     for index, entry in enumerate(entries):
         if not _is_block(entry):
             yield f"{key}[{index}]: must be an entry of keys, got {repr(entry)}; write it as `- path: ...`"
+        elif not entry.get("path") and entry.get("type") != "_synthetic":
+            yield f"{key}[{index}]: must have a path; add `path:` with a file, a folder or a dataset of the Hub"
         elif not _is_block(entry.get("message_property_mappings", {})):
             yield f"{key}[{index}].message_property_mappings: must be a block of keys; write it as `role: ...`"
 
 
 def _is_block(value: Any) -> bool:
     return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
+
+
+def whole_number(cfg: Mapping[str, Any], key: str, default: int) -> int:
+    """Of a key that may be left out, be empty or stand in quotes.
+
+    Raises:
+        ValueError: It is no number.
+    """
+    try:
+        return int(cfg.get(key) or default)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"{key}: must be a whole number, got {repr(cfg[key])}; write one") from None
 
 
 def refuse_two_names(cfg: dict[str, Any]) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from importlib import metadata
 from typing import Any
 
 import yaml
 
-from ..config.block import ScaleBiOSettings
+from ..config.block import settings_of
 from ..config.names import listed, refuse_other_sources, source_names
 from ..config.raw import refuse_shapes
 from ..config.split import columns_of
@@ -30,7 +31,6 @@ from .text import (
 )
 
 _OUTPUT_DIR = "./model-out"  # the host's, where a config has none
-_MAX_REPEATS: int = ScaleBiOSettings.model_fields["max_repeats"].default
 
 
 def applied(text: str, config: Mapping[str, Any], mixture: str) -> str:
@@ -42,11 +42,14 @@ def applied(text: str, config: Mapping[str, Any], mixture: str) -> str:
     """
     plugins = list(config.get("plugins") or [])
     expected = _applied(config, mixture)
-    new = with_value(without(text, OF_THE_RUN), "output_dir", expected["output_dir"])
     if not listed(config):
         expected["plugins"] = [*plugins, "scalebio"]
-        new = with_plugin(new, plugins)
-    return _or_plain(_with_block(new, expected["scalebio"]), expected)
+
+    def edited() -> str:
+        new = with_value(without(text, OF_THE_RUN), "output_dir", expected["output_dir"])
+        return _with_block(new if listed(config) else with_plugin(new, plugins), expected["scalebio"])
+
+    return _or_plain(edited, expected)
 
 
 def as_weights(text: str, config: Mapping[str, Any], document: Mapping[str, Any]) -> str:
@@ -59,24 +62,28 @@ def as_weights(text: str, config: Mapping[str, Any], document: Mapping[str, Any]
     kept = _kept_of_entries(config, document)
     expected = {key: value for key, value in _applied(config, "").items() if key not in ("scalebio", "plugins")}
     expected["datasets"] = [{**entry, "weight": of} for entry, of in zip(config["datasets"], kept, strict=True)]
-    new = without(text, (*OF_THE_RUN, "scalebio", *([] if plugins else ["plugins"])))
     if plugins:
         expected["plugins"] = plugins
-        new = without_plugins(new, listed(config))
-    new = with_value(with_weights(new, kept), "output_dir", expected["output_dir"])
-    return _or_plain(new, expected)
+
+    def edited() -> str:
+        new = without(text, (*OF_THE_RUN, "scalebio", *([] if plugins else ["plugins"])))
+        new = without_plugins(new, listed(config)) if plugins else new
+        return with_value(with_weights(new, kept), "output_dir", expected["output_dir"])
+
+    return _or_plain(edited, expected)
 
 
 def _applied(config: Mapping[str, Any], mixture: str) -> dict[str, Any]:
     return applied_config(config, mixture, str(config.get("output_dir") or _OUTPUT_DIR))
 
 
-def _or_plain(text: str, expected: Mapping[str, Any]) -> str:
-    """What an alias or a merge keeps from being edited is written anew."""
-    if parses_to(text, expected):
-        return text
+def _or_plain(edited: Callable[[], str], expected: Mapping[str, Any]) -> str:
+    """What cannot be edited, for an alias, a merge or the way that it is written, is written anew."""
+    with suppress(yaml.YAMLError):  # one edit may leave what the next cannot read
+        if parses_to(text := edited(), expected):
+            return text
     anew: str = yaml.safe_dump(dict(expected), sort_keys=False, allow_unicode=True)
-    return "# Written anew, without the comments: aliases or merges go through what was replaced.\n\n" + anew
+    return "# Written anew, without the comments: what was replaced is no line of its own, or has an alias.\n\n" + anew
 
 
 def _with_block(text: str, block: Mapping[str, Any]) -> str:
@@ -150,7 +157,7 @@ def explained(document: Mapping[str, Any], block: Mapping[str, Any]) -> Iterator
         yield align([("source", "weight"), *((shorten(name), weights[name]) for name in names)])
         yield "weight   part in the training loss, by target tokens"
         return
-    most, rows = block.get("max_repeats") or _MAX_REPEATS, fractions_of_rows(document)
+    most, rows = settings_of({"scalebio": block}).max_repeats, fractions_of_rows(document)
     epoch, kept = sum(of["examples"] for of in document["sources"].values()), kept_of(document)
     asked = {name: rows[name] * epoch / document["sources"][name]["examples"] for name in names}
     drawn = {name: f"{often:.2f}" + " *" * (often > most) for name, often in asked.items()}

@@ -2,6 +2,7 @@
 
 layout      how the model is spread over GPUs, read from the host's config
 setting     what else of that config decides memory and compute
+given       files that a user names, read
 model       the model of a config on the meta device, adapters and precisions as the host has them
 optimizers  bytes of optimizer state, tensor by tensor
 memory      bytes per GPU of weights, gradients, states and the inner set, from their shapes

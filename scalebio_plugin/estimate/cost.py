@@ -16,7 +16,7 @@ class Cost:
     Attributes:
         block: The `scalebio:` block.
         validation: Validation rows per optimiser step over training rows per step.
-        max_steps: Optimiser steps of the run, where the config says.
+        max_steps: Optimiser steps of the run, above 0, where the config says.
     """
 
     block: ScaleBiOSettings
@@ -37,7 +37,7 @@ class Cost:
 
     @property
     def whole_run(self) -> float | None:
-        """Mean passes per step over the run; None where it hangs on a length that the config does not say."""
+        """Mean passes per step over the run, with `learn.until` at most; None where it hangs on a length not given."""
         learning = self._learning_share()
         return None if learning is None else 1.0 + learning * (self.while_learning - 1.0)
 
@@ -45,7 +45,7 @@ class Cost:
         """Part of the run's optimiser steps that learn."""
         learn, warmup = self.block.learn, self.block.warmup_steps
         if learn.steps is None and warmup == 0:
-            return 1.0 if learn.fraction is None else learn.fraction
+            return learn.part
         if self.max_steps is None:
             return None
         after = max(0, self.max_steps - warmup)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from ..config.raw import whole_number
 from ..config.refusals import inside
+from .given import json_at
 
 
 class Kind(Enum):
@@ -72,7 +73,7 @@ def layout_of(cfg: Mapping[str, Any], folder: Path, gpus: int, compute: float) -
     fsdp = inside(cfg, "fsdp_config")
     if cfg.get("fsdp_config") or cfg.get("fsdp"):
         offload = bool(fsdp.get("offload_params") or fsdp.get("fsdp_offload_params"))
-        replicas = int(cfg.get("dp_replicate_size") or 1)
+        replicas = whole_number(cfg, "dp_replicate_size", 1)
         if gpus % replicas:
             raise ValueError(f"dp_replicate_size: {replicas} must divide the GPUs, got {gpus}; pass --gpus")
         return Layout(Kind.FSDP2, gpus, replicas=replicas, compute=compute, offload_weights=offload)
@@ -84,11 +85,13 @@ def _deepspeed_json(given: Any, folder: Path) -> Mapping[str, Any]:
         return given
     for path in (Path(str(given)), folder / str(given)):
         if path.is_file():
-            parsed: Mapping[str, Any] = json.loads(path.read_text("utf-8"))
-            return parsed
+            return json_at(path)
     raise FileNotFoundError(
         f"deepspeed: no file {given}; give the path of its JSON (`axolotl fetch deepspeed_configs`)"
     )
+
+
+_STAGE = "deepspeed: zero_optimization.stage"  # as it is named in an error
 
 
 def _deepspeed(config: Mapping[str, Any], gpus: int, compute: float) -> Layout:
@@ -105,7 +108,7 @@ def _deepspeed(config: Mapping[str, Any], gpus: int, compute: float) -> Layout:
     return Layout(
         Kind.DEEPSPEED,
         gpus,
-        stage=int(zero.get("stage", 0)),
+        stage=whole_number({_STAGE: zero.get("stage")}, _STAGE, 0),
         compute=compute,
         offload_optimizer=on_cpu("offload_optimizer"),
         offload_weights=on_cpu("offload_param"),

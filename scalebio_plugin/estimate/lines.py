@@ -159,6 +159,7 @@ def _compute(found: Estimate) -> list[str]:
     cost = found.setting.cost
     whole = cost.whole_run
     mean = "not known (add max_steps to count warmup and learn.steps)" if whole is None else f"{whole:.2f}"
+    mean += " at most" if whole is not None and found.setting.block.learn.until else ""
     parts = f"w 1 + u 1 + w on validation {cost.validation:.2f}"
     parts += f" + u on validation {cost.validation:.2f}" if cost.symmetric else ""
     return [

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from ..algorithm.lisa import block_of
+from .given import json_at
 from .memory import Parameter
 
 KNOWN = Path(__file__).with_name("models.json")
@@ -29,7 +30,7 @@ def config_of(base_model: str, folder: Path, given: Path | None, *, trust_remote
     """
     local = [place / base_model / "config.json" for place in (folder, Path())]
     for path in [given] if given is not None else [path for path in local if path.is_file()]:
-        return _from_dict(json.loads(path.read_text("utf-8")), str(path)), str(path)
+        return _from_dict(json_at(path), str(path)), str(path)
     known = known_models()
     if base_model in known:
         return _from_dict(known[base_model], base_model), "known shapes"

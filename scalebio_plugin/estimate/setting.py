@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..config.block import ScaleBiOSettings, settings_of
-from ..config.raw import refuse_shapes, with_lisa_keys
+from ..config.raw import refuse_shapes, whole_number, with_lisa_keys
 from .cost import Cost
+from .given import yaml_at
 from .layout import Layout, layout_of
 
 
@@ -33,15 +32,15 @@ class Setting:
 
     @property
     def micro_batch(self) -> int:
-        return int(self.cfg.get("micro_batch_size") or 1)
+        return whole_number(self.cfg, "micro_batch_size", 1)
 
     @property
     def length(self) -> int:
-        return int(self.cfg.get("sequence_len") or 512)
+        return whole_number(self.cfg, "sequence_len", 512)
 
     @property
     def accumulation(self) -> int:
-        return int(self.cfg.get("gradient_accumulation_steps") or 1)
+        return whole_number(self.cfg, "gradient_accumulation_steps", 1)
 
     @property
     def optimizer(self) -> str:
@@ -64,7 +63,8 @@ class Setting:
         """
         step = self.micro_batch, self.accumulation, self.layout.world
         rows = self.block.validation_batch_size or self.block.validation_rows(*step)
-        return Cost(self.block, rows / (step[0] * step[1] * step[2]), self.cfg.get("max_steps"))
+        steps = whole_number(self.cfg, "max_steps", 0)  # none, 0 or less: as many as there are epochs
+        return Cost(self.block, rows / (step[0] * step[1] * step[2]), steps if steps > 0 else None)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -75,10 +75,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}; give an Axolotl config")
-    try:
-        cfg = yaml.safe_load(path.read_text("utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML: {str(error).splitlines()[0]}") from error
+    cfg = yaml_at(path)
     if not isinstance(cfg, dict):
         raise ValueError(f"{path} is no Axolotl config: it must be a block of keys")
     return cfg

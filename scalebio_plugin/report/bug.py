@@ -17,6 +17,7 @@ from .words import printable_lines
 
 _PACKAGES = ("axolotl", "transformers", "accelerate", "torch", "peft", "bitsandbytes", "deepspeed", "datasets")
 _LINES = 40  # of the log
+_LOST = "<left out>"
 _SHOWN = {  # keys whose texts say what is run
     *("adapter", "attn_implementation", "bf16", "chat_template", "chat_template_strategy", "device", "ds_type"),
     *("estimator", "eval_strategy", "excess_length_strategy", "extensions", "final_state_dict_type", "fp16"),
@@ -29,10 +30,23 @@ _TOKEN = (
     r"\b(?:hf_|gh[a-z]_|sk-)[\w-]{16,}|\b[0-9a-f]{40}\b|(?m:(?<=^wandb: ).+)"
     r"|(?i:(?<=bearer )\S+|(?<=key=)\S+|(?<=token=)\S+|(?<=password=)\S+)"
 )
+_SECRET = re.compile(  # what stands at a key that names a secret or an account
+    r"""(?ix) (?P<key> (?<![\w-])
+        (?: ["']? (?!(?:bos|eos|pad|unk|sep|cls|mask)_)
+            (?: [\w-]*(?:key|token|password|passphrase|secret|credentials?)
+              | (?:hub|wandb|comet|mlflow|swanlab|trackio)_\w+ | push_dataset_to_hub | user_?name | login | e-?mail
+            ) ["']? \s*[:=]\s*
+        | --[\w-]*(?:key|token|password) [ ]
+        ))
+        (?! (?:null|none|true|false)\b | <left\ out> ) (?: "[^"\n]*" | '[^'\n]*' | [^\s,;)}\]]+ )
+    | (?P<login> logged\ in\ as:?\ ) .+ """
+)
+_START = r"(?:[A-Za-z]:|[~$%][\w{}%]*|\.{1,2}|\\)?[/\\]"
+_CODE = r"[/\\](?:site-packages|scalebio_plugin)[/\\]"
 _PATH = (
-    r"[A-Za-z][\w+.-]*://[^\s\"'<>|,;()\]]+"
-    r"|(?<![\w.<])(?:[A-Za-z]:|[~$%][\w{}%]*|\.{1,2}|\\)?[/\\][^\s\"'<>|,;()]*?"
-    r"(?P<code>[/\\](?:site-packages|scalebio_plugin)[/\\][^\s\"'<>|,;():]*)?(?=[\s\"'<>|,;():]|$)"
+    rf"(?P<quote>[\"']){_START}[^\"'\n]*?(?P<quoted>{_CODE}[^\"'\n]*)?(?P=quote)"  # may hold spaces
+    r"|(?<![\w+.-])[A-Za-z][\w+.-]*://[^\s\"'<>|,;()\]]+"
+    rf"|(?<![\w.<]){_START}[^\s\"'<>|,;()]*?(?P<code>{_CODE}[^\s\"'<>|,;():]*)?(?=[\s\"'<>|,;():]|$)"
 )
 
 
@@ -44,7 +58,13 @@ def bug_report(version: str, config: Mapping[str, Any] | None = None, log: Path 
         parts.append(("Config", "yaml", shown.rstrip()))
     if log is not None:
         parts.append(("End of the log", "text", _end_of(log)))
-    return "\n\n".join(f"### {title}\n\n~~~{kind}\n{text}\n~~~" for title, kind, text in parts)
+    return "\n\n".join(f"### {title}\n\n{_fenced(kind, text)}" for title, kind, text in parts)
+
+
+def _fenced(kind: str, text: str) -> str:
+    """As a block of code that no line of it ends."""
+    fence = "~" * max(3, 1 + max(map(len, re.findall("~+", text)), default=0))
+    return f"{fence}{kind}\n{text}\n{fence}"
 
 
 def _versions() -> list[str]:
@@ -77,9 +97,9 @@ def shown_config(value: Any, key: str = "") -> Any:
     if value is None or isinstance(value, bool):
         return value
     if not isinstance(value, str):
-        return "<left out>" if key.endswith(("key", "token", "password")) else value
+        return _LOST if key.endswith(("key", "token", "password")) else value
     on_hub = re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", value) and not Path(value).suffix and not Path(value).exists()
-    return value if key in _SHOWN or (key in ("base_model", "path") and on_hub) else "<left out>"
+    return value if key in _SHOWN or (key in ("base_model", "path") and on_hub) else _LOST
 
 
 def _end_of(log: Path) -> str:
@@ -89,6 +109,12 @@ def _end_of(log: Path) -> str:
 
 
 def shown_text(text: str) -> str:
-    """A log without absolute paths (of installed code the place in it stays), addresses and what looks like a token."""
-    text = re.sub(_TOKEN, "<left out>", text.replace(str(Path.home()), "~"))
-    return re.sub(_PATH, lambda found: "<path>" + (found["code"] or ""), text)
+    """A log without absolute paths (of installed code the place in it stays), addresses, secrets and accounts."""
+    text = re.sub(_TOKEN, _LOST, text.replace(str(Path.home()), "~"))
+    text = _SECRET.sub(lambda found: (found["key"] or found["login"]) + _LOST, text)
+    return re.sub(_PATH, _without_path, text)
+
+
+def _without_path(found: re.Match[str]) -> str:
+    quote = found["quote"] or ""
+    return f"{quote}<path>{found['quoted'] or found['code'] or ''}{quote}"

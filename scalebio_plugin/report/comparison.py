@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +23,12 @@ MOST_SEEDS = 100  # that are looked at for how many would do
 _OF_A_VERDICT = ("difference", "interval", "difference_seed_error", "more_seeds")
 
 
-Measured = Annotated[float, Field(strict=True)]  # not finite where an arm diverged
+Measured = Annotated[float, Field(strict=True)]  # older versions wrote NaN where an arm diverged
 
 
 class _Arm(TypedDict):
-    losses: Annotated[dict[Text, Measured], Many]  # by seed
-    loss: Measured
+    losses: Annotated[dict[Text, Measured | None], Many]  # by seed; None where it diverged
+    loss: Measured | None
     seed_error: Measured | None
     time: NotNegative | None
     time_with_learning: NotNegative | None
@@ -94,19 +95,33 @@ class ComparedArm:
 
 
 def compared(document: Mapping[str, Any]) -> list[ComparedArm]:
-    """Best first."""
-    return [
-        ComparedArm(
-            name=name,
-            loss=f"{arm['loss']:.4f}",
-            seed_error="" if arm["seed_error"] is None else f"{arm['seed_error']:.4f}",
-            less=f"{arm['difference']:+.4f}" if "difference" in arm else "",
-            interval=" to ".join(f"{end:+.4f}" for end in arm.get("interval", [])),
-            verdict=arm.get("verdict", ""),
-            time=_times(arm),
-        )
-        for name, arm in sorted(document["arms"].items(), key=lambda item: item[1]["loss"])
-    ]
+    """Best first, then those that diverged."""
+    return [_in_words(name, document["arms"][name]) for name in best_first(document)]
+
+
+def best_first(document: Mapping[str, Any]) -> list[str]:
+    """Names of the arms; those that diverged come last."""
+    arms = document["arms"]
+    return sorted(arms, key=lambda name: arms[name]["loss"] if is_finite(arms[name]["loss"]) else math.inf)
+
+
+def is_finite(measured: float | None) -> bool:
+    return measured is not None and math.isfinite(measured)
+
+
+def _in_words(name: str, arm: Mapping[str, Any]) -> ComparedArm:
+    if not is_finite(arm["loss"]):
+        return ComparedArm(name, "diverged", "", "", "", "", _times(arm))
+    told = is_finite(arm.get("difference"))
+    return ComparedArm(
+        name=name,
+        loss=f"{arm['loss']:.4f}",
+        seed_error="" if arm["seed_error"] is None else f"{arm['seed_error']:.4f}",
+        less=f"{arm['difference']:+.4f}" if told else "",
+        interval=" to ".join(f"{end:+.4f}" for end in arm["interval"]) if told else "",
+        verdict=arm["verdict"] if told else "",
+        time=_times(arm),
+    )
 
 
 def _times(arm: Mapping[str, Any]) -> str:
@@ -118,10 +133,13 @@ def _times(arm: Mapping[str, Any]) -> str:
 
 
 def sentences(document: Mapping[str, Any]) -> list[str]:
-    """One for each arm that the reference was compared with."""
+    """One for each arm that the reference was compared with, or that diverged."""
     reference, lines = document["reference"], []
     for name, arm in document["arms"].items():
-        if "verdict" not in arm:
+        if spoilt := [seed for seed, loss in arm["losses"].items() if not is_finite(loss)]:
+            plural = "s" if len(spoilt) > 1 else ""
+            lines.append(f"{name} diverged: its test loss is no finite number on seed{plural} {', '.join(spoilt)}")
+        if "verdict" not in arm or not is_finite(arm["difference"]):
             continue
         low, high = arm["interval"]
         numbers = f"{arm['difference']:+.4f} nats a token, {low:+.4f} to {high:+.4f}"

@@ -19,7 +19,7 @@ def replace_file(path: StrPath, content: bytes) -> None:
 @contextmanager
 def replaced(path: StrPath) -> Iterator[Path]:
     """Where to write what is to be `path` once the block has ended without an error, and it is on the disk."""
-    temporary = Path(f"{os.fspath(path)}.tmp")
+    temporary = Path(f"{os.fspath(path)}.{os.getpid()}.tmp")  # a name that no file of a user has
     try:
         yield temporary
         _flush(temporary)

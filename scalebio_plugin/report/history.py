@@ -68,14 +68,21 @@ def append_history(path: StrPath, record: HistoryRecord) -> None:
         file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
 
 
-def read_history(path: StrPath) -> list[HistoryRecord]:
+def read_history(path: StrPath, *, cut_off: bool = False) -> list[HistoryRecord]:
     """All lines of the file, which are of the same sources.
+
+    Args:
+        cut_off: Leave out a last line that was written in part, as a run that is killed leaves it.
 
     Raises:
         ValueError: One is not; it is named, with the key.
     """
     history: list[HistoryRecord] = []
-    for number, line in enumerate(content_of(path, MOST_BYTES).splitlines(), start=1):
+    content = content_of(path, MOST_BYTES)
+    lines = content.splitlines()
+    if cut_off and len(lines) > 1 and not content.endswith(b"\n") and not _is_record(lines[-1]):
+        lines.pop()
+    for number, line in enumerate(lines, start=1):
         where = f"{path}, line {number}"
         remedy = "delete the line, or resume the run, which takes the history of its checkpoint"
         record = parsed(_LINE, line, where, remedy)

@@ -8,7 +8,16 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    TypeAdapter,
+    model_validator,
+)
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic_core import from_json
 from typing_extensions import TypedDict  # pydantic takes the one of `typing` from Python 3.12 on
@@ -122,9 +131,9 @@ def goals_of(document: Mapping[str, Any]) -> Goals | None:
 
 def write_mixture(path: StrPath, document: Mapping[str, Any]) -> None:
     """Replace the file in one move; a document that `read_mixture` would refuse is never written."""
-    content = json.dumps(document, indent=2, ensure_ascii=False).encode() + b"\n"
-    parsed(_MIXTURE, content, str(path), _REMEDY)
-    replace_file(path, content)
+    parsed(_MIXTURE, json.dumps(document).encode(), str(path), _REMEDY)
+    valid = {**document, "penalty": _INFINITE} if document.get("penalty") == math.inf else document
+    replace_file(path, json.dumps(valid, indent=2, ensure_ascii=False).encode() + b"\n")
 
 
 def read_mixture(path: StrPath, needs: Collection[str] = ("weights",)) -> dict[str, Any]:
@@ -139,6 +148,8 @@ def read_mixture(path: StrPath, needs: Collection[str] = ("weights",)) -> dict[s
     content = content_of(path, MOST_BYTES)
     parsed(_MIXTURE, content, str(path), _REMEDY)
     document: dict[str, Any] = from_json(content)
+    if "penalty" in document:
+        document["penalty"] = _number_of(document["penalty"])
     missing = [key for key in needs if document.get(key) is None]
     if missing:
         raise ValueError(f"{path}: {', '.join(missing)} must be there for this; {_REMEDY}")
@@ -159,6 +170,13 @@ def _refuse_edited(path: StrPath, document: Mapping[str, Any]) -> None:
 
 
 _REMEDY = "give a mixture.json as a run wrote it"
+
+
+_INFINITE = "inf"  # JSON has no such number; older versions wrote `Infinity`
+
+
+def _number_of(penalty: Any) -> Any:
+    return math.inf if penalty == _INFINITE else penalty
 
 
 def _ours(schema: int) -> int:
@@ -192,7 +210,7 @@ class Mixture(BaseModel, frozen=True):
     told_at: Annotated[dict[Name, Positive], Field(max_length=1)] | None = None
     sources: dict[Name, _Source] | None = None
     goals: dict[Name, Annotated[dict[Name, Cosine], Field(min_length=1), Many]] | None = None
-    penalty: Annotated[float, Field(gt=0.0)] | None = None
+    penalty: Annotated[float, Field(gt=0.0), BeforeValidator(_number_of)] | None = None
     estimator: Text | None = None
     loss_unit: Text | None = None
     mixture_update: Text | None = None

@@ -86,9 +86,15 @@ def _write(folder: StrPath, document: Mapping[str, Any], history: Sequence[Histo
 
 
 def draw_again(mixture: Path) -> Path:
-    """The page of a mixture.json and the history beside it, and its path."""
-    history = read_history(mixture.with_name("history.jsonl"))
-    return write_report(mixture.parent, read_mixture(mixture, NEEDED), history)
+    """The page of a mixture.json and the history beside it, and its path.
+
+    Raises:
+        FileNotFoundError: There is no history.
+    """
+    history = mixture.with_name("history.jsonl")
+    if not history.is_file():
+        raise FileNotFoundError(f"no file {history}; give the folder as the run left it (`scalebio show` needs none)")
+    return write_report(mixture.parent, read_mixture(mixture, NEEDED), read_history(history, cut_off=True))
 
 
 def _page(

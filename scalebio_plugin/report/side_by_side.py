@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ class Learned:
     Attributes:
         label: What it is called here.
         document: Its mixture.json.
-        history: As far as the document goes; empty where there is none beside it.
+        history: As far as the document goes; empty where there is none beside it, or none was asked for.
     """
 
     label: str
@@ -40,10 +41,10 @@ class Learned:
         return summaries_of(self.document)
 
 
-def learned_at(mixture: Path, label: str) -> Learned:
+def learned_at(mixture: Path, label: str, *, with_history: bool = True) -> Learned:
     """The run that a mixture.json is of."""
     document, history = read_mixture(mixture, needs=("sources",)), mixture.with_name("history.jsonl")
-    read = read_history(history) if history.is_file() else []
+    read = read_history(history, cut_off=True) if with_history and history.is_file() else []
     return Learned(label, document, [record for record in read if record["step"] <= document.get("steps", 0)])
 
 
@@ -59,7 +60,7 @@ def names_of(runs: Sequence[Learned]) -> list[str]:
 def weights_beside(runs: Sequence[Learned]) -> str:
     """Weights by source and run, and the verdicts. A star marks what is not told from the average of its run."""
     summaries = [run.summaries for run in runs]
-    rows = [("source", *(shorten(run.label, _WIDTH) for run in runs))]
+    rows = [("source", *headings([run.label for run in runs]))]
     for name in names_of(runs):
         rows.append((shorten(name), *(_weight(of[name]) if name in of else "-" for of in summaries)))
     facts = {"config": "config", "verdict": "verdict", "steps": "steps", "penalty": "penalty"}
@@ -67,6 +68,17 @@ def weights_beside(runs: Sequence[Learned]) -> str:
     any_star = any(" *" in one for row in rows for one in row[1:])
     hint = "\n* not told from the average of its run by all updates together" if any_star else ""
     return align([*rows, *((name, *cells) for name, cells in told.items() if set(cells) != {"-"})]) + hint
+
+
+def headings(labels: Sequence[str]) -> list[str]:
+    """Of paths what tells them apart, in the width of a column; none is there twice."""
+    parts = [label.removesuffix("/scalebio/mixture.json").split("/") for label in labels]
+    common = min(len(os.path.commonprefix(parts)), *(len(of) - 1 for of in parts))
+    names = ["/".join(of[common:]) for of in parts]
+    short = [shorten(name, _WIDTH) for name in names]
+    if len(set(short)) == len(short):
+        return short
+    return [shorten(f"{number}: {name}", _WIDTH) for number, name in enumerate(names, start=1)]
 
 
 def _weight(summary: SourceSummary) -> str:

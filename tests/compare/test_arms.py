@@ -117,6 +117,7 @@ def test_mixtures_by_name() -> None:
     one, again, other = (arms.weights_of(f"random-{k}", names, None) for k in (1, 1, 2))
     assert one == again != other
     assert sum(one.values()) == pytest.approx(1)
+    assert arms.weights_of("random-1", names[::-1], None) == one
     assert arms.proportional(DOCUMENT) == {"org/chat": 0.75, "math": 0.25}
 
 

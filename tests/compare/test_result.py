@@ -130,9 +130,37 @@ def test_table_and_sentences_name_every_arm() -> None:
     assert "better than odd: -6.95" in told[1]
 
 
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_an_arm_that_diverged_is_the_last_and_compared_with_none(loss: float) -> None:
+    arms = {
+        "odd": arm([9.0, loss], [9.0, 9.0]),
+        "learned": arm([2.0, 2.1], [2.0, 2.1]),
+        "run": arm([1.0, 1.0], [1.0, 1.1]),
+    }
+    document = document_of(arms, "learned", "run")
+    assert json.loads(json.dumps(document, allow_nan=False)) == document
+    assert document["arms"]["odd"]["losses"] == {"0": None, "1": 9.0}
+    assert "verdict" not in document["arms"]["odd"]
+    assert [line.split()[:2] for line in table(document).splitlines()[1:]] == [
+        ["run", "1.0250"],
+        ["learned", "2.0500"],
+        ["odd", "diverged"],
+    ]
+    assert "odd diverged: its test loss is no finite number on seed 0" in sentences(document)
+
+
+def test_where_the_reference_diverged_nothing_is_said_of_the_others() -> None:
+    document = document_of({"learned": arm([math.nan, 1.0]), "odd": arm([9.0, 9.0])}, "learned", None)
+    assert sentences(document) == ["learned diverged: its test loss is no finite number on seed 0"]
+
+
 def test_judged_is_read_back(tmp_path: Path) -> None:
     assert read_judged(tmp_path) is None
     (tmp_path / JUDGED).write_text('{"losses": [1.5, 2.5], "tokens": [1, 3], "steps": 7, "seconds": 2.0}')
     read = read_judged(tmp_path)
     assert read is not None
     assert (read.loss, read.steps, read.seconds) == (1.0, 7, 2.0)
+    (tmp_path / JUDGED).write_text('{"losses": [1.5, null], "tokens": [1, 3], "steps": 7, "seconds": 2.0}')
+    read = read_judged(tmp_path)
+    assert read is not None
+    assert math.isnan(read.loss)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +17,7 @@ import pytest
 import yaml
 
 from scalebio_plugin.cli import main
-from scalebio_plugin.compare.runs import Comparison, Plan
+from scalebio_plugin.compare.runs import Comparison, Plan, folder_name
 from scalebio_plugin.report.history import append_history
 from scalebio_plugin.report.mixture_file import mixture_document
 from scalebio_plugin.report.summary import summarise
@@ -79,10 +83,100 @@ def test_further_arms_and_seeds_are_added_to_what_is_there(plan: Plan) -> None:
     Comparison(replace(plan, seeds=[7])).run()
     more = replace(plan, arms=[*plan.arms, "own", "random-1"], own={"math": 1.0}, single=True)
     document = Comparison(more).run()
-    assert calls()[3:7] == ["own-7", "random-1-7", "single-org_chat-7", "single-math-7"]
+    assert calls()[3:7] == ["own-7", "random-1-7", folder_name("single-org/chat", 7), "single-math-7"]
     assert {"single-math", "single-org/chat", "own"} <= set(document["arms"])
     assert yaml.safe_load(Path("arms/own-7/config.yml").read_text())["scalebio"]["apply"] == "arms/own-7.json"
     assert json.loads(Path("arms/own-7.json").read_text())["weights"] == {"org/chat": 0.0, "math": 1.0}
+
+
+@pytest.mark.parametrize("judged", [True, False], ids=["judged", "begun"])
+def test_an_arm_of_other_weights_is_not_gone_on_with(plan: Plan, judged: bool) -> None:
+    own = replace(plan, arms=["run", "own"], seeds=[7], own={"math": 0.9, "org/chat": 0.1})
+    Comparison(own).run()
+    if not judged:
+        Path("arms/own-7/judged.json").unlink()
+    with pytest.raises(ValueError, match=r"own-7 was trained on other weights .*name another --dir"):
+        Comparison(replace(own, own={"math": 1.0})).run()
+    assert json.loads(Path("arms/own-7.json").read_text())["weights"]["math"] == 0.9
+    Comparison(replace(own, own={"org/chat": 1.0, "math": 9.0})).run()  # the same in other words
+
+
+def test_each_source_has_a_folder_and_a_mixture_of_its_own(plan: Plan) -> None:
+    names = ["a/b", "a_b", "v1.5", "v1.6"]
+    script = STAND_IN.replace(repr(DOCUMENT), repr(document_of_sources(names)))
+    Path("stand_in.py").write_text(script)
+    config = {**CONFIG, "datasets": [{"path": name} for name in names]}
+    Comparison(replace(plan, config=config, arms=["run"], single=True, seeds=[7])).run()
+    assert len(set(calls())) == len(calls()) == 5
+    for folder in Path("arms").glob("single-*/"):
+        applied = Path(yaml.safe_load((folder / "config.yml").read_text())["scalebio"]["apply"])
+        assert applied.name == f"{folder.name}.json"
+        assert json.loads(applied.read_text())["weights"].values()
+    assert {"single-a_b-7", "single-v1.5-7", "single-v1.6-7"} < set(calls())  # as an older version named them
+
+
+def document_of_sources(names: list[str]) -> dict[str, Any]:
+    source = DOCUMENT["sources"]["math"]
+    return {
+        **DOCUMENT,
+        "weights": dict.fromkeys(names, 1 / len(names)),
+        "sources": {name: {**source, "weight": 1 / len(names)} for name in names},
+    }
+
+
+def test_an_arm_that_diverges_does_not_end_the_comparison(plan: Plan, capsys) -> None:
+    script = Path("stand_in.py").read_text()
+    Path("stand_in.py").write_text(
+        script.replace("loss = len", 'loss = float("nan") if "learned" in out.name else len')
+    )
+    Path("config.yml").write_text(yaml.safe_dump(CONFIG))
+    assert main(command("--arms", "learned", "uniform", "--json")) == 0
+    printed = capsys.readouterr().out
+    assert "NaN" not in printed + Path("config-compare/compare.json").read_text()
+    assert json.loads(printed)["arms"]["learned"]["losses"] == {"7": None, "8": None}
+    assert len(calls()) == 6
+    assert main(command("--arms", "learned", "uniform")) == 0
+    printed = capsys.readouterr().out
+    assert "learned diverged: its test loss is no finite number on seeds 7, 8" in printed
+    assert not re.search(r"\bnan\b|told apart", printed)
+
+
+def test_ctrl_c_lets_the_arm_end_and_says_that_the_same_command_goes_on(plan: Plan) -> None:
+    Path("stand_in.py").write_text(SLOW)
+    arguments = command()
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    process = subprocess.Popen(
+        [sys.executable, "-c", "import sys; from scalebio_plugin.cli import main; sys.exit(main())", *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=environment,
+    )
+    for _ in range(300):
+        if Path("begun").exists():
+            break
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in told
+    assert "the same command goes on" in told.splitlines()[-1]
+    assert Path("saved").exists()
+
+
+# Says that it has begun, and on Ctrl-C saves a checkpoint, which takes a while.
+SLOW = """
+import pathlib, signal, sys, time
+
+def stop(*_):
+    time.sleep(1.0)
+    pathlib.Path("saved").touch()
+    sys.exit(1)
+
+signal.signal(signal.SIGINT, stop)
+pathlib.Path("begun").touch()
+time.sleep(60)
+"""
 
 
 def test_models_of_judged_arms_go_unless_they_are_to_stay(plan: Plan) -> None:
@@ -159,6 +253,8 @@ def test_command_prints_json_alone(plan: Plan, capsys) -> None:
         (["--mixture", "math"], "no file math|No such file"),
         (["--mixture", "math=a lot"], "name=weight for each source, got math=a lot"),
         (["--mixture", "maths=1"], "there are math, org/chat"),
+        (["--mixture", "math=inf"], "finite weights of at least 0"),
+        (["--mixture", "math=0.7", "math=0.2"], "math more than once"),
         (["--arms", "single-maths"], "no source 'maths'"),
     ],
 )

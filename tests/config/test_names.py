@@ -86,3 +86,9 @@ def test_given_names_are_taken():
 def test_given_names_that_cannot_be_are_refused(given, message):
     with pytest.raises(ValueError, match=r"scalebio\.names must.*" + message):
         source_names([{"path": "a"}, {"path": "b"}], given)
+
+
+@pytest.mark.parametrize("given", [[2021, 2022], 5, "ab", {"a": 1, "b": 2}])
+def test_given_names_that_are_no_texts_are_refused(given):
+    with pytest.raises(ValueError, match=r"scalebio\.names must be texts in a list, got .*; write each in quotes"):
+        source_names([{"path": "a"}, {"path": "b"}], given)

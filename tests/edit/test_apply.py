@@ -177,6 +177,37 @@ class TestAsWeights:
             apply.as_weights(MARKS, yaml.safe_load(MARKS), document({"a": 0.8, "b": 0.2}))
 
 
+UNEDITABLE = {
+    "an alias of what is replaced": "output_dir: &out ./x\ndataset_prepared_path: *out\n",
+    "an alias into the block": "scalebio:\n  validation_datasets: &val [{path: v}]\ntest_datasets: *val\n",
+    "in a line": '{"output_dir": "out", "plugins": ["scalebio"], %s}',
+    "all indented": "  output_dir: out\n  plugins: [one.Plugin]\n  %s\n",
+    "indented with a list below": "  output_dir: out\n  plugins:\n  - one.Plugin\n  - scalebio\n  %s\n",
+}
+ENTRIES = '"datasets": [{"path": "a"}, {"path": "b"}]'
+
+
+@pytest.mark.parametrize("as_weights", [False, True])
+@pytest.mark.parametrize("text", UNEDITABLE.values(), ids=UNEDITABLE)
+def test_what_cannot_be_edited_is_still_written(text: str, as_weights: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metadata, "version", lambda name: "0.20.0")
+    text = text % ENTRIES if "%s" in text else f"{text}{ENTRIES}\n"
+    config = yaml.safe_load(text)
+    plugins = [name for name in config.get("plugins") or [] if name != "scalebio"]
+    expected = applied_config(config, "run/mixture.json", config.get("output_dir", "./model-out"))
+    if as_weights:
+        new = apply.as_weights(text, config, document({"a": 0.8, "b": 0.2}))
+        expected = {key: of for key, of in expected.items() if key not in ("scalebio", "plugins")}
+        expected |= {"plugins": plugins} if plugins else {}
+        expected["datasets"] = [{"path": "a", "weight": 1.0}, {"path": "b", "weight": 0.5}]
+    else:
+        new = apply.applied(text, config, "run/mixture.json")
+        expected["plugins"] = (
+            config.get("plugins") if "scalebio" in str(config.get("plugins")) else [*plugins, "scalebio"]
+        )
+    assert yaml.safe_load(new) == expected
+
+
 class TestAtTheCommandLine:
     @pytest.mark.host_contract
     def test_a_config_is_written_beside_the_other_that_check_accepts(
@@ -206,6 +237,22 @@ class TestAtTheCommandLine:
         assert main(command) == 2
         assert "mine.yml is there already" in capsys.readouterr().err
         assert (tmp_path / "mine.yml").read_text() == "mine"
+
+    @pytest.mark.parametrize(
+        ("block", "said"),
+        [("max_repeats: 4x", "scalebio.max_repeats"), ("names: [2021, 2022]", "scalebio.names must be texts")],
+    )
+    def test_what_cannot_be_is_refused_before_anything_is_written(
+        self, tmp_path: Path, mixture: Path, capsys: pytest.CaptureFixture[str], block: str, said: str
+    ) -> None:
+        (tmp_path / "config.yml").write_text(f"{FLOW}\nscalebio: {{{block}}}\n")
+        assert main(["apply", str(tmp_path / "config.yml"), str(mixture)]) == 2
+        assert said in capsys.readouterr().err
+        assert not (tmp_path / "config.apply.yml").exists()
+
+    def test_a_number_in_quotes_is_one(self, tmp_path: Path, mixture: Path) -> None:
+        (tmp_path / "config.yml").write_text(f'{FLOW}\nscalebio: {{max_repeats: "4"}}\n')
+        assert main(["apply", str(tmp_path / "config.yml"), str(mixture)]) == 0
 
 
 def test_what_max_repeats_holds_back_and_what_lisa_takes_is_said() -> None:

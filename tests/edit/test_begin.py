@@ -80,8 +80,9 @@ def test_a_plugin_that_is_listed_is_not_listed_twice() -> None:
         "names: &names [one.Plugin]\nplugins: *names\n" + MARKS.removeprefix("---\n"),  # both would change
         '{"datasets": [{"path": "a"}, {"path": "b"}], "val_set_size": 0.1}',
         "plugins: {one.Plugin: }\n" + MARKS.removeprefix("---\n"),
+        "  datasets: [{path: a}, {path: b}]\n  val_set_size: 0.1\n",
     ],
-    ids=["an alias", "JSON", "a block of plugins"],
+    ids=["an alias", "JSON", "a block of plugins", "all keys indented"],
 )
 def test_what_cannot_be_edited_is_said_with_what_to_add(text: str) -> None:
     with pytest.raises(ValueError, match=r"by hand, and\n\nscalebio:  # learns"):
@@ -123,6 +124,14 @@ class TestAtTheCommandLine:
         assert lines[-1].startswith(f"written to {tmp_path / FILE}; ")
         assert (tmp_path / FILE).read_text() == begin(PLUGINS)
         assert (tmp_path / FILE).stat().st_mode & 0o777 == 0o640
+
+    def test_a_file_beside_it_stays(self, tmp_path: Path) -> None:
+        (tmp_path / FILE).write_text(FLOW)
+        mine = tmp_path / f"{FILE}.tmp"
+        mine.write_text("mine")
+        assert main(["init", str(tmp_path / FILE), "--split-by", "source"]) == 0
+        assert mine.read_text() == "mine"
+        assert sorted(path.name for path in tmp_path.iterdir()) == [FILE, mine.name]
 
     def test_a_dry_run_prints_alone(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert init(tmp_path, PLUGINS, "--dry-run") == 0

@@ -67,6 +67,15 @@ def test_what_would_be_refused_is_told_to_a_program(config: Path, capsys: pytest
     assert found["scalebio_listed"] is False
 
 
+@pytest.mark.parametrize("block", [{"penlty": 1.0, "estimatr": "x"}, 3])
+def test_a_wrong_block_is_told_to_a_program(config: Path, capsys: pytest.CaptureFixture[str], block: Any) -> None:
+    config.write_text(yaml.safe_dump({**bilevel(config.parent), "scalebio": block}))
+    assert cli.main(["estimate", str(config), "--json"]) == 2
+    found = json.loads(capsys.readouterr().out)
+    keys = ["scalebio"] if block == 3 else ["scalebio.estimatr", "scalebio.penlty"]
+    assert [line.split(":")[0] for line in found["refused"]] == keys
+
+
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("plugins", [None, [], ["axolotl.integrations.liger.LigerPlugin"]], ids=str)
 def test_it_says_that_the_plugin_is_off(

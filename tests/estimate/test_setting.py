@@ -14,7 +14,8 @@ from scalebio_plugin.config.block import ScaleBiOSettings
 from scalebio_plugin.estimate.cost import Cost
 from scalebio_plugin.estimate.layout import Kind, layout_of
 from scalebio_plugin.estimate.lines import lines_of
-from scalebio_plugin.estimate.setting import precision_of, setting_of
+from scalebio_plugin.estimate.model import config_of
+from scalebio_plugin.estimate.setting import precision_of, read_config, setting_of
 
 from .tiny import estimated, rows
 
@@ -53,6 +54,8 @@ def test_validation_rows_are_a_quarter_or_a_micro_batch(tmp_path: Path, accumula
         (0.25, {"warmup_steps": 20}, 100, 2.25, 2.0),
         (0.25, {"warmup_steps": 20, "learn": {"fraction": 0.5}}, 100, 2.25, 1.5),
         (0.25, {"warmup_steps": 20}, None, 2.25, None),
+        (0.25, {"learn": {"until": "converged", "at_most": 0.1}}, 1000, 2.25, 1.125),
+        (0.25, {"learn": {"until": "converged"}}, None, 2.25, 1.625),
     ],
 )
 def test_passes_per_step(
@@ -61,6 +64,55 @@ def test_passes_per_step(
     cost = Cost(ScaleBiOSettings.model_validate(block), validation, max_steps)
     assert cost.while_learning == pytest.approx(learning)
     assert cost.whole_run == (None if whole is None else pytest.approx(whole))
+
+
+@pytest.mark.parametrize(("max_steps", "whole"), [("100", 1.125), (100, 1.125), (0, None), (-1, None), (None, None)])
+def test_steps_count_as_the_host_counts_them(tmp_path: Path, max_steps: Any, whole: float | None) -> None:
+    """0 and less: as many as there are epochs."""
+    cfg = {**rows(tmp_path), "max_steps": max_steps, "gradient_accumulation_steps": 4}
+    cost = setting_of({**cfg, "scalebio": {"learn": {"steps": 10}}}, tmp_path, 1).cost
+    assert cost.whole_run == (None if whole is None else pytest.approx(whole))
+
+
+def test_what_learns_until_it_has_converged_is_said_to_cost_at_most_so_much(tmp_path: Path) -> None:
+    block = {"learn": {"until": "converged", "at_most": 0.1}}
+    found = estimated({**rows(tmp_path), "gradient_accumulation_steps": 4, "scalebio": block}, tmp_path)
+    assert "             over the whole run: 1.12 at most" in lines_of(found, 8.0)
+
+
+@pytest.mark.parametrize("key", ["micro_batch_size", "sequence_len", "gradient_accumulation_steps", "max_steps"])
+@pytest.mark.parametrize("value", ["auto", [1], math.inf])
+def test_a_number_that_is_none_is_named(tmp_path: Path, key: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^{key}: must be a whole number, got "):
+        lines_of(estimated({**rows(tmp_path), key: value}, tmp_path), 8.0)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"a: 1\nb: [1, 2\nc: 3\n", r"is no YAML: .*expected ',' or ']'.*line 3, column 2"),
+        (b"a: 1\nb: \x00\n", "is no YAML: .*special characters"),
+        ("a: café\n".encode("latin-1"), "is no text in UTF-8.*line 1; save it as UTF-8"),
+    ],
+    ids=["flow", "control", "latin-1"],
+)
+def test_a_config_that_cannot_be_read_says_where_and_why(tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / "config.yml").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"config\.yml {said}") as error:
+        read_config(tmp_path / "config.yml")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"{bro", "is no JSON: .*line 1"), (b"[]", "must be a JSON object"), (b'{"a": "\xe9"}', "is no text in UTF-8")],
+)
+def test_json_that_cannot_be_read_is_named(tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / "zero.json").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"zero\.json {said}"):
+        layout_of({"deepspeed": "zero.json"}, tmp_path, 1, 2.0)
+    with pytest.raises(ValueError, match=rf"zero\.json {said}"):
+        config_of("m", tmp_path, tmp_path / "zero.json")
 
 
 @pytest.mark.parametrize("block", [{}, {"lisa": {"active_layers": 1}}, {"apply": "mixture.json"}], ids=str)
@@ -105,3 +157,7 @@ def test_layouts_are_read_from_the_config(tmp_path: Path) -> None:
         layout_of({"deepspeed": "zero9.json"}, tmp_path, 2, 2.0)
     with pytest.raises(ValueError, match="dp_replicate_size: 2 must divide the GPUs, got 1"):
         layout_of({"fsdp_config": {"x": 1}, "dp_replicate_size": 2}, tmp_path, 1, 2.0)
+    with pytest.raises(ValueError, match="dp_replicate_size: must be a whole number, got 'x'"):
+        layout_of({"fsdp_config": {"x": 1}, "dp_replicate_size": "x"}, tmp_path, 1, 2.0)
+    with pytest.raises(ValueError, match=r"deepspeed: zero_optimization\.stage: must be a whole number, got 'auto'"):
+        layout_of({"deepspeed": {"zero_optimization": {"stage": "auto"}}}, tmp_path, 1, 2.0)

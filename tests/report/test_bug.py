@@ -75,6 +75,24 @@ def test_a_path_is_gone_wherever_it_stands(path: str, around: str) -> None:
     assert "<path>" in shown
 
 
+@pytest.mark.parametrize("quote", "\"'")
+@pytest.mark.parametrize("path", ["/home/jo/my acme/rows.jsonl", r"C:\Users\jo doe\acme x", "~/acme one/two acme"])
+def test_a_path_with_a_space_is_gone_where_it_is_quoted(path: str, quote: str) -> None:
+    around = f"open({quote}{{}}{quote}), then {quote}loss{quote}: 1"
+    assert shown_text(around.format(path)) == around.format("<path>")
+
+
+def test_of_installed_code_in_a_folder_with_a_space_the_place_stays() -> None:
+    line = 'File "/home/jo doe/site-packages/torch/nn.py", line 12, in forward'
+    assert shown_text(line) == 'File "<path>/site-packages/torch/nn.py", line 12, in forward'
+
+
+def test_a_fence_in_the_log_ends_none_of_ours(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("one\n~~~\n# two\n~~~~ \nthree\n")
+    text = bug.bug_report("1", None, tmp_path / "log")
+    assert text.endswith("### End of the log\n\n~~~~~text\none\n~~~\n# two\n~~~~\nthree\n~~~~~")
+
+
 def test_a_path_that_is_there_is_one_whatever_it_looks_like(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert shown_config({"path": "acme/mails"}) == {"path": "acme/mails"}
@@ -87,16 +105,29 @@ def test_a_path_that_is_there_is_one_whatever_it_looks_like(tmp_path: Path, monk
     [
         f"token is {TOKEN}.",
         "WANDB_API_KEY=acme",
+        "OPENAI_API_KEY: sk-proj-acme0123456789acme",
         "Authorization: Bearer acme",
         "using bearer acme",
         "sk-proj-acme0123456789acme",
         "key 0123456789abcdef0123456789abcdef01234567",
         "wandb: Currently logged in as: jo (acme)",
+        '{"hub_token": "acme", "x": 1}',
+        "{'hub_token': 'acme jo'}",
+        "token: acme",
+        "password: acme",
+        "api_key: 'acme'",
+        "aws_secret_access_key = acme",
+        "hf auth login --token acme",
+        "Logged in as jo (acme)",
+        "hub_model_id: acme/x",
+        '  "wandb_entity": "acme",',
+        "push_dataset_to_hub: acme/rows",
     ],
 )
 def test_a_secret_in_a_text_is_gone(text: str) -> None:
     shown = shown_text(text)
     assert LOST in shown
+    assert shown.count("out>") == 1
     assert not any(secret in shown for secret in ("acme", "jo", TOKEN, "0123456789abcdef"))
 
 
@@ -109,6 +140,9 @@ def test_a_secret_in_a_text_is_gone(text: str) -> None:
         "KeyError: 'loss'",
         "torch.OutOfMemoryError: tried to allocate 2.00 GiB; see scalebio.inner.device",
         "tokens per second: 120",
+        "'hf_use_auth_token': True, \"hub_token\": null, hub_model_id: None",
+        "pad_token: <|end_of_text|>, eos_token_id: 2",
+        "the key of the block; a token that is a target",
     ],
 )
 def test_what_tells_something_stays(text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,29 @@ def test_each_source_has_a_line_and_each_run_a_column() -> None:
         ["penalty", "10", "10"],
     ]
     assert hint.startswith("* not told from the average of its run")
+
+
+@pytest.mark.parametrize(
+    ("labels", "headings"),
+    [
+        (
+            ["outputs/first-run/scalebio/mixture.json", "outputs/first-run-lr3/scalebio/mixture.json"],
+            ["first-run", "first-run-lr3"],
+        ),
+        (["/a/b/first-run", "/a/b/first-run-lr3"], ["first-run", "first-run-lr3"]),
+        (["a/x/one.json", "b/x/one.json"], ["a/x/one.json", "b/x/one.json"]),
+        ([".", "a"], [".", "a"]),
+        (["a", "a#2"], ["a", "a#2"]),
+        (["a", "a/b"], ["a", "a/b"]),
+        (
+            [f"the-same-long-beginning-{of}-the-same-long-end" for of in "ab"],
+            ["1: the-sam...me-long-end", "2: the-sam...me-long-end"],
+        ),
+    ],
+)
+def test_runs_are_told_apart_by_their_headings(labels: list[str], headings: list[str]) -> None:
+    first, *_ = weights_beside([learned(label, "converged", math=(1.0, 3.0)) for label in labels]).splitlines()
+    assert [heading.strip() for heading in re.split("  +", first)[1:]] == headings
 
 
 def test_names_from_elsewhere_move_no_cursor_and_are_no_markup(tmp_path: Path) -> None:

@@ -231,6 +231,16 @@ class TestMixture:
         assert math.fsum(document["weights"].values()) == pytest.approx(1, abs=1e-14)
         assert all(document["sources"][name]["weight"] == weight for name, weight in document["weights"].items())
 
+    def test_an_infinite_penalty_is_valid_json_and_read_back_as_older_versions_wrote_it_too(self, tmp_path):
+        document = mixture_document({"a": summary(1.0)}, facts({"a": 1000}, penalty=math.inf), None)
+        path = tmp_path / "mixture.json"
+        write_mixture(path, document)
+        assert json.loads(path.read_text(), parse_constant=pytest.fail)["penalty"] == "inf"
+        assert read_mixture(path)["penalty"] == math.inf == document["penalty"]
+        path.write_text(json.dumps(document))
+        assert "Infinity" in path.read_text()
+        assert read_mixture(path)["penalty"] == math.inf
+
     def test_what_is_written_is_read_back(self, tmp_path):
         summaries = {"é": summary(2 / 3, 0.5, 0.1, interval=(0.5, 0.7), evidence=-2.0), "a": summary(1 / 3, loss=None)}
         document = mixture_document(summaries, facts(dict.fromkeys(summaries, 1000)), "no signal", told_at={"é": 1840})

@@ -1,0 +1,51 @@
+"""Files that a user names, read: what is wrong with one is a line with its name, the place and the remedy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+def yaml_at(path: Path) -> Any:
+    """The content of a file of YAML.
+
+    Raises:
+        ValueError: It is none.
+    """
+    try:
+        return yaml.safe_load(_text_at(path))
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
+        raise ValueError(f"{path} is no YAML: {error.problem or error.context}{place}; correct it there") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}; correct it there") from error
+
+
+def json_at(path: Path) -> dict[str, Any]:
+    """The content of a file that holds a JSON object.
+
+    Raises:
+        ValueError: It holds none.
+    """
+    text = _text_at(path)
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}"
+        raise ValueError(f"{path} is no JSON: {error.msg}, {place}; correct it there") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} must be a JSON object, got {type(found).__name__}; write it as {{...}}")
+    return found
+
+
+def _text_at(path: Path) -> str:
+    content = path.read_bytes()
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path} is no text in UTF-8 ({error.reason}), line {line}; save it as UTF-8") from error
