@@ -771,8 +771,9 @@ def test_no_source_is_more_than_half_of_the_average() -> None:
 
 @pytest.mark.parametrize("sources", [2, 3, 10])
 @pytest.mark.parametrize("size", [0.1, 10.0, -10.0])  # 100 and 10,000 deviations of the noise
-def test_one_broken_batch_costs_about_an_update(sources: int, size: float) -> None:
-    raw = 1e-3 * normal(300, sources, seed=1) - 5e-4 * torch.eye(sources)[0]
+def test_one_broken_batch_costs_a_part_of_what_is_known(sources: int, size: float) -> None:
+    """Among two sources it counts for both; the signal is there after 300 updates without it."""
+    raw = 1e-3 * normal(600 if sources == 2 else 300, sources, seed=1) - 5e-4 * torch.eye(sources)[0]
     broken = raw.clone()
     broken[60, -1] += size
     without, with_it = (walk(gaps).softmax(-1)[-1, 0] for gaps in (raw, broken))
