@@ -37,7 +37,11 @@ def estimate(arguments: argparse.Namespace) -> int:
             raise
         print(json.dumps({"config": str(arguments.config), "refused": list(problems_in(error))}, indent=2))
         return 2
-    on, refused = bool(listed(found.setting.cfg)), problems_of(found.setting.cfg)
+    cfg, block = (
+        found.setting.cfg,
+        found.setting.block.model_dump(exclude_defaults=True),
+    )  # as a run's validation has it
+    on, refused = bool(listed(cfg)), problems_of({**cfg, "scalebio": block} if cfg.get("scalebio") else cfg)
     if arguments.json:
         known = {"config": str(arguments.config), "scalebio_listed": on, "refused": refused}
         print(json.dumps(known | facts_of(found, arguments.gpu_memory), indent=2))

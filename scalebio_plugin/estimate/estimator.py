@@ -113,7 +113,7 @@ class _Counting:
     """The steps from a model on the meta device to an estimate, with what they share."""
 
     def __init__(self, setting: Setting, model: nn.Module, config: Any) -> None:
-        self.setting, self.model, self.config = setting, model, config
+        self.setting, self.model, self.config = setting, model, config.get_text_config()
         path, self.blocks = find_blocks(model)
         fsdp = setting.layout.kind is Kind.FSDP2
         self.types = models.stored_types(model, setting.cfg, TYPES[setting.precision], fsdp=fsdp)

@@ -108,8 +108,8 @@ def embedding_and_head(model: nn.Module) -> tuple[str, str]:
 def stored_types(model: nn.Module, cfg: Mapping[str, Any], base: torch.dtype, *, fsdp: bool) -> dict[str, torch.dtype]:
     """Precision in which the host holds each parameter, quantisation left out: by name.
 
-    All in `base`; adapters in float32 (peft); without FSDP also embeddings, head and norms, unless an adapter or an
-    attention kernel that wants half precision brings them back.
+    All in `base`; adapters in float32 (peft), but not what of the model they save whole; without FSDP also embeddings,
+    head and norms, unless an adapter or an attention kernel that wants half precision brings them back.
     """
     attention = cfg.get("attn_implementation")
     back = bool(cfg.get("adapter")) or fsdp or attention not in (None, "eager", "sdpa") or cfg.get("flash_attention")
@@ -117,7 +117,7 @@ def stored_types(model: nn.Module, cfg: Mapping[str, Any], base: torch.dtype, *,
     types: dict[str, torch.dtype] = {}
     for name, parameter in model.named_parameters():
         module = name.rpartition(".")[0]
-        adapter = cfg.get("adapter") and parameter.requires_grad
+        adapter = cfg.get("adapter") and parameter.requires_grad and ".modules_to_save." not in name
         types[name] = torch.float32 if adapter or any(part in module for part in raised) else base
     return types
 
@@ -160,7 +160,7 @@ def _parameters(
 
 
 def _quantised(model: nn.Module, cfg: Mapping[str, Any]) -> set[str]:
-    """Matrices of linear layers, but not the head, which transformers leaves as it is."""
+    """Matrices of linear layers, but not the head, which transformers leaves as it is; of experts where asked for."""
     four = cfg.get("adapter") == "qlora" and cfg.get("load_in_4bit")
     eight = cfg.get("adapter") == "lora" and cfg.get("load_in_8bit")
     if not four and not eight:
@@ -168,6 +168,8 @@ def _quantised(model: nn.Module, cfg: Mapping[str, Any]) -> set[str]:
     head = embedding_and_head(model)[1]
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) or _is_conv1d(module)]
     matrices = {f"{name}.weight" for name in linear if name.rsplit(".", 1)[-1] != head}
+    if cfg.get("quantize_moe_experts"):
+        matrices |= {name for name, parameter in model.named_parameters() if "expert" in name and parameter.dim() == 3}
     return {name for name, parameter in model.named_parameters() if name in matrices and not parameter.requires_grad}
 
 
@@ -179,7 +181,7 @@ def packed(shape: torch.Size, *, four_bits: bool) -> float:
     """bitsandbytes' bytes: NF4 with blocks of 64, their maxima in 8 bits with one float32 per 256; or int8 by rows."""
     elements = shape.numel()
     if not four_bits:
-        return elements + 4 * shape[0]
+        return elements + 4 * math.prod(shape[:-1])
     blocks = -(-elements // 64)
     return elements / 2 + blocks + 4 * -(-blocks // 256)
 

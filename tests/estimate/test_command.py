@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from transformers import Gemma3Config
 
 from scalebio_plugin import cli
 from scalebio_plugin.algorithm.pieces import ENTRIES
@@ -247,3 +248,28 @@ def test_a_fused_loss_has_no_logits_of_a_batch(tmp_path: Path, key: str, ordinar
     assert plain.run.passes.logits > 10 * one_piece
     assert fused.run.passes.logits == pytest.approx(one_piece, rel=0.1)  # pieces are equally long
     assert (fused.ordinary.passes.logits < 1.1 * one_piece) == ordinary
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_text_model_inside_a_multimodal_one_is_estimated(tmp_path: Path) -> None:
+    text = {
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+    }
+    text |= {"intermediate_size": 128, "vocab_size": 512}
+    seen = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    cfg = bilevel(tmp_path) | {"chunked_cross_entropy": True}
+    Gemma3Config(text_config=text, vision_config=seen).save_pretrained(tmp_path / "model")
+    assert estimated(cfg, tmp_path).run.peak > 0
+
+
+@pytest.mark.usefixtures("quick")
+def test_numbers_that_yaml_takes_for_texts_are_those_of_the_run(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    block = "\nscalebio: {names: [a, b], min_rows: 100, bounds: {a: [1e-2, 5e-1]}, mixture_init: {a: 4e-1, b: 0.6}}\n"
+    config.write_text(config.read_text() + block)
+    assert cli.main(["estimate", str(config), "--gpu-memory", "8"]) == 0, capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 import yaml
 from torch import nn
+from transformers import CONFIG_MAPPING
 
 from scalebio_plugin.estimate import model
 from tests import host
@@ -24,6 +26,8 @@ PARAMETERS = {
     "01-ai/Yi-34B": 34_388_917_248,
     "google/gemma-2-9b": 9_241_705_984,
 }
+
+HEAD_SAVED = {**LORA, "lora_modules_to_save": ["embed_tokens", "lm_head"]}
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -74,6 +78,7 @@ def _trained(module: nn.Module) -> dict[str, torch.Size]:
         ({"attn_implementation": "sdpa"}, "model.embed_tokens.weight", torch.float32),
         (LORA, "base_model.model.lm_head.weight", torch.bfloat16),
         (LORA, "base_model.model.model.layers.0.mlp.up_proj.lora_A.default.weight", torch.float32),
+        (HEAD_SAVED, "base_model.model.lm_head.modules_to_save.default.weight", torch.bfloat16),
     ],
 )
 def test_the_host_holds_embeddings_and_norms_in_float32(cfg: dict[str, Any], name: str, expected: torch.dtype) -> None:
@@ -83,8 +88,10 @@ def test_the_host_holds_embeddings_and_norms_in_float32(cfg: dict[str, Any], nam
 
 @pytest.mark.slow
 @pytest.mark.host_contract
-@pytest.mark.parametrize("adapter", [{}, LORA], ids=["full", "lora"])
-@pytest.mark.parametrize("kind", ["llama", "gpt_neox"])
+@pytest.mark.parametrize(
+    ("kind", "adapter"),
+    [("llama", {}), ("llama", LORA), ("llama", HEAD_SAVED), ("gpt_neox", {}), ("gpt_neox", LORA)],
+)
 def test_the_hosts_loader_gives_these_types(tmp_path: Path, kind: str, adapter: dict[str, Any]) -> None:
     from axolotl.loaders import ModelLoader
     from axolotl.utils.dict import DictDefault
@@ -106,3 +113,19 @@ def test_the_hosts_loader_gives_these_types(tmp_path: Path, kind: str, adapter: 
     hosts, _ = ModelLoader(DictDefault({**cfg, **loaded}), tokenizer).load()
     ours = model.stored_types(on_meta(kind, adapter), cfg, torch.bfloat16, fsdp=False)
     assert {name: parameter.dtype for name, parameter in hosts.named_parameters()} == ours
+
+
+@pytest.mark.parametrize(("asked", "of_16_bits"), [(False, 1.0), (True, 0.26)])
+def test_experts_are_quantised_where_it_is_asked_for(asked: bool, of_16_bits: float) -> None:
+    cfg = {**LORA, "adapter": "qlora", "load_in_4bit": True, "quantize_moe_experts": asked}
+    sizes = {"hidden_size": 64, "moe_intermediate_size": 128, "num_experts": 16, "num_experts_per_tok": 2}
+    heads = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 32}
+    config = CONFIG_MAPPING["qwen3_moe"](**sizes, **heads, intermediate_size=64, vocab_size=128)
+    plain = model.choose_what_trains(model.build(config, "sdpa"), cfg)
+    types = model.stored_types(plain, cfg, torch.bfloat16, fsdp=False)
+    loaded = model.parameters_to_load(plain, "base_model.model.model.layers", cfg, types)
+    stored = {
+        one.name: one.stored / (2 * math.prod(one.shape)) for one in loaded if "experts" in one.name and not one.trains
+    }
+    assert stored
+    assert all(part == pytest.approx(of_16_bits, abs=0.01) for part in stored.values()), stored
