@@ -5,8 +5,7 @@ file beside the installed package (``scalebio_axolotl.pth``; ``.start`` from Pyt
 when an interpreter starts. It leaves one finder on ``sys.meta_path``, which waits for modules of the host and adjusts
 each once it has been imported:
 
-- ``axolotl.integrations.base``: ``scalebio``, in any case, and what is of this package stand for
-  ``scalebio_plugin.ScaleBiOPlugin``;
+- ``axolotl.integrations.base``: ``scalebio``, in any case, stands for ``scalebio_plugin.ScaleBiOPlugin``;
 - ``axolotl.utils.config``: a ``scalebio:`` block that no loaded plugin reads is an error. The host would drop it as an
   unknown key and run plain SFT. From then on an error for a person ends the process without a traceback (`errors`);
 - ``axolotl.utils.schemas.config``, for the command ``axolotl config-schema`` alone: the block is in the schema;
@@ -27,8 +26,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 SHORT_NAME = "scalebio"
-_PACKAGE = "scalebio_plugin"
-FULL_NAME = f"{_PACKAGE}.ScaleBiOPlugin"
+FULL_NAME = "scalebio_plugin.ScaleBiOPlugin"
+_NAMES = (SHORT_NAME, "scalebio_plugin", FULL_NAME.lower(), "scalebio_plugin.plugin.scalebioplugin")
 _LAUNCHER = "accelerate.commands.launch"
 
 
@@ -46,8 +45,7 @@ def install() -> None:
 
 def _know_short_name(base: ModuleType) -> None:
     def full(name: object) -> object:
-        first = str(name).replace(":", ".").partition(".")[0].lower()
-        return FULL_NAME if first in (SHORT_NAME, _PACKAGE) else name
+        return FULL_NAME if str(name).replace(":", ".").lower() in _NAMES else name
 
     _wrap(base, "load_plugin", lambda load_plugin: lambda plugin_name: load_plugin(full(plugin_name)))
     # From 0.21 on the name the manager files a plugin under: both spellings are one plugin.

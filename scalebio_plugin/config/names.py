@@ -7,7 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-_OF_THE_PLUGIN = {"scalebio", "scalebio_plugin"}  # the first part of such a name
+_OF_THE_PLUGIN = (  # in lower case
+    *("scalebio", "scalebio_plugin"),
+    *("scalebio_plugin.scalebioplugin", "scalebio_plugin.plugin.scalebioplugin"),
+)
 # Tried in this order, each added to the name until the names differ.
 _TELLING = ("name", "data_files", "split", "revision", "type", "shards_idx")
 
@@ -15,7 +18,7 @@ _TELLING = ("name", "data_files", "split", "revision", "type", "shards_idx")
 def listed(config: Mapping[str, Any]) -> list[str]:
     """The entries of `plugins:` that are this plugin."""
     names = map(str, config.get("plugins") or [])
-    return [name for name in names if name.replace(":", ".").partition(".")[0].lower() in _OF_THE_PLUGIN]
+    return [name for name in names if name.replace(":", ".").lower() in _OF_THE_PLUGIN]
 
 
 def source_names(entries: Sequence[Mapping[str, Any]], given: Sequence[str] | None = None) -> list[str]:
