@@ -138,7 +138,8 @@ def test_the_constants_of_the_method_are_those_of_the_code() -> None:
     text = " ".join(page("method.md").split())
     assert f"a = {evidence.LEVEL:g} / S, r = {evidence.BOUNDARY_START:g}" in text
     assert f"over {evidence.LAGS} lags, AR(1), batch means), the first taken {evidence.SLOW_DOUBT:g}," in text
-    assert f"moved at most {mixture.MOST:g} of the RMS" in text
+    assert f"caught up by at most {mixture.MOST:g} of the RMS in an update" in text
+    assert f"beyond {evidence.OUTLIER:g} times that it counts" in text
     assert (mixture.LEAST_OTHERS, evidence.DOUBT, FLOOR, split.MOST) == (0.01, 2.0, 0.1, 200)  # in words
 
 

@@ -186,7 +186,9 @@ def estimate_gap(
     drawn_S = share_S * (units_S.sum() if total is None else total)
     correction = (difference_S - expected * units_S) / drawn_S
     gap = expected + torch.where(share_S > 0, correction, 0.0)
-    kept_S = torch.where(baseline.units_S > FAINT, discount, 1.0)  # absent for so long, it would be lost to underflow
+    kept_S = discount ** (baseline.units_S > FAINT).to(
+        torch.float64
+    )  # absent for so long, it would be lost to underflow
     return gap, GapBaseline(kept_S * baseline.gap_S + difference_S, kept_S * baseline.units_S + units_S)
 
 

@@ -7,14 +7,15 @@ Legend: S sources. λ are `logits` (S,), float64 on the CPU; `weights = softmax(
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .alike import Shared, shared
-from .evidence import LEAST_UPDATES, TINY, Evidence, boundary
+from .evidence import DECAY, LEAST_UPDATES, TINY, Evidence, boundary
 
 
 def weights_of(logits_S: Tensor) -> Tensor:  # (S,)
@@ -145,6 +146,8 @@ class EvidentState:
         lowest_S: (S,), how far below the largest a source may be, ≤ 0: as far as at the start, or as all may be;
             infinite before the first.
         shared_S: (S,), the sums as the sources shared them at the last update.
+        given_S: (S,), λ as the last update gave it on, after reach, before prior and bounds; infinite before the first.
+        barred_S: (S,), ≥ 0, what these took lately of the rise of a source whose sum is still for it, in gaps.
     """
 
     moved_S: Tensor
@@ -154,13 +157,20 @@ class EvidentState:
     left_S: Tensor
     lowest_S: Tensor
     shared_S: Tensor
+    given_S: Tensor
+    barred_S: Tensor
 
     @classmethod
     def zeros(cls, *shape: int) -> EvidentState:
         """Before the first update."""
         nothing = torch.zeros(shape, dtype=torch.float64)
         unknown = torch.full_like(nothing, math.inf)
-        return cls(nothing, nothing, nothing, nothing, unknown, unknown, nothing)
+        return cls(nothing, nothing, nothing, nothing, unknown, unknown, nothing, unknown, nothing)
+
+    @classmethod
+    def of(cls, saved: Mapping[str, Any]) -> EvidentState:
+        """Back from `vars`, also of a version whose state had less."""
+        return replace(cls.zeros(*saved["moved_S"].shape), **saved)
 
 
 def move_on_evidence(
@@ -174,7 +184,8 @@ def move_on_evidence(
     back in proportion, but keeps f⁴ of what was evident once: later gaps, which are 0 where the mixture has arrived,
     are those of another mixture (if all of it stayed, so would what slow noise did; if none, λ would leave where it
     belongs). What reach, bounds or a prior take from λ is forgotten, so that λ turns as soon as its gaps do, though no
-    further than to its start before that is evident.
+    further than to its start before that is evident. But while others catch up in rising, a source that a bound has
+    held goes along by what was taken from it lately: it would lose to them what no gap speaks against.
 
     Args:
         evidence: With this update's gaps.
@@ -192,17 +203,22 @@ def move_on_evidence(
     used, largest = held(fraction, torch.where(total * before > 0, state.largest_S, 0.0))
     taken = _taken(logits_S, state.left_S)
     moved = state.moved_S - taken / learning_rate
+    barred = DECAY * state.barred_S - _taken(logits_S, state.given_S).clamp(max=0.0) / learning_rate
     owed = torch.where(taken.abs() > NOTHING, 0.0, state.owed_S)
     owed = owed + _part(moved + owed, state.used_S * before) * state.used_S * (regrouped - before)
     kept = torch.where(state.used_S > 0, used / state.used_S.clamp(min=TINY), 0.0).clamp(max=1.0)
     owed = owed + (used - state.used_S).clamp(min=0.0) * regrouped - (moved + owed) * (1 - kept)
     paid = owed.clamp(-MOST, MOST)
-    after = moved + used * gap + paid
+    barred = torch.where(total < 0, barred * kept, 0.0)
+    along = torch.minimum(barred, (paid.clamp(max=0.0) - paid.amin(-1, keepdim=True)).clamp(min=0.0))
+    after = moved + used * gap + paid - along
     after = torch.where((after * total < 0) & (moved * total >= 0), 0.0, after)
     left = logits_S - learning_rate * (after - moved)
     at_start = (logits_S - logits_S.amax(-1, keepdim=True)).clamp(max=-_reach(logits_S.shape[-1]))
     lowest = torch.where(state.lowest_S.isinf(), at_start, state.lowest_S)
-    return _within_reach(left, logits_S, lowest), EvidentState(after, owed - paid, used, largest, left, lowest, total)
+    given = _within_reach(left, logits_S, lowest)
+    state = EvidentState(after, owed - paid, used, largest, left, lowest, total, given, barred - along)
+    return given, state
 
 
 def pace_on_evidence(evidence: Evidence) -> Tensor:  # (S,)

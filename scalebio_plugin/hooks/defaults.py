@@ -33,7 +33,7 @@ class MoveOnEvidence:
     ) -> tuple[Tensor, dict[str, Any]] | None:
         if rule != "evidence":
             return None
-        before = mixture.EvidentState(**state) if state else mixture.EvidentState.zeros(len(observation.logits_S))
+        before = mixture.EvidentState.of(state) if state else mixture.EvidentState.zeros(len(observation.logits_S))
         logits, after = mixture.move_on_evidence(
             observation.evidence, before, observation.logits_S, observation.learning_rate
         )

@@ -269,9 +269,9 @@ class MixtureRun:
         rule, rate, state = self.settings.mixture_update, self.settings.rate, None
         if rule == "evidence":
             saved = self.rule_state or vars(EvidentState.zeros(len(self.names)))
-            if saved.keys() != EvidentState.__dataclass_fields__.keys():
+            if not _is_of_evidence(saved):
                 return None  # an extension's
-            state = EvidentState(**saved)
+            state = EvidentState.of(saved)
         elif rule != "exponentiated_gradient":
             return None
         return weight_interval(self.weights_S, self.evidence, rate, state)
@@ -388,12 +388,17 @@ class MixtureRun:
         self.updates = saved["updates"]
         if "evidence" in saved:  # not in what an older version wrote
             self.evidence = Evidence.of(saved["evidence"])
-            if self.rule_state and self.rule_state.keys() == EvidentState.__dataclass_fields__.keys() - {"shared_S"}:
-                self.rule_state["shared_S"] = self.evidence.sums()[0]  # each moved by its own
+            if self.rule_state and _is_of_evidence(self.rule_state):  # before sources shared, each moved by its own
+                self.rule_state = vars(EvidentState.of({"shared_S": self.evidence.sums()[0], **self.rule_state}))
             self.first_S, self.recent_from_S = saved["first"], saved["recent_from"]
             self.younger_from_S = saved["younger_from"]
             self.objective.load_state_dict(saved["objective"])
             self.learn_until = saved["learn_until"] or self.learn_until
+
+
+def _is_of_evidence(state: Mapping[str, Any]) -> bool:
+    """Whether the built-in rule left it, in this version or an earlier one."""
+    return "moved_S" in state and state.keys() <= EvidentState.__dataclass_fields__.keys()
 
 
 def _refuse_lost(state: dict[str, Any], rule: str) -> None:

@@ -783,3 +783,44 @@ def test_one_broken_batch_costs_a_part_of_what_is_known(sources: int, size: floa
     for gaps in broken[:61]:
         known, gap = known.plus(gaps)
     assert abs(float(gap[-1])) > 0.9 * abs(size) / 2, "the gap itself is told as it is"
+
+
+def held_back(raw: Tensor, most: float) -> Tensor:  # (T, S) -> (T, S)
+    """Weights after each update, of which the first source's is bounded."""
+    high = torch.ones(raw.shape[-1], dtype=torch.float64)
+    high[0] = most
+    bounds, known, state = Bounds(0 * high, high), Evidence.zeros(len(high)), EvidentState.zeros(len(high))
+    logits, path = 0 * high, []
+    for gaps in raw:
+        known, _ = known.plus(gaps)
+        logits, state = move_on_evidence(known, state, logits, 0.05)
+        if not bounds.hold(weights_of(logits)):
+            logits = logits_of(bounds.bounded(weights_of(logits)))
+        path.append(weights_of(logits))
+    return torch.stack(path)
+
+
+def test_a_source_at_its_bound_keeps_its_weight_while_another_catches_up() -> None:
+    """The best of four at most 0.3, a second good one evident later: 0.3 and 0.7 are best."""
+    true = torch.tensor([-1.0, -0.4, 0.4, 0.4], dtype=torch.float64)
+    lowest, second = [], []
+    for seed in range(6):
+        path = held_back(true + correlated(700, 1, 4, rho=0.5, seed=seed)[:, 0], 0.3)
+        at_bound = int((path[:, 0] > 0.299).nonzero()[0])
+        lowest.append(float(path[at_bound:, 0].min()))
+        second.append(float(path[-1, 1]))
+    assert sum(lowest) / 6 > 0.2, lowest  # 0.12 where it went along with none of it
+    assert min(second) > 0.65
+
+
+def test_a_source_at_its_bound_falls_as_soon_as_its_gaps_turn() -> None:
+    """To its start, and below it as soon as another one catches up; what the bound took is soon forgotten."""
+    before, after = torch.tensor([-1.0, 0.0, 0.0, 0.5]), torch.tensor([0.0, -1.0, 0.0, 0.5])
+    for seed in range(3):
+        noise = correlated(600, 1, 4, rho=0.0, seed=seed)[:, 0]
+        path = held_back(noise + torch.where(torch.arange(600)[:, None] < 200, before, after), 0.4)[:, 0]
+        assert float(path[199]) > 0.38
+        assert float(path[599]) < 0.15
+        assert (
+            float(held_back(noise + torch.where(torch.arange(600)[:, None] < 200, before, -before), 0.4)[300, 0]) < 0.3
+        )
