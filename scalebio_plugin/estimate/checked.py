@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from difflib import get_close_matches
+from inspect import signature
 from typing import Any, get_args
 
 from pydantic import BaseModel
@@ -40,17 +41,24 @@ def checked(config: Mapping[str, Any]) -> Checked:
 
 
 def _load_plugins(config: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """Lines for those with which the host ends, and for those without which it goes on."""
-    from axolotl.integrations.base import PluginManager
+    """Lines for those with which the host ends, and for those without which it goes on (before 0.21).
 
-    manager, wrong, missing = PluginManager.get_instance(), list[str](), list[str]()
+    Each is loaded under the name that the host files it under, and once.
+    """
+    from axolotl.integrations import base
+
+    manager, wrong, missing = base.PluginManager.get_instance(), list[str](), list[str]()
+    filed_under = getattr(base, "normalize_plugin_name", str)
+    ending = {"required": True} if "required" in signature(manager.register).parameters else {}
     for name in config.get("plugins") or []:
+        if filed_under(name) in manager.plugins:
+            continue
         try:
-            manager.register(name)
+            manager.register(filed_under(name), **ending)
         except Exception as error:
             wrong.append(f"plugins: {name} cannot be loaded ({error}); correct it, as `module.Class`")
         else:
-            if name not in manager.plugins:
+            if filed_under(name) not in manager.plugins:
                 missing.append(f"plugins: the host cannot import {name} and goes on without it; correct or install it")
     return wrong, missing
 
