@@ -105,8 +105,8 @@ FIGURES = [
     ("report.md", "half a deviation needs about 290", "evidence.md", "| 3 | 0.0 | 0.5 | 290 (1.11) |"),
     ("report.md", "of a whole deviation 146", "evidence.md", "| 3 | 0.0 | 1.0 | 146 (1.01) |"),
     ("report.md", "in one of 300 runs at most", "evidence.md", "at most one of 300 runs at ρ 0 and .5; at ρ .9 in 8"),
-    ("README.md", "undecided, −0.02 ± 0.06 over five", "real_data.md", "mean −0.021 ± 0.055 over the seeds"),
-    ("method.md", "undecided, −0.02 ± 0.06", "real_data.md", "mean −0.021 ± 0.055 over the seeds"),
+    ("README.md", "undecided, −0.02 ± 0.06 over five", "real_data.md", "mean −0.021 ± 0.056 over the seeds"),
+    ("method.md", "undecided, −0.02 ± 0.06", "real_data.md", "mean −0.021 ± 0.056 over the seeds"),
     ("README.md", "0.03 to 0.06 better than the data as they are", "denoising.md", "by 0.056, 0.030 and 0.052 nats"),
     ("method.md", "three seeds of three, by 0.03 to 0.06 nats", "denoising.md", "by 0.056, 0.030 and 0.052 nats"),
     (
