@@ -10,7 +10,8 @@ alignment which source helps which goal: inner products of gradients, from sketc
 bilevel   losses per token and per source, the gap between the two parameter sets, the gradient of λ
 evidence  what a series of gaps says of its mean: correlated noise told from a signal, at any time
 alike     what sources share that are not told apart, so that their odds stay; within `move_on_evidence`
-mixture   weights on the simplex: initial values, update rules, bounds, a prior
+mixture   weights on the simplex: update rules, a prior
+bounds    bounds on weights and on sums of them
 certainty intervals for the weights, and a verdict on the mixture
 inner     the inner parameters: a second value, gradient and optimizer state for every trainable tensor of one module
 lisa      which transformer blocks train in which period
@@ -29,13 +30,13 @@ from .bilevel import (
     token_losses,
     weighted_loss,
 )
+from .bounds import Bounds
 from .certainty import total_variation, verdict, weight_interval
 from .evidence import Evidence, Moments
 from .inner import InnerParameters
 from .lisa import LayerPlan, draw_layers, find_blocks
 from .mixture import (
     AdamState,
-    Bounds,
     EvidentState,
     ExponentiatedState,
     adam,

@@ -23,7 +23,9 @@ normal-mixture boundary (Robbins, 1970; Howard, Ramdas et al., 2021), which pure
 probability a. So one may look after every update.
 
 A *gap* is a source's raw gap g_i less an average over the sources. Softmax does not see which; the one taken weighs
-each source by its precision (the inverse of its noise), so that one noisy source does not blur all of them.
+each source by its precision (the inverse of its noise), so that one noisy source does not blur all of them. What is
+farther from the median source than OUTLIER root mean squares is taken for that far: one broken batch must not hide what
+all others say.
 
 Legend: S sources, L lags 1, 2, 3, …, K stretch lengths 1, 2, 4, … Values are float64 on the CPU. Every (S,) may have
 leading dimensions: as many independent runs, which is how benchmarks/evidence.py counts errors; its tables decided the

@@ -72,7 +72,7 @@ def layout_of(cfg: Mapping[str, Any], folder: Path, gpus: int, compute: float) -
         return _deepspeed(_deepspeed_json(cfg["deepspeed"], folder), gpus, compute)
     fsdp = inside(cfg, "fsdp_config")
     if cfg.get("fsdp_config") or cfg.get("fsdp"):
-        offload = bool(fsdp.get("offload_params") or fsdp.get("fsdp_offload_params"))
+        offload = bool(fsdp.get("offload_params"))
         replicas = whole_number(cfg, "dp_replicate_size", 1)
         if gpus % replicas:
             raise ValueError(f"dp_replicate_size: {replicas} must divide the GPUs, got {gpus}; pass --gpus")

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..algorithm.mixture import Bounds
+from ..algorithm.bounds import Bounds
 from ..config.block import PriorArgs, ScaleBiOSettings
 
 

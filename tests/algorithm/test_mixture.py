@@ -11,9 +11,9 @@ from scipy.optimize import LinearConstraint, linprog, minimize
 from torch import Tensor
 
 from scalebio_plugin.algorithm.bilevel import mixture_gradient
+from scalebio_plugin.algorithm.bounds import Bounds
 from scalebio_plugin.algorithm.mixture import (
     AdamState,
-    Bounds,
     ExponentiatedState,
     adam,
     exponentiated_gradient,
