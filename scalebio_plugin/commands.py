@@ -32,19 +32,18 @@ def estimate(arguments: argparse.Namespace) -> int:
 
     try:
         found = estimate_of(arguments.config, arguments.gpus, arguments.model_config)
-    except ValueError as error:
+        facts = facts_of(found, arguments.gpu_memory)
+    except (FileNotFoundError, ValueError) as error:
         if not arguments.json:
             raise
         print(json.dumps({"config": str(arguments.config), "refused": list(problems_in(error))}, indent=2))
         return 2
-    cfg, block = (
-        found.setting.cfg,
-        found.setting.block.model_dump(exclude_defaults=True),
-    )  # as a run's validation has it
+    # The block as a run's validation has it.
+    cfg, block = found.setting.cfg, found.setting.block.model_dump(exclude_defaults=True)
     on, refused = bool(listed(cfg)), problems_of({**cfg, "scalebio": block} if cfg.get("scalebio") else cfg)
     if arguments.json:
         known = {"config": str(arguments.config), "scalebio_listed": on, "refused": refused}
-        print(json.dumps(known | facts_of(found, arguments.gpu_memory), indent=2))
+        print(json.dumps(known | facts, indent=2))
     else:
         off = (
             f"scalebio is off: plugins: in {arguments.config} does not list it, so its run is the column `ordinary`; "

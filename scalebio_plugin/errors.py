@@ -48,18 +48,19 @@ def said_by(error: BaseException) -> str | None:
     return printable_lines("\n".join([*texts, *getattr(error, "__notes__", [])]))
 
 
-def texts_of(error: ValueError) -> Iterator[str]:
+def texts_of(error: ValueError | OSError) -> Iterator[str]:
     """Of pydantic's error for a config each problem, with its place if it has one."""
-    if not callable(getattr(error, "errors", None)):
+    of_pydantic = getattr(error, "errors", None)
+    if not callable(of_pydantic):
         yield str(error)
         return
-    for one in error.errors():  # type: ignore[attr-defined]
+    for one in of_pydantic():
         place = ".".join(map(str, one["loc"]))
         text = one["msg"].removeprefix("Value error, ")
         yield f"{place}: {text}" if place and not text.startswith("scalebio") else text
 
 
-def problems_in(error: ValueError) -> Iterator[str]:
+def problems_in(error: ValueError | OSError) -> Iterator[str]:
     """Of a refusal each of the problems that it lists."""
     for text in texts_of(error):
         yield from text.split("\n  - ")[1:] or [text]

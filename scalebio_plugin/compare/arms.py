@@ -24,7 +24,7 @@ import numpy as np
 
 from ..config.block import settings_of
 from ..config.names import listed, source_names
-from ..config.raw import whole_number
+from ..config.raw import count
 from ..report.next_config import KEPT, OF_THE_RUN
 
 Config = dict[str, Any]
@@ -147,9 +147,7 @@ def validation_drawn_weights(config: Mapping[str, Any], document: Mapping[str, A
         document: The mixture.json of `run`.
     """
     settings = settings_of(config)
-    micro_batch, accumulation = (
-        whole_number(config, key, 1) for key in ("micro_batch_size", "gradient_accumulation_steps")
-    )
+    micro_batch, accumulation = (count(config, key, 1) for key in ("micro_batch_size", "gradient_accumulation_steps"))
     rows = settings.validation_batch_size or settings.validation_rows(micro_batch, accumulation, 1)
     sources, sets = document["sources"].values(), document["validation"].values()
     if config.get("sample_packing") and settings.validation_batch_size is None:

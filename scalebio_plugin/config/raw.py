@@ -31,6 +31,8 @@ def refuse_shapes(cfg: Mapping[str, Any]) -> None:
         problems.append(f"scalebio: must be a block of keys, got {repr(block)}; see docs/reference.md")
     elif block is not None:
         lists["scalebio.validation_datasets"] = block.get("validation_datasets")
+        if block.get("lisa", {}) is None:
+            problems.append("scalebio.lisa: is empty, so that all layers would train; write `lisa: {}`, or take it out")
     for key, entries in lists.items():
         if entries is not None:
             problems += _wrong_entries(key, entries)
@@ -67,6 +69,18 @@ def whole_number(cfg: Mapping[str, Any], key: str, default: int) -> int:
         return int(cfg.get(key) or default)
     except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{key}: must be a whole number, got {repr(cfg[key])}; write one") from None
+
+
+def count(cfg: Mapping[str, Any], key: str, default: int) -> int:
+    """The same of a key that counts what there must be one of.
+
+    Raises:
+        ValueError: It is no number, or below 1.
+    """
+    number = whole_number(cfg, key, default)
+    if number < 1:
+        raise ValueError(f"{key}: must be at least 1, got {number}; raise it")
+    return number
 
 
 def refuse_two_names(cfg: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from ..algorithm.pieces import Pieces
 from ..config.block import ScaleBiOSettings
 from ..config.fused_loss import fused_loss_of
 from ..config.raw import with_lisa_keys
+from ..config.refusals import inside
 from . import model as models
 from .layout import Kind, Layout
 from .memory import Parameter, StateBytes, Training, state_bytes
@@ -99,9 +100,8 @@ def of_setting(setting: Setting, model_config: Path | None = None) -> Estimate:
     cfg = setting.cfg
     trust = bool(cfg.get("trust_remote_code"))
     config, origin = models.config_of(str(cfg["base_model"]), setting.folder, model_config, trust_remote_code=trust)
-    for key, value in (cfg.get("overrides_of_model_config") or {}).items():
-        setattr(config, key, value)
-    model = models.build(config, "eager" if cfg.get("attn_implementation") == "eager" else "sdpa")
+    attention = "eager" if cfg.get("attn_implementation") == "eager" else "sdpa"
+    model = models.build(config, attention, inside(cfg, "overrides_of_model_config"))
     name = type(model).__name__
     with contextlib.redirect_stdout(sys.stderr):  # libraries of the host talk as they are imported
         trained = models.choose_what_trains(model, cfg)

@@ -8,7 +8,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from ..config.raw import whole_number
+from ..config.raw import count, whole_number
 from ..config.refusals import inside
 from .given import json_at
 
@@ -73,7 +73,7 @@ def layout_of(cfg: Mapping[str, Any], folder: Path, gpus: int, compute: float) -
     fsdp = inside(cfg, "fsdp_config")
     if cfg.get("fsdp_config") or cfg.get("fsdp"):
         offload = bool(fsdp.get("offload_params"))
-        replicas = whole_number(cfg, "dp_replicate_size", 1)
+        replicas = count(cfg, "dp_replicate_size", 1)
         if gpus % replicas:
             raise ValueError(f"dp_replicate_size: {replicas} must divide the GPUs, got {gpus}; pass --gpus")
         return Layout(Kind.FSDP2, gpus, replicas=replicas, compute=compute, offload_weights=offload)

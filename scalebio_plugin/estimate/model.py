@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Any
@@ -60,12 +61,22 @@ def _from_dict(data: Mapping[str, Any], where: str) -> Any:
     return CONFIG_MAPPING[kind].from_dict(dict(data))
 
 
-def build(config: Any, attention: str) -> nn.Module:
-    """The causal language model on the meta device, every parameter trainable."""
+def build(config: Any, attention: str, overrides: Mapping[str, Any] | None = None) -> nn.Module:
+    """The causal language model on the meta device, every parameter trainable.
+
+    Raises:
+        ValueError: There is none of these shapes.
+    """
     from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):
-        model: nn.Module = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    try:
+        for key, value in (overrides or {}).items():
+            setattr(config, key, value)
+        with torch.device("meta"):
+            model: nn.Module = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    except Exception as error:  # of any kind: each family has rules of its own
+        key = "overrides_of_model_config" if overrides else "base_model"
+        raise ValueError(f"{key}: no model has these shapes ({_said(error)}); correct them") from error
     return model
 
 
@@ -76,10 +87,21 @@ def choose_what_trains(model: nn.Module, cfg: Mapping[str, Any]) -> nn.Module:
     if cfg.get("adapter"):
         raise ValueError(f"adapter: {cfg['adapter']} can't be estimated; lora, qlora and none can")
     if cfg.get("unfrozen_parameters"):
-        from axolotl.utils.freeze import freeze_layers_except
-
-        freeze_layers_except(model, cfg["unfrozen_parameters"])
+        _freeze_others(model, cfg["unfrozen_parameters"])
     return model
+
+
+def _freeze_others(model: nn.Module, patterns: Any) -> None:
+    from axolotl.utils.freeze import freeze_layers_except
+
+    try:
+        freeze_layers_except(model, patterns)
+    except (ValueError, TypeError, re.error) as error:
+        raise ValueError(f"unfrozen_parameters: {_said(error)}; correct the pattern") from error
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _with_adapters(model: nn.Module, cfg: Mapping[str, Any]) -> nn.Module:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.block import ScaleBiOSettings, settings_of
-from ..config.raw import refuse_shapes, whole_number, with_lisa_keys
+from ..config.raw import count, refuse_shapes, whole_number, with_lisa_keys
 from .cost import Cost
 from .given import yaml_at
 from .layout import Layout, layout_of
@@ -32,15 +32,15 @@ class Setting:
 
     @property
     def micro_batch(self) -> int:
-        return whole_number(self.cfg, "micro_batch_size", 1)
+        return count(self.cfg, "micro_batch_size", 1)
 
     @property
     def length(self) -> int:
-        return whole_number(self.cfg, "sequence_len", 512)
+        return count(self.cfg, "sequence_len", 512)
 
     @property
     def accumulation(self) -> int:
-        return whole_number(self.cfg, "gradient_accumulation_steps", 1)
+        return count(self.cfg, "gradient_accumulation_steps", 1)
 
     @property
     def optimizer(self) -> str:

@@ -142,6 +142,7 @@ def test_two_thousand_of_them(config: dict[str, Any]) -> None:
         ({"scalebio": 5}, "scalebio: must be a block of keys, got 5"),
         ({"scalebio": [1, 2]}, "scalebio: must be a block of keys, got [1, 2]"),
         ({"scalebio": {None: 1}}, "scalebio: must be a block of keys, got {None: 1}"),
+        ({"scalebio": {"lisa": None}}, "scalebio.lisa: is empty, so that all layers would train; write `lisa: {}`"),
         ({"datasets": 0.5}, "datasets: must be a list of entries, got 0.5"),
         ({"datasets": {"a": {"path": "a"}}}, "datasets: must be a list of entries, got {'a': {'path': 'a'}}"),
         ({"datasets": [None, {"path": "a"}]}, "datasets[0]: must be an entry of keys, got None"),

@@ -118,6 +118,15 @@ def test_it_says_that_it_does_not_fit(config: Path, capsys: pytest.CaptureFixtur
         ({"scalebio": {"lisa": {"active_layers": 9}}}, "at most 8"),
         ({"adapter": "llama-adapter"}, "lora, qlora and none can"),
         ({"datasets": [{"path": "a"}]}, "at least two sources"),
+        ({"max_steps": "many"}, "max_steps: must be a whole number, got 'many'"),
+        ({"micro_batch_size": -2}, "micro_batch_size: must be at least 1, got -2"),
+        ({"sequence_len": "-512"}, "sequence_len: must be at least 1, got -512"),
+        ({"fsdp_version": 2, "fsdp_config": {"reshard": 1}, "dp_replicate_size": -1}, "dp_replicate_size: must be at"),
+        ({"unfrozen_parameters": ["layers.[0"]}, "unterminated character set"),
+        ({"unfrozen_parameters": ["lm_head[5:2]"]}, "unfrozen_parameters: ValueError: Invalid range"),
+        ({"unfrozen_parameters": 3}, "unfrozen_parameters: TypeError"),
+        ({"overrides_of_model_config": {"num_attention_heads": 0}}, "overrides_of_model_config: no model has these shapes"),
+        ({"overrides_of_model_config": {"num_hidden_layers": "x"}}, "overrides_of_model_config: no model has these"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -127,6 +136,8 @@ def test_a_wrong_config_is_status_2(
     config.write_text(yaml.safe_dump({**bilevel(config.parent), **change}))
     assert cli.main(["estimate", str(config)]) == 2
     assert message in capsys.readouterr().err
+    assert cli.main(["estimate", str(config), "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["refused"]
 
 
 def test_a_missing_config_is_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
