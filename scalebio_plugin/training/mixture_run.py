@@ -222,12 +222,20 @@ class MixtureRun:
     def _pull_of_prior(self) -> Tensor:  # (S,), nats
         """What `prior` adds to the gaps: τ/α log(p / prior), its strength τ in nats of validation loss.
 
-        Not for the evidence rule: no part of it is noise that a sum of gaps would have to tell it from.
+        Where a bound bars its way nothing, or one at 0 would outweigh all gaps in their root mean square. Not for the
+        evidence rule: no part of it is noise that a sum of gaps would have to tell it from.
         """
         if self.drawn_to is None or self.settings.mixture_update == "evidence":
             return torch.zeros_like(self.logits_S)
         prior_S, strength = self.drawn_to
-        return strength * (self.weights_S / prior_S).log()
+        distance_S = (self.weights_S / prior_S).log()
+        return strength * (distance_S - self._centre(self.weights_S, distance_S, self.weights_S))
+
+    def _centre(self, weights_S: Tensor, distance_S: Tensor, share_S: Tensor) -> Tensor:  # (S,)
+        """The distance from a prior at which it draws nowhere: `share_S`'s mean, for softmax does not see it."""
+        if self.bounds is None:
+            return (share_S * distance_S).sum().expand_as(share_S)
+        return self.bounds.centre(weights_S, distance_S, share_S)
 
     @property
     def drawn_to(self) -> tuple[Tensor, float] | None:
@@ -243,9 +251,7 @@ class MixtureRun:
         prior_S, strength = self.drawn_to
         share_S = precision_weights(self.evidence.spread_S, self.evidence.updates)
         distance_S = before_S - prior_S.log()
-        centre_S = (share_S * distance_S).sum().expand_as(share_S)  # softmax does not see it
-        if self.bounds is not None:
-            centre_S = self.bounds.centre(weights_of(before_S), distance_S, share_S)
+        centre_S = self._centre(weights_of(before_S), distance_S, share_S)
         drawn_S = towards_prior(logits_S - centre_S, prior_S, rate * strength * pace_on_evidence(self.evidence))
         return drawn_S + (centre_S - centre_S.max())
 

@@ -393,9 +393,10 @@ def test_on_noise_a_prior_keeps_the_odds_of_those_that_bounds_leave_free(block):
     assert float(run.weights_S[0] / run.weights_S[1]) == pytest.approx(1.0, abs=1e-6)
 
 
-def test_beside_a_source_held_at_0_a_prior_gives_the_worst_source_the_least():
+@RULES
+def test_beside_a_source_held_at_0_a_prior_gives_the_worst_source_the_least(rule):
     prior, noise = {"a": 0.45, "b": 0.45, "c": 0.1}, torch.tensor([0.02, 0.1, 0.1])
-    run = run_of(mixture_update="evidence", prior={"weights": prior, "strength": 1.0}, bounds={"c": (0.0, 0.0)})
+    run = run_of(mixture_update=rule, prior={"weights": prior, "strength": 1.0}, bounds={"c": (0.0, 0.0)})
     for step, drawn in enumerate(gaps(200), start=1):
         observe(run, torch.tensor([-0.03, 0.03, 0.0]) + noise * drawn, step)
     assert 0.6 < float(run.weights_S[0]) < 0.9
