@@ -26,7 +26,7 @@ from ..hooks.manager import updated
 from ..hooks.spec import Observation
 from ..report.history import HistoryRecord
 from .mixture_settings import bounds_of, initial_weights, prior_of
-from .objective import Objective
+from .objective import Objective, weighted_mean
 from .state_file import lost_in_a_file
 
 
@@ -56,7 +56,6 @@ class StepLosses:
         share_S: (S,), part of each source in the units that are drawn.
         total: (), N of equation (1) in `algorithm.bilevel`.
         train_loss: L2(λ, w) of the step.
-        val_loss: L1(w).
         val_V, val_units_V: (V,), Σ loss of each validation set at w, and its targets.
     """
 
@@ -66,7 +65,6 @@ class StepLosses:
     share_S: Tensor
     total: Tensor
     train_loss: float
-    val_loss: float
     val_V: Tensor
     val_units_V: Tensor
 
@@ -299,7 +297,7 @@ class MixtureRun:
             return self._named([total / units if units > 0 else None for total, units in pairs])
 
         interval, recent = self.interval(), self.evidence.recent
-        said = self._verdict(interval)
+        said, val_losses = self._verdict(interval), losses.of_validation_sets()
         return {
             "step": step,
             "weights": self._named(self.weights_S.tolist()),
@@ -317,8 +315,8 @@ class MixtureRun:
             "told_at": self._told_at(step) if said == "no signal" else None,
             "units": self._named([round(units) for units in losses.units_S.tolist()]),
             "train_loss": losses.train_loss,
-            "val_loss": losses.val_loss,
-            "val_losses": self.objective.named(losses.of_validation_sets()),
+            "val_loss": weighted_mean(val_losses, goal_weights_V),
+            "val_losses": self.objective.named(val_losses),
             "val_weights": self.objective.named(goal_weights_V.tolist()),
             "goals": self._goals(),
             "learning_rate": learning_rate,

@@ -62,3 +62,16 @@ class Objective:
             )
         if self.worst:
             self.weights_V = saved["weights"]
+
+
+def weighted_mean(losses_V: Sequence[float | None], weights_V: Tensor) -> float:
+    """L1 by what a step has seen: Σ q_j L1_j over the sets in its batch, their q summing to 1, nats per token.
+
+    However many rows of each are in it: else it would follow the draw, and not the losses.
+
+    Args:
+        losses_V: Of each set; None where the batch held none of it.
+        weights_V: (V,), q.
+    """
+    seen = [(q, loss) for q, loss in zip(weights_V.tolist(), losses_V, strict=True) if loss is not None]
+    return sum(q * loss for q, loss in seen) / sum(q for q, _ in seen)

@@ -141,14 +141,14 @@ class Step:
             with engine.synced(self.model, settings.pull == 0.0):
                 loss = self._train_pass(last, self.model_S)
             after = RandomState()
-            val_losses = self._validation_pass(settings.pull)
+            val_V = self._validation_pass(settings.pull)
             after.restore()
         engine.average_gradients(self.host.trainable_parameters())
         if self.scaler is not None:  # fp16: only now is it known whether both sets can step
             with self.learning.begun_inner().in_place():
                 self._step_inner()
 
-        losses = self._losses(val_losses)
+        losses = self._losses(val_V)
         part_S = self.coefficient_S / (self.coefficient_S * losses.units_S).sum().clamp(min=1e-9)  # of what came
         seen = (float((part_S * sums_S).sum()) for sums_S in (losses.model_S, losses.inner_S))
         self.learning.look_at(self._number, *seen)
@@ -187,10 +187,10 @@ class Step:
             return self.host.backward_pass(self.model, self.batches[index], loss_of)
 
     def _validation_pass(self, pull: float) -> Tensor:
-        """Backward of pull · L1; with no pull only the value. Uses dropout.
+        """Backward of pull · L1; with no pull only the losses. Uses dropout.
 
         Returns:
-            (1 + V,): this rank's part of L1, and of the sum of the losses of each validation set.
+            (V,): this rank's part of the sum of the losses of each validation set.
         """
         engine, stream = self.learning.engine, self.learning.validation
         coefficient_V, factor_V = stream.coefficient_V, self.learning.run.objective.factor_V()
@@ -203,7 +203,7 @@ class Step:
         sets = len(coefficient_V)
         self.validation_V = engine.total(torch.stack([target.counts(sets) for target in targets]).sum(0))
         total = self.validation_V.sum().clamp(min=1.0)
-        value = torch.zeros(1 + sets, dtype=torch.float64, device=total.device)
+        sums_V = torch.zeros(sets, dtype=torch.float64, device=total.device)
         for number, (chunk, target) in enumerate(zip(chunks, targets, strict=True), start=1):
             with engine.synced(self.model, number == len(chunks)) if pull else nullcontext():
                 self._validation_batch(
@@ -211,22 +211,20 @@ class Step:
                     target,
                     partial(weighted_loss, targets=target, coefficient_S=coefficient_V, total=total),
                     pull,
-                    value,
+                    sums_V,
                 )
-        return value
+        return sums_V
 
     def _validation_batch(
-        self, batch: Batch, targets: Targets, mean: Callable[[Tensor], Tensor], pull: float, value: Tensor
+        self, batch: Batch, targets: Targets, mean: Callable[[Tensor], Tensor], pull: float, sums_V: Tensor
     ) -> None:
-        """One micro-batch of it; adds its losses to `value`."""
+        """One micro-batch of it; adds its losses to `sums_V`."""
         model, world = self.host.bare_model(), self.learning.engine.world
 
         def loss_of(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Tensor:
             losses = losses_of(outputs)
-            loss = mean(losses)
-            value[0].add_(loss.detach())
-            value[1:].add_(sum_by_source(losses.detach() * targets.units, targets.source, len(value) - 1))
-            return pull * loss * world
+            sums_V.add_(sum_by_source(losses.detach() * targets.units, targets.source, len(sums_V)))
+            return pull * mean(losses) * world
 
         with (
             self.learning.losses.within(model, targets.labels, lambda losses: pull * mean(losses) * world) as losses_of,
@@ -260,24 +258,24 @@ class Step:
             return units_S.sum().clamp(min=1.0)
         return (self.coefficient_S.to(units_S.device) * units_S).sum().clamp(min=1e-9)
 
-    def _losses(self, val_losses: Tensor) -> StepLosses:
+    def _losses(self, val_V: Tensor) -> StepLosses:
         """Of the global batch, on the CPU.
 
         Raises:
             FloatingPointError: One of them is NaN or infinite.
         """
-        total = self.learning.engine.total(torch.cat([self.model_S, self.inner_S, val_losses]))
+        total = self.learning.engine.total(torch.cat([self.model_S, self.inner_S, val_V]))
         counts = [self.units_S, self.validation_V, self.total[None]]
         gathered = torch.cat([total, *counts]).cpu()  # the one synchronisation
         sources, sets = len(self.units_S), len(self.validation_V)
-        sizes = [sources, sources, 1, sets, sources, sets, 1]
-        model_S, inner_S, val, val_V, units_S, of_V, of = torch.split(gathered, sizes)
+        sizes = [sources, sources, sets, sources, sets, 1]
+        model_S, inner_S, val_V, units_S, of_V, of = torch.split(gathered, sizes)
         train = (self.coefficient_S * model_S).sum() / self._came(units_S)
         self._refuse_not_finite("the model", model_S)
         self._refuse_not_finite("the inner parameters", inner_S)
-        if not math.isfinite(float(val)):
+        if not math.isfinite(float(val_V.sum())):
             raise FloatingPointError(stopped("the validation loss", self._number))
-        return StepLosses(model_S, inner_S, units_S, self.share_S, of[0], float(train), float(val), val_V, of_V)
+        return StepLosses(model_S, inner_S, units_S, self.share_S, of[0], float(train), val_V, of_V)
 
     def _refuse_not_finite(self, where: str, sums_S: Tensor) -> None:
         names = self.learning.run.names

@@ -125,7 +125,10 @@ def test_it_says_that_it_does_not_fit(config: Path, capsys: pytest.CaptureFixtur
         ({"unfrozen_parameters": ["layers.[0"]}, "unterminated character set"),
         ({"unfrozen_parameters": ["lm_head[5:2]"]}, "unfrozen_parameters: ValueError: Invalid range"),
         ({"unfrozen_parameters": 3}, "unfrozen_parameters: TypeError"),
-        ({"overrides_of_model_config": {"num_attention_heads": 0}}, "overrides_of_model_config: no model has these shapes"),
+        (
+            {"overrides_of_model_config": {"num_attention_heads": 0}},
+            "overrides_of_model_config: no model has these shapes",
+        ),
         ({"overrides_of_model_config": {"num_hidden_layers": "x"}}, "overrides_of_model_config: no model has these"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

@@ -14,6 +14,7 @@ import copy
 import json
 import math
 import re
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,7 +95,8 @@ class Twin:
     Attributes:
         w, u: The two models; u is None until learning starts.
         logits: λ.
-        gap, losses, inner_losses, units, train_loss, val_loss: Of the last step.
+        gap, losses, inner_losses, units, train_loss: Of the last step.
+        val_loss: Of the last step at w, the sets that its batch held weighted as they are.
     """
 
     def __init__(self, recording: Recording, sources: list[Path], validation: dict[Path, float | None], *, whole: bool):
@@ -197,10 +199,15 @@ class Twin:
         """L1: the mean over tokens, those of dataset j counting v_j / share_j."""
         sequences = self.sequences(model, step.validation, self.validation_files)
         n = sum(len(sequence.losses) for sequence in sequences)
-        total = 0.0
+        total, sums, tokens = 0.0, defaultdict(float), Counter()
         for sequence in sequences:
             j = sequence.source
             total = total + self.validation_weight[j] / self.validation_share[j] * sequence.losses.sum() / n
+            sums[j] += float(sequence.losses.detach().sum())
+            tokens[j] += len(sequence.losses)
+        if model is self.w:
+            seen = sum(self.validation_weight[j] for j in sums)
+            self.val_loss = sum(self.validation_weight[j] * sums[j] / tokens[j] for j in sums) / seen
         return total
 
     # ---- the step
@@ -223,9 +230,7 @@ class Twin:
         self.train_loss = float(objective.detach()) * self.shown()
         if learning:
             pulled_from = torch.get_rng_state()
-            val_loss = self.validation_loss(self.w, step)
-            self.val_loss = float(val_loss.detach())
-            objective = objective + val_loss / alpha
+            objective = objective + self.validation_loss(self.w, step) / alpha
         self.descend(self.w, self.w_optimizer, objective, step)
 
         if learning:

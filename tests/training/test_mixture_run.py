@@ -52,7 +52,9 @@ def losses_of(gap: Tensor | list[float], units: Tensor = UNITS) -> StepLosses:
     """A step whose sources differ by `gap` between w and u."""
     inner = torch.tensor([2.0, 3.0, 4.0], dtype=torch.float64)
     model = inner + torch.as_tensor(gap, dtype=torch.float64)
-    return StepLosses(model * units, inner * units, units, SHARE, units.sum(), 2.5, 1.5, torch.ones(1), torch.ones(1))
+    return StepLosses(
+        model * units, inner * units, units, SHARE, units.sum(), 2.5, torch.tensor([3.0]), torch.tensor([2.0])
+    )
 
 
 def gaps(steps: int, seed: int = 0) -> list[Tensor]:

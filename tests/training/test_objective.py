@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scalebio_plugin.training.objective import RATE, Objective
+from scalebio_plugin.training.objective import RATE, Objective, weighted_mean
 
 HALVES = torch.tensor([0.5, 0.5])
 
@@ -41,3 +41,10 @@ def test_other_validation_sets_are_refused_by_name() -> None:
         Objective(["a", "c"], HALVES, worst=True).load_state_dict(
             Objective(["a", "b"], HALVES, worst=True).state_dict()
         )
+
+
+def test_the_loss_of_several_sets_is_that_of_those_a_batch_holds() -> None:
+    weights_V = torch.tensor([0.5, 0.3, 0.2])
+    assert weighted_mean([2.0, 4.0, 6.0], weights_V) == pytest.approx(3.4)
+    assert weighted_mean([2.0, None, 6.0], weights_V) == pytest.approx((0.5 * 2.0 + 0.2 * 6.0) / 0.7)
+    assert weighted_mean([None, None, 6.0], weights_V) == pytest.approx(6.0)
