@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,9 @@ from .history import HistoryRecord, append_history, read_history, readable_lines
 from .mixture_file import Provenance, mixture_document, write_mixture
 from .page import write_page, write_report
 from .summary import summarise, summarise_goals
+
+
+FILES = ("history.jsonl", "mixture.json", "next.yml", "report.html", "mixture.png", "cost.json")
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,24 @@ class RunFolder:
     @property
     def history(self) -> Path:
         return self.path / "history.jsonl"
+
+    def begin(self) -> Path | None:
+        """A run starts anew: what an earlier one left is put into `earlier/`, in the place of what is there.
+
+        Returns:
+            That folder; None where there was no mixture to keep.
+        """
+        left = [path for name in FILES if (path := self.path / name).exists()]
+        if not (self.path / "mixture.json").exists():
+            for path in left:
+                path.unlink()
+            return None
+        earlier = self.path / "earlier"
+        shutil.rmtree(earlier, ignore_errors=True)
+        earlier.mkdir()
+        for path in left:
+            path.replace(earlier / path.name)
+        return earlier
 
     def add(self, record: HistoryRecord) -> None:
         """The line of one update."""

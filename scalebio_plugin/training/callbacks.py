@@ -44,7 +44,9 @@ class ScaleBiOCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         if state.global_step == 0 and state.is_world_process_zero:
-            self.learning.folder.restore_history(None)
+            earlier = self.learning.folder.begin()
+            if earlier is not None:
+                LOG.info(f"scalebio: what an earlier run left in {earlier.parent} is in {earlier.name}/ now")
         if state.is_world_process_zero:
             self._go_on_from_cost(state.global_step)
             self.dashboards = Dashboards(self.trainer.callback_handler.callbacks)

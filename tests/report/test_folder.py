@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scalebio_plugin.report.folder import RunFolder
+from scalebio_plugin.report.folder import FILES, RunFolder
 from scalebio_plugin.report.history import append_history, read_history
 from tests.report.histories import facts, record
 
@@ -28,6 +28,27 @@ def copy(folder: RunFolder, tmp_path: Path) -> Path:
     folder.save_history(copy)
     folder.add(record(4, {"a": 0.5, "b": 0.5}))
     return copy
+
+
+def test_a_new_run_puts_what_an_earlier_one_left_aside(folder: RunFolder) -> None:
+    """Stopped before its first save it would stand beside the mixture of the other one, and `show` would tell that."""
+    for steps in (3, 7):
+        for name in FILES:
+            (folder.path / name).parent.mkdir(exist_ok=True)
+            (folder.path / name).write_text(f"{steps}")
+        (folder.path / "mine.txt").write_text("a user's")
+        assert folder.begin() == folder.path / "earlier"
+        assert {path.name: path.read_text() for path in (folder.path / "earlier").iterdir()} == dict.fromkeys(
+            FILES, f"{steps}"
+        )
+        assert sorted(path.name for path in folder.path.iterdir()) == ["earlier", "mine.txt"]
+
+
+def test_a_run_that_left_no_mixture_leaves_nothing_to_keep(folder: RunFolder) -> None:
+    assert folder.begin() is None
+    folder.add(HISTORY[0])
+    assert folder.begin() is None
+    assert list(folder.path.iterdir()) == []
 
 
 def test_a_resume_takes_the_history_of_its_checkpoint(folder: RunFolder, copy: Path) -> None:

@@ -209,7 +209,7 @@ def test_the_main_process_alone_tells_them(main: bool, told: int) -> None:
     learning = SimpleNamespace(
         manager=SimpleNamespace(hook=SimpleNamespace(scalebio_run_started=lambda run: None)),
         facts=None,
-        folder=SimpleNamespace(restore_history=lambda copy: False),
+        folder=SimpleNamespace(begin=lambda: None),
     )
     state = SimpleNamespace(global_step=0, is_world_process_zero=main)
     ScaleBiOCallback(trainer, learning).on_train_begin(None, state, None)  # type: ignore[arg-type]
