@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 SHORT_NAME = "scalebio"
 FULL_NAME = "scalebio_plugin.ScaleBiOPlugin"
-_NAMES = (SHORT_NAME, "scalebio_plugin", FULL_NAME.lower(), "scalebio_plugin.plugin.scalebioplugin")
 _LAUNCHER = "accelerate.commands.launch"
 
 
@@ -44,8 +43,10 @@ def install() -> None:
 
 
 def _know_short_name(base: ModuleType) -> None:
+    from .config.names import is_the_plugin
+
     def full(name: object) -> object:
-        return FULL_NAME if str(name).replace(":", ".").lower() in _NAMES else name
+        return FULL_NAME if is_the_plugin(str(name)) else name
 
     _wrap(base, "load_plugin", lambda load_plugin: lambda plugin_name: load_plugin(full(plugin_name)))
     # From 0.21 on the name the manager files a plugin under: both spellings are one plugin.

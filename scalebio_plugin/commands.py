@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,6 +87,7 @@ def compare(arguments: argparse.Namespace) -> int:
 
 
 def show(arguments: argparse.Namespace) -> int:
+    from .report.mixture_file import tables_of
     from .report.side_by_side import weights_beside
 
     runs = runs_of(arguments.path, with_history=False)
@@ -114,17 +115,6 @@ def shown(run: Learned) -> dict[str, Any]:
     document = run.document
     facts = {key: document.get(key) for key in ("config", "verdict", "steps", "weights", "goals")}
     return {"run": run.label, **facts, "sources": {name: asdict(of) for name, of in run.summaries.items()}}
-
-
-def tables_of(document: Mapping[str, Any]) -> list[str]:
-    from .report.mixture_file import goals_of, summaries_of
-    from .report.tables import goals_table, weights_table
-
-    helped = goals_table(goals_of(document))
-    return [
-        weights_table(summaries_of(document), document.get("verdict"), document.get("told_at")),
-        *([] if helped is None else [helped]),
-    ]
 
 
 def report(arguments: argparse.Namespace) -> int:

@@ -71,7 +71,7 @@ class ScaleBiOPlugin(BasePlugin):
             rows = prepared.rows
         meta = meta_of(cfg, rows, prepared.evaluation, preprocess)
         if settings.apply is None and not preprocess:
-            early.refuse_too_few_steps(cfg, settings, meta.total_num_steps)
+            early.refuse_too_few_steps(settings, int(cfg.max_steps or meta.total_num_steps))
         return meta
 
     def _refuse_other_trainers(self, cfg: DictDefault) -> None:

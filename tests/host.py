@@ -14,6 +14,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -197,10 +198,11 @@ def load(directory: Path, config: dict[str, Any]) -> Any:
     return load_cfg(str(path))
 
 
-def no_picture(history: Any, path: Path, names: Any) -> None:
+def no_picture(history: Any, names: Any) -> bytes:
     from PIL import Image
 
-    Image.new("RGB", (1, 1)).save(path)
+    Image.new("RGB", (1, 1)).save(buffer := BytesIO(), "PNG")
+    return buffer.getvalue()
 
 
 def train(
@@ -246,7 +248,7 @@ def train(
         cfg.output_dir = str(directory / cfg.output_dir)
         manager = PluginManager.get_instance()
         meta = (manager.load_datasets(cfg, preprocess=False) if cfg.plugins else None) or load_datasets(cfg=cfg)
-        with nullcontext() if picture else patch("scalebio_plugin.report.page.draw_mixture", no_picture):
+        with nullcontext() if picture else patch("scalebio_plugin.report.page.drawn_mixture", no_picture):
             _, _, trainer = host_train(cfg=cfg, dataset_meta=meta)
     finally:
         os.chdir(before)

@@ -56,11 +56,11 @@ class Pieces:
             alike: Every batch is cut into equally many.
         """
         most = max(1, ENTRIES // vocabulary)
-        return cls(most, _ceil(tokens, most) if alike else 1)
+        return cls(most, -(-tokens // most) if alike else 1)
 
     def number(self, targets: int) -> int:
         """Pieces that so many targets are cut into."""
-        return max(self.at_least, _ceil(targets, self.most))
+        return max(self.at_least, -(-targets // self.most))
 
 
 def losses_in_pieces(
@@ -148,7 +148,3 @@ def _losses_and_derivatives(
     with torch.autocast(read.device.type, enabled=False):
         (derivatives,) = torch.autograd.grad(losses, alone, foreseen.to(losses.dtype))
     return losses.detach(), derivatives
-
-
-def _ceil(a: int, b: int) -> int:
-    return -(-a // b)

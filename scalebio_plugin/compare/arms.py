@@ -25,7 +25,7 @@ import numpy as np
 from ..config.block import settings_of
 from ..config.names import listed, source_names
 from ..config.raw import count
-from ..report.next_config import KEPT, OF_THE_RUN
+from ..report.next_config import OF_THE_RUN, applied_block
 
 Config = dict[str, Any]
 
@@ -104,9 +104,7 @@ def run_config(config: Mapping[str, Any], folder: Path, seed: int, steps: int | 
 
 def applied_config(config: Mapping[str, Any], mixture: Path, **block: Any) -> Config:
     """An ordinary run on that mixture. `config`: of `run_config`."""
-    own = config.get("scalebio") or {}
-    kept = {key: own[key] for key in KEPT if own.get(key)}
-    return {**config, "scalebio": {"apply": str(mixture), **kept, **block}}
+    return {**config, "scalebio": {**applied_block(config.get("scalebio") or {}, str(mixture)), **block}}
 
 
 def plain_config(config: Mapping[str, Any], *, with_validation: bool = False) -> Config:

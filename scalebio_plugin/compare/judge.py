@@ -11,13 +11,12 @@ from typing import Any
 
 import torch
 from axolotl.integrations.base import BasePlugin
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Trainer, TrainerCallback
 
+from ..algorithm.bilevel import IGNORED, token_losses
 from ..report.files import replace_file
 from .result import JUDGED
-
-IGNORED = -100
 
 
 class JudgePlugin(BasePlugin):
@@ -78,7 +77,5 @@ def row_losses(trainer: Trainer) -> Tensor:  # (R, 2)
 
 def losses_by_row(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:  # (B, 2), float64
     targets_BT = labels_BT[:, 1:]
-    losses_BT = nn.functional.cross_entropy(
-        logits_BTV[:, :-1].float().transpose(1, 2), targets_BT, ignore_index=IGNORED, reduction="none"
-    )
+    losses_BT = token_losses(logits_BTV, targets_BT)
     return torch.stack([losses_BT.double().sum(1), (targets_BT != IGNORED).double().sum(1)], dim=1)

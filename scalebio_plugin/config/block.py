@@ -88,6 +88,14 @@ class LisaArgs(_Block):
         "needed where the tokenizer grew.",
     )
 
+    def refuse_fewer(self, layers: int, model: str) -> None:
+        """Raise a ValueError where a model has fewer blocks than are to train at a time."""
+        if self.active_layers > layers:
+            raise ValueError(
+                f"scalebio.lisa.active_layers must be at most {layers} (the layers of {model}), got "
+                f"{self.active_layers}; lower it or remove the lisa: block"
+            )
+
 
 class PriorArgs(_Block):
     """A pull of the mixture towards given weights, by their Kullback-Leibler divergence."""

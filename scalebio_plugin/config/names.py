@@ -17,8 +17,12 @@ _TELLING = ("name", "data_files", "split", "revision", "type", "shards_idx")
 
 def listed(config: Mapping[str, Any]) -> list[str]:
     """The entries of `plugins:` that are this plugin."""
-    names = map(str, config.get("plugins") or [])
-    return [name for name in names if name.replace(":", ".").lower() in _OF_THE_PLUGIN]
+    return [name for name in map(str, config.get("plugins") or []) if is_the_plugin(name)]
+
+
+def is_the_plugin(name: str) -> bool:
+    """Whether an entry of `plugins:` is; `boot` has it loaded by its full name."""
+    return name.replace(":", ".").lower() in _OF_THE_PLUGIN
 
 
 def source_names(entries: Sequence[Mapping[str, Any]], given: Sequence[str] | None = None) -> list[str]:

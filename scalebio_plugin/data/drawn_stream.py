@@ -104,13 +104,11 @@ class DrawnStream:
             "drawn": self._drawn_before.tolist(),
         }
 
-    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+    def load_state_dict(self, saved: Mapping[str, Any], done: int) -> None:
+        """Of a run that had taken so many steps."""
         self.drawn_S = np.array(saved["drawn"], dtype=np.int64)
         self._begin(saved["first"], np.array(saved["weights"]), DrawState.of_plain(saved["draw"]))
-
-    def resume_after(self, number: int) -> None:
-        """Once the state of a run that had taken so many steps is loaded: their rows count."""
-        self._count_until(number)
+        self._count_until(done)
 
     def _begin(self, first: int, weights: np.ndarray, state: DrawState) -> None:
         """Plan the segment that begins with step `first`."""

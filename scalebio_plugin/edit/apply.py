@@ -13,7 +13,7 @@ from ..config.block import settings_of
 from ..config.names import listed, refuse_other_sources, source_names
 from ..config.raw import refuse_shapes
 from ..config.split import columns_of
-from ..report.mixture_file import fractions_of_rows
+from ..report.mixture_file import fractions_of_rows, rows_of_an_epoch, times_drawn
 from ..report.next_config import OF_THE_RUN, applied_config
 from ..report.tables import align, shorten
 from .text import (
@@ -145,7 +145,7 @@ def _kept_of_entries(config: Mapping[str, Any], document: Mapping[str, Any]) -> 
 
 def kept_of(document: Mapping[str, Any]) -> dict[str, float]:
     """The largest parts of the sources' rows, in (0, 1], that are in the proportions of the mixture."""
-    per_row = {name: of / document["sources"][name]["examples"] for name, of in fractions_of_rows(document).items()}
+    per_row = times_drawn(document, 1)
     return {name: of / max(per_row.values()) for name, of in per_row.items()}
 
 
@@ -158,8 +158,8 @@ def explained(document: Mapping[str, Any], block: Mapping[str, Any]) -> Iterator
         yield "weight   part in the training loss, by target tokens"
         return
     most, rows = settings_of({"scalebio": block}).max_repeats, fractions_of_rows(document)
-    epoch, kept = sum(of["examples"] for of in document["sources"].values()), kept_of(document)
-    asked = {name: rows[name] * epoch / document["sources"][name]["examples"] for name in names}
+    epoch, kept = rows_of_an_epoch(document), kept_of(document)
+    asked = times_drawn(document, epoch)
     drawn = {name: f"{often:.2f}" + " *" * (often > most) for name, often in asked.items()}
     table = [(shorten(name), weights[name], f"{rows[name]:.1%}", drawn[name], f"{kept[name]:.4g}") for name in names]
     yield align([("source", "weight", "rows", "drawn", "keep"), *table])

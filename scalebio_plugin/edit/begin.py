@@ -11,7 +11,7 @@ from ..config.raw import refuse_shapes
 from ..config.refusals import problems_of, refuse
 from .text import appended, dumped, entries, parses_to, with_plugin
 
-_PLACES = (
+_PLACES = [
     "path",
     "name",
     "data_files",
@@ -22,7 +22,7 @@ _PLACES = (
     "preprocess_shards",
     "weight",
     "ds_type",
-)
+]
 _FILES = {".json", ".jsonl", ".parquet", ".csv", ".txt", ".arrow"}
 _BLOCK = """\
 scalebio:  # learns, while the model trains, how much each of datasets: should count

@@ -1,4 +1,4 @@
-"""The built-in behaviour, behind the same hooks as anybody's."""
+"""The built-in behaviour, behind the same hooks as anybody's: this module is the extension that is asked last."""
 
 from __future__ import annotations
 
@@ -10,59 +10,34 @@ from ..algorithm import lisa, mixture
 from .spec import Observation, hookimpl
 
 
-class AdamOnLogits:
-    """`mixture_update: adam`, the paper's."""
-
-    @hookimpl(trylast=True)
-    def scalebio_update_mixture(
-        self, rule: str, observation: Observation, state: dict[str, Any] | None
-    ) -> tuple[Tensor, dict[str, Any]] | None:
-        if rule != "adam":
-            return None
-        before = mixture.AdamState(**state) if state else mixture.AdamState.zeros(len(observation.logits_S))
-        logits, after = mixture.adam(observation.gradient_S, before, observation.logits_S, observation.learning_rate)
-        return logits, vars(after)
+def _evidence(seen: Observation, state: dict[str, Any]) -> tuple[Tensor, Any]:
+    before = mixture.EvidentState.of(state) if state else mixture.EvidentState.zeros(len(seen.logits_S))
+    return mixture.move_on_evidence(seen.evidence, before, seen.logits_S, seen.learning_rate)
 
 
-class MoveOnEvidence:
-    """`mixture_update: evidence`, the default."""
-
-    @hookimpl(trylast=True)
-    def scalebio_update_mixture(
-        self, rule: str, observation: Observation, state: dict[str, Any] | None
-    ) -> tuple[Tensor, dict[str, Any]] | None:
-        if rule != "evidence":
-            return None
-        before = mixture.EvidentState.of(state) if state else mixture.EvidentState.zeros(len(observation.logits_S))
-        logits, after = mixture.move_on_evidence(
-            observation.evidence, before, observation.logits_S, observation.learning_rate
-        )
-        return logits, vars(after)
+def _exponentiated_gradient(seen: Observation, state: dict[str, Any]) -> tuple[Tensor, Any]:
+    before = mixture.ExponentiatedState(**state)
+    return mixture.exponentiated_gradient(seen.gap_S, seen.weights_S, before, seen.logits_S, seen.learning_rate)
 
 
-class ExponentiatedGradient:
-    """`mixture_update: exponentiated_gradient`."""
-
-    @hookimpl(trylast=True)
-    def scalebio_update_mixture(
-        self, rule: str, observation: Observation, state: dict[str, Any] | None
-    ) -> tuple[Tensor, dict[str, Any]] | None:
-        if rule != "exponentiated_gradient":
-            return None
-        before = mixture.ExponentiatedState(**state or {})
-        logits, after = mixture.exponentiated_gradient(
-            observation.gap_S, observation.weights_S, before, observation.logits_S, observation.learning_rate
-        )
-        return logits, vars(after)
+def _adam(seen: Observation, state: dict[str, Any]) -> tuple[Tensor, Any]:
+    before = mixture.AdamState(**state) if state else mixture.AdamState.zeros(len(seen.logits_S))
+    return mixture.adam(seen.gradient_S, before, seen.logits_S, seen.learning_rate)
 
 
-class UniformLayers:
-    """LISA's draw: uniform, without replacement."""
-
-    @hookimpl(trylast=True)
-    def scalebio_draw_layers(self, layers: int, active: int, seed: int, period: int) -> tuple[int, ...]:
-        return lisa.draw_layers(layers, active, seed, period)
+RULES = {"evidence": _evidence, "exponentiated_gradient": _exponentiated_gradient, "adam": _adam}
 
 
-RULES = ("evidence", "exponentiated_gradient", "adam")
-BUILT_IN = (AdamOnLogits(), MoveOnEvidence(), ExponentiatedGradient(), UniformLayers())
+@hookimpl(trylast=True)
+def scalebio_update_mixture(
+    rule: str, observation: Observation, state: dict[str, Any] | None
+) -> tuple[Tensor, dict[str, Any]] | None:
+    if rule not in RULES:
+        return None
+    logits, after = RULES[rule](observation, state or {})
+    return logits, vars(after)
+
+
+@hookimpl(trylast=True)
+def scalebio_draw_layers(layers: int, active: int, seed: int, period: int) -> tuple[int, ...]:
+    return lisa.draw_layers(layers, active, seed, period)

@@ -11,26 +11,24 @@ import torch
 from torch import Tensor
 
 from ..algorithm.evidence import Evidence
-from . import spec
-from .defaults import BUILT_IN, RULES
+from . import defaults, spec
+from .defaults import RULES
 
 ENTRY_POINTS = "scalebio"
 
 
-def build_manager(extensions: Sequence[str] = (), built_in: Sequence[object] = ()) -> pluggy.PluginManager:
+def build_manager(extensions: Sequence[str] = ()) -> pluggy.PluginManager:
     """Manager with the built-ins, the installed entry points of group `scalebio`, and the config's extensions.
 
     Args:
         extensions: `module` or `module:attribute`, from `scalebio.extensions`.
-        built_in: Implementations that come first in registration and last in calls.
 
     Raises:
         ValueError: An extension cannot be found, or implements a hook that does not exist.
     """
     manager = pluggy.PluginManager(spec.PROJECT)
     manager.add_hookspecs(spec)
-    for plugin in built_in:
-        manager.register(plugin, name=type(plugin).__name__)
+    manager.register(defaults)
     try:
         manager.load_setuptools_entrypoints(ENTRY_POINTS)
         for path in extensions:
@@ -47,7 +45,7 @@ def manager_of(rule: str, extensions: Sequence[str]) -> pluggy.PluginManager:
     Raises:
         ValueError: As `build_manager`, or `rule` is none of the built-in ones and no extension has any.
     """
-    manager = build_manager(extensions, BUILT_IN)
+    manager = build_manager(extensions)
     if rule not in RULES and not _has_rules(manager):
         raise _no_rule(rule)
     return manager
@@ -100,7 +98,7 @@ def updated(
 def _has_rules(manager: pluggy.PluginManager) -> bool:
     """Of extensions."""
     answering = manager.hook.scalebio_update_mixture.get_hookimpls()
-    return any(implementation.plugin not in BUILT_IN for implementation in answering)
+    return any(implementation.plugin is not defaults for implementation in answering)
 
 
 def _no_rule(rule: str) -> ValueError:

@@ -14,7 +14,7 @@ from pydantic_core import from_json
 from typing_extensions import TypedDict  # pydantic takes the one of `typing` from Python 3.12 on
 
 from .files import StrPath
-from .parsed import Count, Many, Name, NotNegative, Text, content_of, parsed
+from .parsed import Count, Many, Name, NotNegative, Text, at_most, content_of, parsed
 from .words import printable
 
 SCHEMA = 1
@@ -49,15 +49,9 @@ def _whole(arms: dict[str, Any]) -> dict[str, Any]:
     return arms
 
 
-def _ours(schema: int) -> int:
-    if schema > SCHEMA:
-        raise ValueError(f"{schema} is newer than what this version of scalebio reads ({SCHEMA}); update scalebio")
-    return schema
-
-
 @pydantic_dataclass(frozen=True, config=ConfigDict(extra="ignore"))
 class _Comparison:
-    schema: Annotated[int, Field(ge=1, strict=True), AfterValidator(_ours)]
+    schema: Annotated[int, Field(ge=1, strict=True), at_most(SCHEMA)]
     reference: Name
     arms: Annotated[dict[Name, _Arm], Many, AfterValidator(_whole)]
 

@@ -18,7 +18,6 @@ from .mixture_file import Provenance, mixture_document, write_mixture
 from .page import write_page, write_report
 from .summary import summarise, summarise_goals
 
-
 FILES = ("history.jsonl", "mixture.json", "next.yml", "report.html", "mixture.png", "cost.json")
 
 

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import AfterValidator, Field, TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from .files import StrPath, replace_file
-from .parsed import Count, Many, Name, Text, content_of, parsed
+from .parsed import Count, Many, Name, Text, at_most, content_of, parsed
 
 FILE = "scalebio/run.json"  # of a checkpoint
 SCHEMA = 1
@@ -81,12 +81,6 @@ _OF_THE_DATA = ("sources", "rows", "texts", "order", "validation sets", "validat
 KEYS = [key for key in RULES if key not in _OF_THE_DATA]
 
 
-def _ours(schema: int) -> int:
-    if schema > SCHEMA:
-        raise ValueError(f"{schema} is newer than what this version of scalebio reads ({SCHEMA}); update scalebio")
-    return schema
-
-
 @dataclass(frozen=True)
 class RunIdentity:
     """What a run is, as plain values.
@@ -101,7 +95,7 @@ class RunIdentity:
     validation: Annotated[dict[Name, Part], Many]
     order: Text
     keys: dict[Text, Any]
-    schema: Annotated[int, Field(ge=1, strict=True), AfterValidator(_ours)] = SCHEMA
+    schema: Annotated[int, Field(ge=1, strict=True), at_most(SCHEMA)] = SCHEMA
 
 
 _SHAPE = TypeAdapter(RunIdentity)

@@ -25,8 +25,9 @@ from typing_extensions import TypedDict  # pydantic takes the one of `typing` fr
 from .files import StrPath, replace_file
 from .identity import Part
 from .leaks import Leaks
-from .parsed import Count, Many, Name, NotNegative, Positive, Text, content_of, parsed
+from .parsed import Count, Many, Name, NotNegative, Positive, Text, at_most, content_of, parsed
 from .summary import Cosine, Goals, SourceSummary, largest_first
+from .tables import goals_table, weights_table
 from .words import printable
 
 SCHEMA = 1
@@ -113,6 +114,15 @@ def fractions_of_rows(document: Mapping[str, Any]) -> dict[str, float]:
     return {name: of / total for name, of in rows.items()}
 
 
+def times_drawn(document: Mapping[str, Any], rows: int) -> dict[str, float]:
+    """How often so many rows of the mixture have each row of a source drawn, if none is held back."""
+    return {name: rows * of / document["sources"][name]["examples"] for name, of in fractions_of_rows(document).items()}
+
+
+def rows_of_an_epoch(document: Mapping[str, Any]) -> int:
+    return sum(of["examples"] for of in document["sources"].values())
+
+
 def parts_of(document: Mapping[str, Any]) -> dict[str, Part]:
     """What is known of the rows of its sources; empty where what wrote it did not say, or no run did."""
     sources = document.get("sources") or {}
@@ -127,6 +137,13 @@ def _as_values(row: Mapping[str, Cosine]) -> dict[str, Any]:
 def goals_of(document: Mapping[str, Any]) -> Goals | None:
     """The cosines that `mixture_document` was given; None where there was no probe, or what wrote it had none."""
     return _GOALS.validate_python(document.get("goals"))
+
+
+def tables_of(document: Mapping[str, Any]) -> list[str]:
+    """As text: the weights, and which source helps which validation set, where that was measured."""
+    weights = weights_table(summaries_of(document), document.get("verdict"), document.get("told_at"))
+    helped = goals_table(goals_of(document))
+    return [weights] if helped is None else [weights, helped]
 
 
 def write_mixture(path: StrPath, document: Mapping[str, Any]) -> None:
@@ -179,12 +196,6 @@ def _number_of(penalty: Any) -> Any:
     return math.inf if penalty == _INFINITE else penalty
 
 
-def _ours(schema: int) -> int:
-    if schema > SCHEMA:
-        raise ValueError(f"{schema} is newer than what this version of scalebio reads ({SCHEMA}); update scalebio")
-    return schema
-
-
 def _whole(weights: dict[str, float]) -> dict[str, float]:
     total = math.fsum(weights.values())
     if abs(total - 1) > 1e-6:
@@ -204,7 +215,7 @@ class Mixture(BaseModel, frozen=True):
 
     model_config = _STRICT
 
-    schema_: Annotated[int, Field(ge=1), AfterValidator(_ours)] = Field(alias="schema")
+    schema_: Annotated[int, Field(ge=1), at_most(SCHEMA)] = Field(alias="schema")
     weights: Annotated[dict[Name, NotNegative], Field(min_length=1), Many, AfterValidator(_whole)]
     verdict: Text | None = None
     told_at: Annotated[dict[Name, Positive], Field(max_length=1)] | None = None

@@ -8,14 +8,8 @@ from typing import Any
 
 import yaml
 
-KEPT = (
-    "names",
-    "split_by",
-    "min_rows",
-    "held_out_rows",
-    "max_repeats",
-    "extensions",
-)  # of the block: what `apply` goes with
+# Of the block, what `apply` goes with.
+KEPT = ("names", "split_by", "min_rows", "held_out_rows", "max_repeats", "extensions")
 OF_THE_RUN = ("axolotl_config_path", "resume_from_checkpoint", "wandb_run_id")  # would point back to it
 _LISA = """#
 # The first run trained with LISA, layer by layer. This one trains all parameters at a time, which takes more memory;
@@ -46,6 +40,11 @@ def applied_config(config: Mapping[str, Any], mixture: str, output_dir: str) -> 
     block = config.get("scalebio") or {}
     plain = {key: value for key, value in config.items() if key not in (*OF_THE_RUN, "scalebio")}
     plain["output_dir"] = f"{output_dir.rstrip(os.sep)}-applied"
-    dropped = ("on_leak", "validation_datasets") if block.get("on_leak") == "drop" else ()
-    plain["scalebio"] = {"apply": mixture, **{key: block[key] for key in (*KEPT, *dropped) if block.get(key)}}
+    plain["scalebio"] = applied_block(block, mixture)
     return plain
+
+
+def applied_block(block: Mapping[str, Any], mixture: str) -> dict[str, Any]:
+    """That of a run on a mixture, from that of the run that learned it."""
+    dropped = ("on_leak", "validation_datasets") if block.get("on_leak") == "drop" else ()
+    return {"apply": mixture, **{key: block[key] for key in (*KEPT, *dropped) if block.get(key)}}

@@ -18,8 +18,8 @@ from .files import StrPath, replace_file
 from .history import Floats, HistoryRecord, read_history, series
 from .leaks import leaks_section
 from .markup import cell, many, page, pairs, shown, table
-from .mixture_file import fractions_of_rows, goals_of, read_mixture, summaries_of
-from .picture import draw_mixture, embedded
+from .mixture_file import fractions_of_rows, goals_of, read_mixture, rows_of_an_epoch, summaries_of, times_drawn
+from .picture import drawn_mixture, embedded
 from .shared_rows import shared_rows_section
 from .summary import Cosine, Goals, SourceSummary
 from .tables import cosine_in_words, interval_in_words, layers_line, told_at_in_words, verdict_in_words
@@ -61,8 +61,8 @@ def write_report(folder: StrPath, document: Mapping[str, Any], history: Sequence
         ValueError: They are of other sources.
     """
     until_then = _until(document, history)
-    picture = Path(folder) / "mixture.png"
-    draw_mixture(until_then, picture, list(document["weights"]))
+    picture = drawn_mixture(until_then, list(document["weights"]))
+    replace_file(Path(folder) / "mixture.png", picture)
     shows = "Weights, training losses and validation loss over the run"
     return _write(folder, document, until_then, embedded(picture, shows, "picture"))
 
@@ -151,22 +151,10 @@ def _weights(document: Mapping[str, Any]) -> str:
     sources = document["sources"]
     summaries = summaries_of(document)
     fractions, most = fractions_of_rows(document), max(document["weights"].values())
-    rows = _rows(document)
+    asked = times_drawn(document, _rows(document))
     drawn = document.get("drawn")  # a run in the host's order has none, nor has an older document
-    head = [
-        "source",
-        "",
-        "weight",
-        "95% interval",
-        "rows",
-        "gap",
-        "s.e.",
-        "",
-        "loss of w / u",
-        "target tokens",
-        "sequences",
-    ]
-    head += ["epochs asked"] if drawn is None else ["epochs asked", "each drawn"]
+    head = ["source", "", "weight", "95% interval", "rows", "gap", "s.e.", "", "loss of w / u", "target tokens"]
+    head += ["sequences"] + (["epochs asked"] if drawn is None else ["epochs asked", "each drawn"])
     lines = [
         [
             cell(shown(name), "text"),
@@ -180,7 +168,7 @@ def _weights(document: Mapping[str, Any]) -> str:
             cell(" / ".join("–" if loss is None else f"{loss:.3f}" for loss in (summary.loss, summary.inner_loss))),
             cell(f"{sources[name]['tokens']:,}"),
             cell(f"{sources[name]['examples']:,}"),
-            cell(f"{rows * fractions[name] / sources[name]['examples']:.2f}"),
+            cell(f"{asked[name]:.2f}"),
             *([] if drawn is None else [cell(f"{drawn[name] / sources[name]['examples']:.2f} times")]),
         ]
         for name, summary in summaries.items()
@@ -191,11 +179,7 @@ def _weights(document: Mapping[str, Any]) -> str:
 def _rows(document: Mapping[str, Any]) -> int:
     """That the run drew, where it drew them by source; else those of an epoch."""
     drawn = document.get("drawn")
-    return sum(drawn.values()) if drawn is not None else _rows_of_an_epoch(document)
-
-
-def _rows_of_an_epoch(document: Mapping[str, Any]) -> int:
-    return sum(of["examples"] for of in document["sources"].values())
+    return sum(drawn.values()) if drawn is not None else rows_of_an_epoch(document)
 
 
 def _rows_in_words(document: Mapping[str, Any]) -> str:
@@ -207,8 +191,7 @@ def _held(document: Mapping[str, Any]) -> str:
     most = (document.get("settings") or {}).get("scalebio.max_repeats")
     if not isinstance(most, int):
         return ""
-    rows, sources = _rows_of_an_epoch(document), document["sources"]
-    asked = {name: rows * of / sources[name]["examples"] for name, of in fractions_of_rows(document).items()}
+    asked = times_drawn(document, rows_of_an_epoch(document))
     held = [f"{shown(name)} ({often:.1f})" for name, often in asked.items() if often > most]
     most_often = f"In an epoch each row is drawn {most} times at most (max_repeats)"
     return f"<p>{most_often}; the mixture asks for more of {', '.join(held)}.</p>" if held else ""

@@ -11,7 +11,7 @@ import reprlib
 from pathlib import Path
 from typing import Annotated, TypeVar
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from .files import StrPath
 from .words import printable
@@ -24,6 +24,17 @@ Count = Annotated[int, Field(strict=True, ge=0, le=10**18)]
 Positive = Annotated[int, Field(strict=True, ge=1, le=10**18)]
 Many = Field(max_length=10_000)  # sources, validation sets
 T = TypeVar("T")
+
+
+def at_most(newest: int) -> AfterValidator:
+    """Of the number of a format: what a newer version wrote is not guessed at."""
+
+    def ours(schema: int) -> int:
+        if schema > newest:
+            raise ValueError(f"{schema} is newer than what this version of scalebio reads ({newest}); update scalebio")
+        return schema
+
+    return AfterValidator(ours)
 
 
 def content_of(path: StrPath, most_bytes: int) -> bytes:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from .files import StrPath, replace_file
 from .history import Floats, HistoryRecord, series
 from .tables import shorten
 
@@ -27,8 +26,8 @@ INK, GREY = "#333333", "#b4b4b4"
 COLOURS = 64  # of a picture in a page
 
 
-def draw_mixture(history: Sequence[HistoryRecord], path: StrPath, names: Sequence[str]) -> None:
-    """Draw weights, training losses and validation loss over the optimiser steps as a PNG.
+def drawn_mixture(history: Sequence[HistoryRecord], names: Sequence[str]) -> bytes:
+    """Weights, training losses and validation loss over the optimiser steps, as a PNG.
 
     Up to 10 sources are all in colour; of more, the 8 of largest final weight, the others thin and grey. The 3 largest
     have their 95% intervals as bands. Losses are running means over about a thirtieth of the updates. An empty history
@@ -54,7 +53,7 @@ def draw_mixture(history: Sequence[HistoryRecord], path: StrPath, names: Sequenc
         panels[0].text(0.5, 0.5, "no mixture update yet", color=INK, ha="center", va="center")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", bbox_inches="tight")
-    replace_file(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 class _End(NamedTuple):
@@ -175,7 +174,7 @@ def _spread(heights: Floats, gap: float) -> Floats:
     return spread
 
 
-def embedded(path: StrPath, about: str, kind: str = "") -> str:
+def embedded(png: bytes, about: str, kind: str = "") -> str:
     """A picture as an element of a page, in few colours: a fourth of the bytes.
 
     Args:
@@ -184,7 +183,7 @@ def embedded(path: StrPath, about: str, kind: str = "") -> str:
     from PIL import Image  # as late as what draws it
 
     buffer = io.BytesIO()
-    with Image.open(path) as image:
+    with Image.open(io.BytesIO(png)) as image:
         few = image.convert("RGB").quantize(COLOURS, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
     few.save(buffer, "PNG", optimize=True)
     source = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

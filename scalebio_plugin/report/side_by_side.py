@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +14,7 @@ from .files import StrPath, replace_file
 from .history import HistoryRecord, read_history
 from .markup import cell, page, shown, table
 from .mixture_file import read_mixture, summaries_of
-from .picture import draw_mixture, embedded
+from .picture import drawn_mixture, embedded
 from .summary import SourceSummary
 from .tables import align, interval_in_words, shorten, verdict_in_words
 
@@ -63,8 +62,8 @@ def weights_beside(runs: Sequence[Learned]) -> str:
     rows = [("source", *headings([run.label for run in runs]))]
     for name in names_of(runs):
         rows.append((shorten(name), *(_weight(of[name]) if name in of else "-" for of in summaries)))
-    facts = {"config": "config", "verdict": "verdict", "steps": "steps", "penalty": "penalty"}
-    told = {name: [_fact(run.document.get(key)) for run in runs] for name, key in facts.items()}
+    facts = ("config", "verdict", "steps", "penalty")
+    told = {name: [_fact(run.document.get(name)) for run in runs] for name in facts}
     any_star = any(" *" in one for row in rows for one in row[1:])
     hint = "\n* not told from the average of its run by all updates together" if any_star else ""
     return align([*rows, *((name, *cells) for name, cells in told.items() if set(cells) != {"-"})]) + hint
@@ -143,7 +142,5 @@ def _of(run: Learned, key: str, in_words: Callable[[Any], str] = "{:}".format) -
 
 
 def _picture(run: Learned) -> str:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "mixture.png")
-        draw_mixture(run.history, path, list(run.document["weights"]))
-        return embedded(path, f"Weights and losses of {shown(run.label)}")
+    picture = drawn_mixture(run.history, list(run.document["weights"]))
+    return embedded(picture, f"Weights and losses of {shown(run.label)}")

@@ -11,8 +11,8 @@ from axolotl.utils.logging import get_logger
 from transformers import TrainerCallback, TrainerState
 
 from ..report.history import HistoryRecord
-from ..report.mixture_file import goals_of, summaries_of
-from ..report.tables import drawn_line, goals_table, layers_line, weights_table
+from ..report.mixture_file import tables_of
+from ..report.tables import drawn_line, layers_line
 from .console import own_line
 from .dashboards import Dashboards
 from .learning import Learning
@@ -121,16 +121,11 @@ class ScaleBiOCallback(TrainerCallback):
             folder.draw(document, read())
         self._show(document, read)
         self.dashboards.keep(folder.path)
-        helped = goals_table(goals_of(document))
+        said = ["scalebio: the learned mixture", *tables_of(document)]
+        said += [] if document["layer_steps"] is None else [layers_line(document["layer_steps"])]
+        said += [] if document["drawn"] is None else [drawn_line(document)]
         with own_line():
-            LOG.info(
-                "scalebio: the learned mixture\n"
-                + weights_table(summaries_of(document), document["verdict"], document["told_at"])
-                + ("" if helped is None else "\n" + helped)
-                + ("" if document["layer_steps"] is None else "\n" + layers_line(document["layer_steps"]))
-                + ("" if document["drawn"] is None else "\n" + drawn_line(document))
-                + f"\n{folder.listing()}"
-            )
+            LOG.info("\n".join([*said, folder.listing()]))
         with _not_at_the_price_of_the_model("what an extension does at the end of a run"):
             self.learning.manager.hook.scalebio_run_ended(document=document)
 

@@ -113,11 +113,6 @@ def write_inner(checkpoint: str, part: InnerPart, place: Place) -> None:
     _save(saved, checkpoint, place.inner)
 
 
-def write_complete(checkpoint: str, step: int, place: Place) -> None:
-    """Once every rank has written its files: from now on a resume may take this checkpoint."""
-    manifest.write_manifest(checkpoint, step, place.world)
-
-
 def problem_of(checkpoint: str) -> str | None:
     """What keeps a run from going on from there, in words that follow its name; None if nothing does.
 

@@ -38,6 +38,7 @@ from ..report.identity import RunIdentity
 from ..report.mixture_file import Provenance, ValidationSet
 from ..report.next_config import next_config
 from .callbacks import KeptCallback, ScaleBiOCallback
+from .early import refuse_too_few_steps
 from .head_losses import FromLogits, InHead, output_head
 from .layer_sampling import LayerSampling
 from .learning import Learning
@@ -77,11 +78,7 @@ def connect(
         version: Of the plugin.
     """
     table, steps, seed = prepared.table, int(trainer.args.max_steps), int(cfg.seed or 0)
-    if steps <= settings.warmup_steps:
-        raise ValueError(
-            f"scalebio.warmup_steps must be below the steps of the run ({steps}), got {settings.warmup_steps}; lower "
-            "it or train longer"
-        )
+    refuse_too_few_steps(settings, steps)
     if prepared.validation is None:
         raise RuntimeError("scalebio: learning without validation data; this is a bug, please report it")
     trainable = [plain_name(name) for name, parameter in trainer.model.named_parameters() if parameter.requires_grad]
@@ -111,12 +108,7 @@ def connect(
         folder=RunFolder(
             path=Path(cfg.output_dir) / "scalebio",
             names=table.names,
-            provenance=replace(
-                _provenance(cfg, settings, prepared, facts, version),
-                config=config_name(written),
-                output_dir=str(cfg.output_dir),
-                settings=_settings_told(cfg, settings, identity),
-            ),
+            provenance=_provenance(cfg, settings, prepared, prepared.validation, facts, identity, written, version),
             next_config=_next_config(written, cfg.output_dir),
         ),
         probes=_probes(
@@ -206,7 +198,14 @@ def _inner_device(settings: ScaleBiOSettings) -> torch.device | None:
 
 
 def _provenance(
-    cfg: DictDefault, settings: ScaleBiOSettings, prepared: Prepared, facts: RunFacts, version: str
+    cfg: DictDefault,
+    settings: ScaleBiOSettings,
+    prepared: Prepared,
+    validation: Validation,
+    facts: RunFacts,
+    identity: RunIdentity,
+    written: Mapping[str, Any],
+    version: str,
 ) -> Provenance:
     config = {
         "scalebio": settings.model_dump(),
@@ -214,8 +213,7 @@ def _provenance(
         "base_model": cfg.base_model,
         "learning_rate": cfg.learning_rate,
     }
-    validation = prepared.validation.table.digest if prepared.validation else ""
-    parts = {"config": config, "data": prepared.table.digest, "validation": validation}
+    parts = {"config": config, "data": prepared.table.digest, "validation": validation.table.digest}
     return Provenance(
         **settings.model_dump(include={"penalty", "estimator", "loss_unit", "mixture_update", "keep"}),
         steps=0,
@@ -225,11 +223,14 @@ def _provenance(
         fingerprint={name: fingerprint(part) for name, part in parts.items()},
         tokens=dict(zip(facts.sources, facts.tokens, strict=True)),
         examples=dict(zip(facts.sources, facts.sequences, strict=True)),
-        validation=None if prepared.validation is None else _sets_of(prepared.validation),
+        validation=_sets_of(validation),
         base_model=str(cfg.base_model),
         digests=dict(zip(facts.sources, prepared.table.digests, strict=True)),
         leaks=None if prepared.leaks is None else prepared.leaks.document(),
         shared_rows={name: dict(of) for name, of in prepared.table.shared_rows.items()},
+        config=config_name(written),
+        output_dir=str(cfg.output_dir),
+        settings=_settings_told(cfg, settings, identity),
     )
 
 

@@ -1,7 +1,7 @@
 """What would be found wrong in the model and its trainer, found before they are made: by the model's config, by steps.
 
-The checks of `connect` and `layer_sampling` stay: what they see, they see in the model itself. So does the trainer's
-choice of a checkpoint.
+`connect` and `layer_sampling` ask again, of the trainer and the model themselves. So does the trainer's choice of a
+checkpoint.
 """
 
 from __future__ import annotations
@@ -27,22 +27,18 @@ def refuse_more_layers_than_there_are(cfg: DictDefault, settings: ScaleBiOSettin
     name = (getattr(config, "architectures", None) or [cfg.base_model])[0]
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     layers = getattr(config, "num_hidden_layers", None)
-    if isinstance(layers, int) and settings.lisa.active_layers > layers:
-        raise ValueError(
-            f"scalebio.lisa.active_layers must be at most {layers} (the layers of {name}), got "
-            f"{settings.lisa.active_layers}; lower it or remove the lisa: block"
-        )
+    if isinstance(layers, int):
+        settings.lisa.refuse_fewer(layers, name)
 
 
-def refuse_too_few_steps(cfg: DictDefault, settings: ScaleBiOSettings, counted: int | None) -> None:
+def refuse_too_few_steps(settings: ScaleBiOSettings, steps: int) -> None:
     """
     Args:
-        counted: Optimiser steps that the host counts; -1 or None where it does not.
+        steps: Optimiser steps of the run; 0 or less where they are not known.
 
     Raises:
         ValueError: The run is over before it learns, or learning before the first update.
     """
-    steps = int(cfg.max_steps or counted or -1)
     if 0 < steps <= settings.warmup_steps:
         raise ValueError(
             f"scalebio.warmup_steps must be below the steps of the run ({steps}), got {settings.warmup_steps}; lower "

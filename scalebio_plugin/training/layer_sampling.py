@@ -26,11 +26,7 @@ class LayerSampling:
     """
 
     def __init__(self, settings: LisaArgs, plan: LayerPlan, manager: pluggy.PluginManager, seed: int, model_name: str):
-        if settings.active_layers > len(plan.blocks):
-            raise ValueError(
-                f"scalebio.lisa.active_layers must be at most {len(plan.blocks)} (the layers of {model_name}), "
-                f"got {settings.active_layers}; lower it or remove the lisa: block"
-            )
+        settings.refuse_fewer(len(plan.blocks), model_name)
         if not any(plan.blocks):
             raise ValueError("scalebio.lisa: no parameter inside the transformer blocks trains; remove the lisa: block")
         self.settings = settings

@@ -104,8 +104,7 @@ class Learning:
         if self.drawn is None:
             self.resampled.lap, self.resampled.batch = position
         else:
-            self.drawn.load_state_dict(position)
-            self.drawn.resume_after(done)
+            self.drawn.load_state_dict(position, done)
 
     @property
     def drawn_rows(self) -> dict[str, int] | None:

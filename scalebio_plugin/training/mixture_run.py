@@ -113,7 +113,6 @@ class MixtureRun:
         self.baseline = GapBaseline.zeros(len(self.names))
         self.pending_gap_S = torch.zeros(len(self.names), dtype=torch.float64)
         self.pending_steps = 0
-        self.updates = 0
         self.first_S = self.weights_S
         self.prior_S = self.first_S if settings.prior is None else prior_of(settings.prior, self.names, self.first_S)
         self.evidence = Evidence.zeros(len(self.names))
@@ -215,7 +214,6 @@ class MixtureRun:
         self.logits_S = self._drawn_to_prior(moved, self.logits_S, rate)
         if self.bounds is not None and not self.bounds.hold(self.weights_S):
             self.logits_S = logits_of(self.bounds.bounded(self.weights_S))
-        self.updates += 1
 
     def _pull_of_prior(self) -> Tensor:  # (S,), nats
         """What `prior` adds to the gaps: τ/α log(p / prior), its strength τ in nats of validation loss.
@@ -253,11 +251,8 @@ class MixtureRun:
         drawn_S = towards_prior(logits_S - centre_S, prior_S, rate * strength * pace_on_evidence(self.evidence))
         return drawn_S + (centre_S - centre_S.max())
 
-    def verdict(self) -> str:
+    def verdict(self, interval: tuple[Tensor, Tensor] | None) -> str:
         """See `algorithm.certainty.verdict`."""
-        return self._verdict(self.interval())
-
-    def _verdict(self, interval: tuple[Tensor, Tensor] | None) -> str:
         return verdict(
             self.evidence,
             self.logits_S,
@@ -297,7 +292,7 @@ class MixtureRun:
             return self._named([total / units if units > 0 else None for total, units in pairs])
 
         interval, recent = self.interval(), self.evidence.recent
-        said, val_losses = self._verdict(interval), losses.of_validation_sets()
+        said, val_losses = self.verdict(interval), losses.of_validation_sets()
         return {
             "step": step,
             "weights": self._named(self.weights_S.tolist()),
@@ -352,7 +347,6 @@ class MixtureRun:
             "baseline": vars(self.baseline),
             "pending_gap": self.pending_gap_S,
             "pending_steps": self.pending_steps,
-            "updates": self.updates,
             "evidence": asdict(self.evidence),
             "first": self.first_S,
             "recent_from": self.recent_from_S,
@@ -389,7 +383,6 @@ class MixtureRun:
         self.logits_S, self.rule_state = saved["logits"], saved["rule_state"]
         self.baseline = GapBaseline(**saved["baseline"])
         self.pending_gap_S, self.pending_steps = saved["pending_gap"], saved["pending_steps"]
-        self.updates = saved["updates"]
         if "evidence" in saved:  # not in what an older version wrote
             self.evidence = Evidence.of(saved["evidence"])
             if self.rule_state and _is_of_evidence(self.rule_state):  # before sources shared, each moved by its own

@@ -17,11 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from ..algorithm.alignment import CountSketch, alignment
-from ..algorithm.bilevel import IGNORED, Targets, targets_of, weighted_loss
-from ..data.tags import COLUMN, SEQUENCE
+from ..algorithm.bilevel import IGNORED, Targets, weighted_loss
 from .learning import Learning
-from .random_state import RandomState
-from .step import Batch, Host, StepBatches
+from .random_state import same_afterwards
+from .step import Batch, Host, StepBatches, validation_chunks
 
 
 @dataclass(frozen=True)
@@ -39,21 +38,12 @@ class Probe:
 
     def measure(self, batches: StepBatches) -> Tensor:  # (S, V), NaN where the batches hold none of a source or a set
         """Cosines of the gradients, of the global batches: the same on every rank."""
-        engine, stream = self.learning.engine, self.learning.validation
-        step = self.host.state.global_step
-        chunks = [
-            self.host._prepare_inputs(chunk) for chunk in stream.batches(step, rank=engine.rank, ranks=engine.world)
-        ]
-        targets = [
-            targets_of(chunk["labels"], chunk.pop(COLUMN), chunk.pop(SEQUENCE), per_sequence=False) for chunk in chunks
-        ]
-        sources, sets = len(self.learning.run.names), len(stream.coefficient_V)
-        before = RandomState()
-        with self.host.uncounted():
+        chunks, targets = validation_chunks(self.host, self.learning)
+        sources, sets = len(self.learning.run.names), len(self.learning.validation.coefficient_V)
+        with same_afterwards(), self.host.uncounted():
             of_sources = self._sketches(batches.batches, batches.targets, sources)
             of_sets = self._sketches(chunks, targets, sets)
-        before.restore()
-        both = engine.total(torch.cat([of_sources, of_sets])).cpu()
+        both = self.learning.engine.total(torch.cat([of_sources, of_sets])).cpu()
         return alignment(*torch.split(both, [sources, sets]))
 
     def _sketches(self, batches: Sequence[Batch], targets: Sequence[Targets], groups: int) -> Tensor:  # (G, D)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,17 +15,9 @@ from torch import Tensor
 _REACHES_SHARDED_BINS = tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 17)
 
 
-class RandomState:
-    """State of torch's generators on the CPU and on the current accelerator."""
-
-    def __init__(self) -> None:
-        self.cpu = torch.get_rng_state()
-        self.cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
-
-    def restore(self) -> None:
-        torch.set_rng_state(self.cpu)
-        if self.cuda is not None:
-            torch.cuda.set_rng_state(self.cuda)
+def same_afterwards() -> AbstractContextManager[None]:
+    """Torch's generators, on the CPU and on the current accelerator, are after the block what they were before."""
+    return torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else [])
 
 
 @dataclass

@@ -20,6 +20,7 @@ from ..report.tables import weights_line
 from . import checkpoint as checkpoints
 from .checkpoint import HISTORY, InnerPart, MixturePart
 from .learning import Learning
+from .manifest import write_manifest
 from .mixture_run import Phase
 from .same_run import refuse_another_run
 
@@ -106,7 +107,7 @@ class ResumableTrainer(AxolotlTrainer):
             self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
-            checkpoints.write_complete(folder, self.state.global_step, learning.place)
+            write_manifest(folder, self.state.global_step, learning.place.world)
         if self.args.should_save and limit:
             for line in checkpoints.out_of_the_way(self._passed_over):
                 LOG.warning(f"scalebio: {line}")

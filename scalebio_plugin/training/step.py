@@ -30,7 +30,7 @@ from ..data.tags import COLUMN, SEQUENCE
 from .learning import Learning
 from .mixture_run import StepLosses
 from .model_loss import router_loss
-from .random_state import RandomState
+from .random_state import same_afterwards
 from .watch import stopped
 
 Batch = dict[str, Any]
@@ -123,8 +123,7 @@ class Step:
         mirrored = settings.estimator == "symmetric"
         last = len(self.batches) - 1
 
-        before = RandomState()
-        with self.learning.begun_inner().in_place(for_passes=True), self.host.uncounted():
+        with same_afterwards(), self.learning.begun_inner().in_place(for_passes=True), self.host.uncounted():
             for index in range(last + 1):
                 with engine.synced(self.model, index == last and not mirrored):
                     self._train_pass(index, self.inner_S)
@@ -132,17 +131,15 @@ class Step:
                 self._validation_pass(-settings.pull)
             if self.scaler is None:
                 self._step_inner()
-        before.restore()  # w sees u's dropout masks
-
+        # w sees u's dropout masks
         for index in range(last):
             yield self._shown(self._train_pass(index, self.model_S))
 
         with engine.hold_steps():
             with engine.synced(self.model, settings.pull == 0.0):
                 loss = self._train_pass(last, self.model_S)
-            after = RandomState()
-            val_V = self._validation_pass(settings.pull)
-            after.restore()
+            with same_afterwards():
+                val_V = self._validation_pass(settings.pull)
         engine.average_gradients(self.host.trainable_parameters())
         if self.scaler is not None:  # fp16: only now is it known whether both sets can step
             with self.learning.begun_inner().in_place():
@@ -192,14 +189,10 @@ class Step:
         Returns:
             (V,): this rank's part of the sum of the losses of each validation set.
         """
-        engine, stream = self.learning.engine, self.learning.validation
-        coefficient_V, factor_V = stream.coefficient_V, self.learning.run.objective.factor_V()
+        engine = self.learning.engine
+        coefficient_V, factor_V = self.learning.validation.coefficient_V, self.learning.run.objective.factor_V()
         coefficient_V = coefficient_V if factor_V is None else coefficient_V * factor_V
-        chunks = [
-            self.host._prepare_inputs(chunk)
-            for chunk in stream.batches(self.host.state.global_step, rank=engine.rank, ranks=engine.world)
-        ]
-        targets = [_targets(chunk, per_sequence=False) for chunk in chunks]
+        chunks, targets = validation_chunks(self.host, self.learning)
         sets = len(coefficient_V)
         self.validation_V = engine.total(torch.stack([target.counts(sets) for target in targets]).sum(0))
         total = self.validation_V.sum().clamp(min=1.0)
@@ -287,6 +280,14 @@ class Step:
     def _number(self) -> int:
         """Of this optimiser step, from 1."""
         return int(self.host.state.global_step) + 1
+
+
+def validation_chunks(host: Host, learning: Learning) -> tuple[list[Batch], list[Targets]]:
+    """This rank's part of the validation batch of the coming step, in passes, and their targets."""
+    engine, step = learning.engine, host.state.global_step
+    parts = learning.validation.batches(step, rank=engine.rank, ranks=engine.world)
+    chunks = [host._prepare_inputs(chunk) for chunk in parts]
+    return chunks, [_targets(chunk, per_sequence=False) for chunk in chunks]
 
 
 def _targets(tagged: Batch, *, per_sequence: bool) -> Targets:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -22,7 +23,7 @@ from ..report.tables import progress_table
 from .console import own_line
 from .mixture_run import Phase
 from .probe import Probe
-from .random_state import RandomState
+from .random_state import same_afterwards
 from .resumable import ResumableTrainer
 from .step import Batch, LossOf, Step, StepBatches
 from .watch import stopped, what_is_not_finite
@@ -164,10 +165,8 @@ class ScaleBiOTrainer(ResumableTrainer):
 
     def _own_samples(self, ours: Iterator[Batch], asked: int, device: torch.device) -> tuple[list[Any], Any]:
         """Not of the host's loader. Torch's generators stay as they were: a resumed run makes more loaders."""
-        before = RandomState()
-        batches, items = super().get_batch_samples(ours, asked, device)
-        before.restore()
-        return batches, items
+        with same_afterwards():
+            return super().get_batch_samples(ours, asked, device)
 
     def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Any = None) -> Tensor:
         """One micro-batch: of a bilevel step, of its warmup, or as the host has it."""
@@ -216,21 +215,18 @@ class ScaleBiOTrainer(ResumableTrainer):
         """Before the first step: one forward pass with labels, to refuse a model whose loss our passes would cut."""
         if self._own_loss_seen:
             return
-        before = RandomState()
         model.train()
         with torch.no_grad(), self.uncounted(), self.compute_loss_context_manager(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "None of the inputs have requires_grad")  # of checkpointed blocks
             inputs = self._prepare_inputs(dict(batch))
-            own, outputs = self.compute_loss(model, dict(inputs), return_outputs=True)
+            with same_afterwards():
+                own, outputs = self.compute_loss(model, dict(inputs), return_outputs=True)
             unwrapped, labels, losses = self.bare_model(), inputs["labels"][:, 1:], self._connected().losses
             outputs = outputs if losses.reads_outputs else {}  # else logits of the host's would lie beside ours
 
-            def again(loss_of: Callable[..., Tensor]) -> None:
-                before.restore()  # the same masks
-                self.forward_pass(model, inputs, loss_of)
-
-            losses.check(own, outputs, unwrapped, labels, again)
-        before.restore()
+            with same_afterwards():  # and another pass has the same masks
+                again = partial(self.forward_pass, model, inputs)
+                losses.check(own, outputs, unwrapped, labels, again)
         self._own_loss_seen = True
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:

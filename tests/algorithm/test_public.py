@@ -104,7 +104,7 @@ def test_the_extension_in_the_documentation_works(tmp_path: Path, monkeypatch: p
     try:
         update = build_manager(["my_rules"]).hook.scalebio_update_mixture
         moved, state = update(rule="sign", observation=seen, state=None)
-        assert update(rule="adam", observation=seen, state=None) is None
+        assert update(rule="another", observation=seen, state=None) is None
     finally:
         sys.modules.pop("my_rules", None)
         importlib.invalidate_caches()

@@ -14,8 +14,7 @@ import torch
 
 from scalebio_plugin.algorithm import lisa
 from scalebio_plugin.algorithm.evidence import Evidence
-from scalebio_plugin.hooks import spec
-from scalebio_plugin.hooks.defaults import BUILT_IN
+from scalebio_plugin.hooks import defaults, spec
 from scalebio_plugin.hooks.manager import build_manager, manager_of, refuse_unanswered, updated
 from scalebio_plugin.hooks.spec import Observation, RunFacts, hookimpl
 
@@ -72,24 +71,24 @@ def test_what_hooks_are_given_is_frozen_and_documents_its_fields(record):
 # ---- the built-ins
 
 
-@pytest.mark.parametrize("implementation", BUILT_IN, ids=lambda i: type(i).__name__)
-def test_the_built_ins_stand_last_in_line(implementation):
-    hooks = [m for name, m in inspect.getmembers(implementation) if name in HOOKS]
-    assert hooks
+def test_the_built_ins_stand_last_in_line():
+    hooks = [m for name, m in inspect.getmembers(defaults) if name in HOOKS]
+    assert len(hooks) == 2
     assert all(hook.scalebio_impl["trylast"] for hook in hooks)
 
 
 def test_layers_are_drawn_uniformly():
-    manager = build_manager((), BUILT_IN)
+    manager = build_manager()
     for period in range(20):
         drawn = manager.hook.scalebio_draw_layers(layers=24, active=2, seed=42, period=period)
         assert drawn == lisa.draw_layers(24, 2, 42, period)
 
 
 def test_managers_are_separate():
-    with_built_ins, without = build_manager((), BUILT_IN), build_manager()
-    assert moved(with_built_ins, "adam", observation()) is not None
-    assert moved(without, "adam", observation()) is None
+    one, other = build_manager(), build_manager()
+    one.unregister(defaults)
+    assert moved(one, "adam", observation()) is None
+    assert moved(other, "adam", observation()) is not None
 
 
 # ---- extensions
@@ -118,7 +117,7 @@ class Usurper:
 @pytest.mark.parametrize("form", ["a class", "an instance"])
 def test_an_extension_answers_before_the_built_ins(extension, form):
     extension.hooks = Frozen if form == "a class" else Frozen()
-    manager = build_manager(["my_mixture:hooks"], BUILT_IN)
+    manager = build_manager(["my_mixture:hooks"])
     assert manager.hook.scalebio_draw_layers(layers=6, active=2, seed=0, period=0) == (4, 5)
     logits, state = moved(manager, "frozen", observation())
     assert torch.equal(logits, observation().logits_S)
@@ -128,7 +127,7 @@ def test_an_extension_answers_before_the_built_ins(extension, form):
 
 def test_an_extension_may_take_a_built_in_rule_over(extension):
     extension.Usurper = Usurper
-    logits, _ = moved(build_manager(["my_mixture:Usurper"], BUILT_IN), "adam", observation())
+    logits, _ = moved(build_manager(["my_mixture:Usurper"]), "adam", observation())
     assert torch.equal(logits, observation().logits_S + 1)
 
 
@@ -138,7 +137,7 @@ def test_a_module_is_an_extension_too(extension):
         return (0,)
 
     extension.scalebio_draw_layers = scalebio_draw_layers
-    manager = build_manager(["my_mixture"], BUILT_IN)
+    manager = build_manager(["my_mixture"])
     assert manager.hook.scalebio_draw_layers(layers=6, active=2, seed=0, period=0) == (0,)
 
 
@@ -159,7 +158,7 @@ def test_all_extensions_hear_of_events(extension):
             heard.append(("ended", document["updates"]))
 
     extension.first, extension.second = Listener(), Listener()
-    manager = build_manager(["my_mixture:first", "my_mixture:second"], BUILT_IN)
+    manager = build_manager(["my_mixture:first", "my_mixture:second"])
     manager.hook.scalebio_run_started(run=RunFacts(("a", "b"), (1, 2), (1, 1), {}, steps=9, seed=0))
     manager.hook.scalebio_mixture_updated(record={"step": 3})
     manager.hook.scalebio_run_ended(document={"updates": 9})
@@ -174,7 +173,7 @@ def test_a_misspelt_hook_is_an_error_that_names_it(extension):
 
     extension.Misspelt = Misspelt
     with pytest.raises(ValueError, match=r"scalebio_update_mixtures.*listed in scalebio_plugin\.hooks\.spec"):
-        build_manager(["my_mixture:Misspelt"], BUILT_IN)
+        build_manager(["my_mixture:Misspelt"])
 
 
 def test_a_misspelt_argument_is_an_error_that_names_hook_and_argument(extension):
@@ -185,19 +184,19 @@ def test_a_misspelt_argument_is_an_error_that_names_hook_and_argument(extension)
 
     extension.Misspelt = Misspelt
     with pytest.raises(ValueError, match=r"(?s)scalebio_update_mixture.*observations"):
-        build_manager(["my_mixture:Misspelt"], BUILT_IN)
+        build_manager(["my_mixture:Misspelt"])
 
 
 def test_an_extension_listed_twice_is_an_error_that_names_it(extension):
     extension.Frozen = Frozen
     with pytest.raises(ValueError, match="scalebio.extensions has my_mixture:Frozen twice; keep one"):
-        build_manager(["my_mixture:Frozen", "my_mixture:Frozen"], BUILT_IN)
+        build_manager(["my_mixture:Frozen", "my_mixture:Frozen"])
 
 
 def test_an_extension_that_is_installed_may_be_listed_too(extension, monkeypatch):
     installed = lambda manager, group: manager.register(extension, name="mine") and 1  # noqa: E731
     monkeypatch.setattr(pluggy.PluginManager, "load_setuptools_entrypoints", installed)
-    assert build_manager(["my_mixture"], BUILT_IN).get_name(extension) == "mine"
+    assert build_manager(["my_mixture"]).get_name(extension) == "mine"
 
 
 @pytest.mark.parametrize("path", ["no_such_module", "no_such_module:Hooks", "my_mixture.sub:Hooks"])
@@ -262,7 +261,7 @@ def test_what_is_no_answer_is_an_error_that_names_the_rule(extension, answer):
             return answer
 
     extension.Wrong = Wrong
-    manager = build_manager(["my_mixture:Wrong"], BUILT_IN)
+    manager = build_manager(["my_mixture:Wrong"])
     with pytest.raises(ValueError, match="rule 'mine' must return a tensor of 3 finite logits and its state, a dict"):
         updated(manager, "mine", observation(), None)
 
@@ -274,7 +273,7 @@ def test_logits_of_any_precision_with_a_gradient_are_an_answer(extension):
             return observation.logits_S.float().requires_grad_(), {}
 
     extension.Learned = Learned
-    logits, _ = updated(build_manager(["my_mixture:Learned"], BUILT_IN), "mine", observation(), None)
+    logits, _ = updated(build_manager(["my_mixture:Learned"]), "mine", observation(), None)
     assert (logits.dtype, logits.requires_grad) == (torch.float64, False)
 
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import warnings
+from io import BytesIO
 
 import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from scalebio_plugin.report.picture import PALETTE, draw_mixture, running_mean
+from scalebio_plugin.report.picture import PALETTE, drawn_mixture, running_mean
 from scalebio_plugin.report.picture import _spread as spread
 from tests.report.histories import NEW_IN_A_RECORD, drifting_history, record
 
 
-def colours_in(path):
+def colours_in(png):
     """The palette colours that the picture holds, exactly as drawn."""
-    red, green, blue = np.moveaxis(np.round(imread(path)[..., :3] * 255).astype(int), -1, 0)
+    red, green, blue = np.moveaxis(np.round(imread(BytesIO(png))[..., :3] * 255).astype(int), -1, 0)
     pixels = np.unique(red << 16 | green << 8 | blue)
     return {hexa for hexa in PALETTE if int(hexa[1:], 16) in pixels}
 
@@ -31,25 +32,23 @@ class TestPicture:
             pytest.param(40, 8, marks=pytest.mark.slow),
         ],
     )
-    def test_up_to_ten_sources_are_in_colour_and_of_more_the_top_eight(self, tmp_path, sources, coloured):
-        draw_mixture(drifting_history(sources, 30)[0], tmp_path / "mixture.png", drifting_history(sources, 1)[1])
-        assert colours_in(tmp_path / "mixture.png") == set(PALETTE[:coloured])
-        assert [path.name for path in tmp_path.iterdir()] == ["mixture.png"]
+    def test_up_to_ten_sources_are_in_colour_and_of_more_the_top_eight(self, sources, coloured):
+        picture = drawn_mixture(drifting_history(sources, 30)[0], drifting_history(sources, 1)[1])
+        assert colours_in(picture) == set(PALETTE[:coloured])
 
-    def test_one_update_is_visible(self, tmp_path):
+    def test_one_update_is_visible(self):
         history, names = drifting_history(2, 1)
         history[0]["loss"] = dict.fromkeys(names)
-        draw_mixture(history, tmp_path / "mixture.png", names)
-        assert colours_in(tmp_path / "mixture.png") == set(PALETTE[:2])
+        assert colours_in(drawn_mixture(history, names)) == set(PALETTE[:2])
 
-    def test_no_update_gives_empty_axes_with_a_note(self, tmp_path):
-        draw_mixture([], tmp_path / "mixture.png", ["a", "b"])
-        picture = imread(tmp_path / "mixture.png")
+    def test_no_update_gives_empty_axes_with_a_note(self):
+        drawn = drawn_mixture([], ["a", "b"])
+        picture = imread(BytesIO(drawn))
         assert picture.shape[0] > 1000
         assert picture[..., :3].std() > 0.01
-        assert colours_in(tmp_path / "mixture.png") == set()
+        assert colours_in(drawn) == set()
 
-    def test_awkward_names_and_a_diverged_run(self, tmp_path):
+    def test_awkward_names_and_a_diverged_run(self):
         nan = float("nan")
         history = [
             record(step, {"$a_b$c$": 0.5, "x" * 200: 0.5}, loss={"$a_b$c$": nan, "x" * 200: nan}) | {"val_loss": nan}
@@ -57,28 +56,27 @@ class TestPicture:
         ]
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            draw_mixture(history, tmp_path / "mixture.png", list(history[0]["weights"]))
-        assert imread(tmp_path / "mixture.png").shape[1] < 2500
+            drawn = drawn_mixture(history, list(history[0]["weights"]))
+        assert imread(BytesIO(drawn)).shape[1] < 2500
 
-    def test_intervals_are_drawn_of_the_largest_three_where_they_say_anything(self, tmp_path):
+    def test_intervals_are_drawn_of_the_largest_three_where_they_say_anything(self):
         history, names = drifting_history(5, 30)
 
-        def picture(path, of=None, to=None):
+        def picture(of=None, to=None):
             """With the interval of the source `of`, or of all, put to another."""
             changed = []
             for update in history:
                 interval = {name: to if of in (None, name) else ends for name, ends in update["interval"].items()}
                 changed.append(update | {"interval": interval if to else update["interval"]})
-            draw_mixture(changed, tmp_path / path, names)
-            return (tmp_path / path).read_bytes()
+            return drawn_mixture(changed, names)
 
-        drawn = picture("as it is.png")
+        drawn = picture()
         by_weight = sorted(names, key=lambda name: -history[-1]["weights"][name])
         for rank, name in enumerate(by_weight):
-            assert (picture("one.png", name, [0.0, 0.3]) != drawn) is (rank < 3)
-        assert picture("nothing known.png", None, [0.0, 1.0]) != drawn
+            assert (picture(name, [0.0, 0.3]) != drawn) is (rank < 3)
+        assert picture(None, [0.0, 1.0]) != drawn
 
-    def test_a_run_without_intervals_or_evidence_has_the_picture_of_older_versions(self, tmp_path):
+    def test_a_run_without_intervals_or_evidence_has_the_picture_of_older_versions(self):
         history, names = drifting_history(3, 30)
         without = [update | {"interval": None} for update in history]
         old = [{key: value for key, value in update.items() if key not in NEW_IN_A_RECORD} for update in history]
@@ -87,10 +85,7 @@ class TestPicture:
             update | {"interval": {name: [weight, weight] for name, weight in update["weights"].items()}}
             for update in history
         ]
-        for path, records in (("without.png", without), ("old.png", old), ("no width.png", no_width)):
-            draw_mixture(records, tmp_path / path, names)
-        for path in ("old.png", "no width.png"):
-            assert (tmp_path / path).read_bytes() == (tmp_path / "without.png").read_bytes()
+        assert drawn_mixture(old, names) == drawn_mixture(without, names) == drawn_mixture(no_width, names)
 
     def test_running_mean_is_centred_and_skips_what_is_missing(self):
         values = np.array([[1.0, np.nan], [2.0, np.nan], [6.0, np.nan], [np.nan, 5.0]])

@@ -10,6 +10,7 @@ import torch
 
 from scalebio_plugin.training import checkpoint
 from scalebio_plugin.training.checkpoint import InnerPart, MixturePart, Place
+from scalebio_plugin.training.manifest import write_manifest
 
 ALONE, SECOND_OF_TWO = Place(0, 1, sharded=False), Place(1, 2, sharded=True)
 ORDERS = [(torch.tensor([1], dtype=torch.uint8), None), (torch.tensor([2], dtype=torch.uint8), None)]
@@ -35,7 +36,7 @@ def write(folder: Path, place: Place = ALONE, step: int = 3) -> None:
     """Our files of a whole checkpoint."""
     checkpoint.write_mixture(str(folder), MixturePart({"names": ["a"], "logits": torch.zeros(1)}, ORDERS))
     checkpoint.write_inner(str(folder), InnerPart(position=(2, 5), **INNER), place)
-    checkpoint.write_complete(str(folder), step, place)
+    write_manifest(str(folder), step, place.world)
 
 
 def files_in(folder: Path) -> set[str]:

@@ -78,7 +78,7 @@ POINTS: dict[str, tuple[str, int, Callable[..., None], int]] = {
     "after the old one": ("scalebio_plugin.training.resumable.rotate_checkpoints", 2, after, 6),
     "mixture.json": ("scalebio_plugin.report.mixture_file.replace_file", 2, before, 6),
     "in the last checkpoint": ("scalebio_plugin.training.manifest.replace_file", 3, before, 6),
-    "before the report": ("scalebio_plugin.report.page.draw_mixture", 1, before, 8),
+    "before the report": ("scalebio_plugin.report.page.drawn_mixture", 1, before, 8),
     "before the final save": ("axolotl.train.save_trained_model", 1, before, 8),
     "after the final save": ("axolotl.train.save_trained_model", 1, after, 8),
 }
@@ -97,7 +97,7 @@ def killed(inputs: Path, out: Path, target: str, call: int, how: Callable[..., N
                 return how(real, *args, **kwargs) if calls == call else real(*args, **kwargs)
 
             with patch(target, counted):
-                host.train(inputs, output_dir=str(out), picture="draw_mixture" in target, **KEPT)
+                host.train(inputs, output_dir=str(out), picture="drawn_mixture" in target, **KEPT)
         finally:
             os._exit(1)
     _, status = os.waitpid(child, 0)

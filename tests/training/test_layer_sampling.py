@@ -6,7 +6,6 @@ import pytest
 
 from scalebio_plugin.algorithm.lisa import LayerPlan
 from scalebio_plugin.config.block import LisaArgs
-from scalebio_plugin.hooks.defaults import BUILT_IN
 from scalebio_plugin.hooks.manager import build_manager
 from scalebio_plugin.training.layer_sampling import LayerSampling
 
@@ -15,7 +14,7 @@ PLAN = LayerPlan((("0.w",), ("1.w",), ("2.w",)), ("head",))
 
 def sampling(plan: LayerPlan = PLAN, active: int = 2) -> LayerSampling:
     settings = LisaArgs(active_layers=active, interval=5)
-    return LayerSampling(settings, plan, build_manager((), BUILT_IN), seed=0, model_name="Toy")
+    return LayerSampling(settings, plan, build_manager(), seed=0, model_name="Toy")
 
 
 def test_more_layers_than_the_model_has_are_refused() -> None:

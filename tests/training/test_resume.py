@@ -281,7 +281,7 @@ def test_one_that_is_written_over_another_is_not_whole_before_its_end(
     if earlier:
         as_an_earlier_version_wrote_it(out / "checkpoint-9")
     with (
-        patch("scalebio_plugin.training.checkpoint.write_complete", side_effect=KeyboardInterrupt),
+        patch("scalebio_plugin.training.resumable.write_manifest", side_effect=KeyboardInterrupt),
         pytest.raises(KeyboardInterrupt),
     ):
         host.train(inputs, output_dir=str(out), resume_from_checkpoint=f"{out}/checkpoint-6", **ALL)

@@ -141,7 +141,7 @@ def test_what_fails_after_the_last_step_does_not_lose_the_model(inputs: Path, tm
     def fail(*_: object) -> None:
         raise OSError("no room")
 
-    monkeypatch.setattr("scalebio_plugin.report.page.draw_mixture", fail)
+    monkeypatch.setattr("scalebio_plugin.report.page.drawn_mixture", fail)
     extension = f"{__name__}:FailsAtTheEnd"
     block = {"extensions": [extension]}
     run = host.train(inputs, output_dir=str(tmp_path / "out"), max_steps=2, scalebio=block, picture=True)
