@@ -3,7 +3,9 @@
 Set before anything imports the host, which reads most of these at import.
 """
 
+import logging
 import os
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -79,3 +81,15 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from . import host
 
     return host.make_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture
+def log() -> Iterator[list[str]]:
+    """What the plugin says, whether or not the host's loggers propagate."""
+    messages: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())
+    logger = logging.getLogger("axolotl.scalebio")
+    logger.addHandler(handler)
+    yield messages
+    logger.removeHandler(handler)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from axolotl.common.const import DEFAULT_DATASET_PREPARED_PATH
 from axolotl.common.datasets import load_datasets
 from axolotl.utils.dict import DictDefault
 from axolotl.utils.logging import get_logger
-from axolotl.utils.trainer import calculate_total_num_steps
 from datasets import Dataset
 
 from .entries import files_of, load_all, noted, refuse_empty_parts
@@ -58,19 +57,6 @@ def _of_its_own(entry: DictDefault) -> DictDefault:
     The host tells caches apart by what these keys hold, and takes an empty value for none.
     """
     return DictDefault({**entry, "split": entry.split or "", "shards": entry.shards or 0})
-
-
-def measurable(cfg: DictDefault, sets: Mapping[str, Dataset]) -> dict[str, Dataset]:
-    """Those of which the host's evaluation makes a batch; the log says of which it does not."""
-    packed = cfg.sample_packing and cfg.eval_sample_packing is not False
-    small = [
-        name
-        for name, rows in sets.items()
-        if not len(rows) or (packed and calculate_total_num_steps(cfg, rows, update=False) == 0)
-    ]
-    if small:
-        LOG.warning(f"scalebio: too few rows of {small} for a loss of their own in packed evaluation")
-    return {name: rows for name, rows in sets.items() if name not in small}
 
 
 def _config_of(cfg: DictDefault, entry: DictDefault) -> DictDefault:

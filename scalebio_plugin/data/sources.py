@@ -27,7 +27,7 @@ from ..report.leaks import Leaks
 from ..report.shared_rows import shared_lines
 from ..report.tables import shorten
 from .leaks import looks_here, settle_leaks
-from .loading import load_evaluation, measurable, training_parts
+from .loading import load_evaluation, training_parts
 from .merging import aligned, merged_parts
 from .splits import sources_of_parts, splits_of
 from .table import SourceTable, count
@@ -120,7 +120,7 @@ def prepare(cfg: DictDefault, settings: ScaleBiOSettings) -> Prepared:
     _refuse_out_of_reach(table, settings)
     of_all = numbered([*test_sets, *held_out])  # a test set may have a source's name
     test_sets = dict(zip(of_all, [*test_sets.values(), *held_out.values()], strict=True))
-    return Prepared(merged, evaluation, table, drawable, validation, measurable(cfg, test_sets), leaks)
+    return Prepared(merged, evaluation, table, drawable, validation, test_sets, leaks)
 
 
 def _judges(

@@ -171,5 +171,12 @@ class Learning:
         """An update of λ: into the history, and to the extensions, by the main process."""
         self.record = record
         if self.engine.rank == 0:
-            self.folder.add(record)
+            try:
+                self.folder.add(record)
+            except OSError as error:
+                error.add_note(
+                    f"scalebio: {self.folder.history} could not be written (is the disk full?), so that the run ends; "
+                    "its checkpoints are as they were"
+                )
+                raise
             self.manager.hook.scalebio_mixture_updated(record=record)

@@ -23,6 +23,7 @@ from .learning import Learning
 from .manifest import write_manifest
 from .mixture_run import Phase
 from .same_run import refuse_another_run
+from .signals import held_from_children
 
 LOG = get_logger("axolotl.scalebio")
 
@@ -180,6 +181,19 @@ class ResumableTrainer(AxolotlTrainer):
 
     # ---- a run that is told to end
 
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        """The host's, of all its loaders."""
+        loader = super()._get_dataloader(*args, **kwargs)
+        inside = getattr(loader, "base_dataloader", loader)  # accelerate's hold one
+        begin_workers = inside._get_iterator
+
+        def begin_without_signals() -> Any:
+            with held_from_children():
+                return begin_workers()
+
+        inside._get_iterator = begin_without_signals
+        return loader
+
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         """After every optimiser step and epoch."""
         learning = self.learning
@@ -195,6 +209,7 @@ class ResumableTrainer(AxolotlTrainer):
             self._end_as_told(learning, saves and not self.args.save_only_model)
 
     def _end_as_told(self, learning: Learning, saved: bool) -> None:
+        self.accelerator.wait_for_everyone()  # a launcher ends all ranks with the first, and one may still be writing
         step = self.state.global_step
         LOG.warning(
             f"scalebio: {learning.signals.first.name} ends the run after optimiser step {step}; "

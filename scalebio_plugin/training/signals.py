@@ -9,19 +9,25 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 _HELD = (signal.SIGINT, signal.SIGTERM)
+ONE_SIGNAL = 3.0  # seconds in which it may come from the terminal or the cluster and from the launcher, too
 
 
 class HeldSignals:
-    """Notes the first signal of each kind while it is entered; the second one does what the first would have done.
+    """Notes the first signal of each kind while it is entered; a later one does what the first would have done.
 
-    Outside of the main thread, where Python has no handlers, it notes none.
+    What comes within ONE_SIGNAL of it is the same signal by another way. Outside of the main thread, where Python has
+    no handlers, it notes none.
     """
 
     def __init__(self) -> None:
         self.noted: list[int] = []
+        self._noted_at: dict[int, float] = {}  # seconds
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> HeldSignals:
@@ -49,14 +55,34 @@ class HeldSignals:
 
     def _note(self, number: int, frame: Any) -> None:
         if number in self.noted:
-            self._restore()
-            signal.raise_signal(signal.Signals(number))
+            if time.monotonic() - self._noted_at[number] > ONE_SIGNAL:
+                self._restore()
+                signal.raise_signal(signal.Signals(number))
             return
         self.noted.append(number)
+        self._noted_at[number] = time.monotonic()
         if os.environ.get("RANK", "0") == "0":  # not by the log, which may be in the middle of a line
-            os.write(2, b"\nscalebio: the run ends with this optimiser step; the same signal again ends it at once\n")
+            os.write(
+                2,
+                b"\nscalebio: the run ends with this optimiser step, once it is saved; the same signal again, some "
+                b"seconds later, ends it at once\n",
+            )
 
     def _restore(self) -> None:
         for number, before in self._before.items():
             signal.signal(number, before if before is not None else signal.SIG_DFL)
         self._before = {}
+
+
+@contextmanager
+def held_from_children() -> Iterator[None]:
+    """Processes that begin within never see them: a data loader's, whose batches the last step of a run needs.
+
+    Launchers send their signals to all processes of a group. A worker ends with its loader, or with the process that
+    it works for.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)  # a child has it from its first moment on
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from types import MappingProxyType
@@ -19,7 +19,7 @@ from torch.utils.data import BatchSampler, SequentialSampler
 from ..data.drawn_stream import DrawnStream
 from ..data.tags import COLUMN, SEQUENCE
 from ..report.history import metrics
-from ..report.tables import progress_table
+from ..report.tables import progress_table, shorten
 from .console import own_line
 from .mixture_run import Phase
 from .probe import Probe
@@ -41,6 +41,7 @@ class ScaleBiOTrainer(ResumableTrainer):
     _batches: StepBatches | None = None
     _step: Iterator[Tensor] | None = None
     _own_loss_seen = False
+    _unmeasured: Sequence[str] = ()  # test sets of which the log has said so
     _epoch_batches = 0
 
     # ---- data
@@ -258,7 +259,14 @@ class ScaleBiOTrainer(ResumableTrainer):
             prefix = f"eval_{name}"
             loader = self.get_eval_dataloader(rows)
             found = self.evaluation_loop(loader, f"Evaluation of {name}", True, metric_key_prefix=prefix).metrics
-            losses |= {key: value for key, value in found.items() if key == f"{prefix}_loss"}
+            measured = {key: value for key, value in found.items() if key == f"{prefix}_loss"}
+            if not measured and name not in self._unmeasured:
+                self._unmeasured = (*self._unmeasured, name)
+                LOG.warning(
+                    f"scalebio: {shorten(name)} has too few rows for a loss of its own: packed, they fill no batch on "
+                    "all GPUs; eval_sample_packing: false measures them"
+                )
+            losses |= measured
             self.callback_handler.on_predict(self.args, self.state, self.control, found)  # the progress bar ends
         if losses:
             self.log(dict(losses))

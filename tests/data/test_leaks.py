@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,21 +84,6 @@ def tokens(of: Loaded) -> list[tuple[int, str]]:
 
 def counted(of: Loaded) -> dict[str, Any]:
     return {name: one["sources"] for name, one in of.prepared.leaks.document()["sets"].items()}
-
-
-@pytest.fixture
-def log() -> Iterator[list[str]]:
-    """What the host's logger is told."""
-    said: list[str] = []
-
-    class Heard(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            said.append(record.getMessage())
-
-    logger, heard = logging.getLogger("axolotl.scalebio"), Heard()
-    logger.addHandler(heard)
-    yield said
-    logger.removeHandler(heard)
 
 
 FOUND = {"rows": 5, "same": 3, "found": 5}  # a row in capitals is the same one

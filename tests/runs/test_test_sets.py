@@ -61,6 +61,18 @@ def test_the_loss_of_all_is_as_ever_and_one_set_has_no_other(inputs: Path, tmp_p
     assert not [key for entry in one.trainer.state.log_history for key in entry if key.startswith("eval_validation")]
 
 
+@pytest.mark.parametrize("packing", [{}, {**PACKED, "micro_batch_size": 2}], ids=["plain", "packed"])
+def test_a_set_that_fills_no_packed_batch_is_told(
+    inputs: Path, tmp_path: Path, packing: dict[str, Any], log: list[str]
+) -> None:
+    (tmp_path / "few.jsonl").write_text("".join((inputs / "data/clean.jsonl").read_text().splitlines(True)[:1]))
+    few = {"path": str(tmp_path / "few.jsonl"), "type": "alpaca", "split": "train"}
+    run = host.train(inputs, output_dir=str(tmp_path / "out"), test_datasets=[TESTS[0], few], **EVERY, **packing)
+    assert len([line for line in log if "few has too few rows for a loss of its own" in line]) == bool(packing)  # once
+    assert bool(logged(run, "eval_few_loss")) is not bool(packing)
+    assert logged(run, "eval_validation_loss")
+
+
 def test_the_best_model_can_be_that_of_one_set(inputs: Path, tmp_path: Path) -> None:
     best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_validation_loss", "save_strategy": "steps"}
     run = host.train(inputs, output_dir=str(tmp_path), test_datasets=TESTS, save_steps=3, **EVERY, **best)

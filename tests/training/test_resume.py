@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import logging
+import multiprocessing
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -240,18 +241,6 @@ def test_without_learning_it_is_the_hosts_trainer(method: str, arguments: tuple[
     assert calls == [arguments]
 
 
-@pytest.fixture
-def log() -> Iterator[list[str]]:
-    """What the plugin says, whether or not the host's loggers propagate."""
-    messages: list[str] = []
-    handler = logging.Handler()
-    handler.emit = lambda record: messages.append(record.getMessage())
-    logger = logging.getLogger("axolotl.scalebio")
-    logger.addHandler(handler)
-    yield messages
-    logger.removeHandler(handler)
-
-
 def test_a_resume_says_where_it_goes_on(inputs: Path, tmp_path: Path, whole: host.Run, log: list[str]) -> None:
     out = resume(inputs, whole, 9, tmp_path)
     (line,) = [message for message in log if "resumed" in message]
@@ -333,16 +322,21 @@ class TestEnded:
 
     @staticmethod
     def train_until(inputs: Path, out: Path, number: int, **keys: Any) -> None:
-        """A run that is sent the signal in its fifth step."""
+        """A run that is sent the signal in its fifth step, and so are its children: launchers send it to a group."""
 
-        def tell(trainer: Any, batch: Any) -> None:
-            if trainer.state.global_step == 4:
+        step = ResumableTrainer.training_step
+
+        def tell(trainer: Any, *args: Any, **kwargs: Any) -> Any:
+            if trainer.state.global_step == 4 and number not in trainer.learning.signals.noted:
+                for child in multiprocessing.active_children():  # by another process: torch sees who it is from
+                    subprocess.run(["kill", f"-{int(number)}", str(child.pid)], check=True)
                 signal.raise_signal(number)
+            return step(trainer, *args, **kwargs)
 
         before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # where a process would be gone
         try:
-            with pytest.raises(SystemExit):
-                host.train(inputs, output_dir=str(out), on_batch=tell, **keys)
+            with pytest.raises(SystemExit), patch.object(ResumableTrainer, "training_step", tell):
+                host.train(inputs, output_dir=str(out), **keys)
         finally:
             signal.signal(signal.SIGTERM, before)
 
@@ -363,6 +357,15 @@ class TestEnded:
             assert same(tensors(out), tensors(out / "checkpoint-5"))
         host.train(inputs, output_dir=str(out), auto_resume_from_checkpoints=True, **ALL)
         assert_same_end(Path(whole.cfg.output_dir), out, 10)
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_workers_of_the_data_loader_bring_the_step_to_its_end(
+        self, inputs: Path, tmp_path: Path, number: signal.Signals
+    ) -> None:
+        """The host has one a GPU, of itself; torch's end at SIGTERM, and the run with them, in mid-step."""
+        workers = {"dataloader_num_workers": 1, "gradient_accumulation_steps": 4, "micro_batch_size": 1}
+        self.train_until(inputs, tmp_path, number, **(ALL | workers))
+        checkpoint.refuse_problem(str(tmp_path / "checkpoint-5"))
 
     def test_or_the_log_says_that_it_is_not(self, inputs: Path, tmp_path: Path, log: list[str]) -> None:
         self.train_until(inputs, tmp_path, signal.SIGTERM, **{**ALL, "save_strategy": "no", "save_steps": None})
