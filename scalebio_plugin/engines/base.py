@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -101,10 +101,22 @@ class Engine:
         """After the last backward pass of a set: what `synced` has not averaged yet."""
         if self.world == 1 or not self.switches_layers:
             return
-        gradients = [parameter.grad for parameter in parameters.values() if parameter.grad is not None]
+        gradients = self._reached_anywhere([parameter for parameter in parameters.values() if parameter.requires_grad])
         for work in [distributed.all_reduce(gradient, async_op=True) for gradient in gradients]:
             work.wait()
         torch._foreach_div_(gradients, self.world)
+
+    def _reached_anywhere(self, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+        """Gradients of those that the batches of any rank reached (not all have tokens of each expert), 0 elsewhere."""
+        reached = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.float32)
+        anywhere = self.total(reached.to(self.trainer.accelerator.device)).tolist()
+        gradients = []
+        for parameter, ranks in zip(parameters, anywhere, strict=True):
+            if ranks and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            if parameter.grad is not None:
+                gradients.append(parameter.grad)
+        return gradients
 
     def part_of(self, gradient: Tensor) -> tuple[Tensor, int, int]:
         """What this rank has of a parameter's gradient.
