@@ -93,3 +93,12 @@ def log() -> Iterator[list[str]]:
     logger.addHandler(handler)
     yield messages
     logger.removeHandler(handler)
+
+
+@pytest.fixture(scope="session")
+def forked_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A Python for commands that start others, see tests/forked.py."""
+    from .forked import forking_python
+
+    with forking_python(tmp_path_factory.mktemp("forked")) as python:
+        yield python

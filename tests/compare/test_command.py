@@ -41,7 +41,7 @@ def test_every_arm_is_trained_and_judged_on_the_same_rows(inputs: Path, tmp_path
 
 @pytest.mark.parametrize("engine", ["ddp", "fsdp2", "zero3"])
 def test_two_ranks_judge_every_row_once_and_as_one_process_does(
-    inputs: Path, tmp_path: Path, monkeypatch, capsys, engine: str
+    inputs: Path, tmp_path: Path, monkeypatch, capsys, engine: str, forked_python: Path
 ) -> None:
     """Of a model that stays as it was; 96 rows in batches of 5 leave an end that the ranks do not share evenly."""
     still = {"learning_rate": 1e-9, "max_steps": 2, "micro_batch_size": 2, "eval_batch_size": 5, "test_datasets": TESTS}
@@ -53,7 +53,7 @@ def test_two_ranks_judge_every_row_once_and_as_one_process_does(
     monkeypatch.chdir(inputs)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     (tmp_path / "config.yml").write_text(yaml.safe_dump(host.config_of(**still, **LAYOUTS[engine].keys)))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    launch = [str(forked_python), "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     arms = ["compare", str(tmp_path / "config.yml"), "--dir", str(tmp_path / "compared"), "--seeds", "1"]
     launched = ["--arms", UNIFORM, "--launch", shlex.join([*launch, "-m", "axolotl.cli.train"])]
     assert main([*arms, *launched]) == 0, capsys.readouterr().err
