@@ -107,13 +107,13 @@ def prepare(folder: Path) -> None:
     (folder / "config.yml").write_text(CONFIG)
 
 
-def run(step: Step, folder: Path) -> str:
-    """What a command prints, typed in that folder; the commands are those beside this Python.
+def run(step: Step, folder: Path, python: Path = Path(sys.executable)) -> str:
+    """What a command prints, typed in that folder; the commands are those beside `python`.
 
     Raises:
         RuntimeError: It failed.
     """
-    beside = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    beside = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
     quiet = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "AXOLOTL_DO_NOT_TRACK": "1"}
     environment = {**os.environ, **quiet, "PATH": beside, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(shlex.split(step.command), cwd=folder, env=environment, capture_output=True, text=True)
