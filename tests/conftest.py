@@ -35,11 +35,25 @@ ON_RANKS = (
     "test_packed_on_ranks.py",
     "test_zero.py",
 )
+# Files of minutes, as a whole one process's: begun late, they would leave the other one without work at the end.
+LONG = (
+    "test_walkthrough.py",
+    "test_learning.py",
+    "test_command.py",
+    "test_killed.py",
+    "test_optimizers.py",
+    "test_evidence.py",
+    "test_certainty.py",
+    "test_twin.py",
+    "test_resume.py",
+    "test_boot.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes longest begins first."""
-    items.sort(key=lambda item: item.path.name not in ON_RANKS)
+    order = {name: place for place, name in enumerate(LONG, start=1)} | dict.fromkeys(ON_RANKS, 0)
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
 @cache
@@ -59,7 +73,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """A file is one process's, as `loadfile` has it, and files with runs on ranks are all the same one's.
 
     Two such runs at a time would be four processes that wait for each other on two cores, while what else there is to
-    run waits. Of the slow tests most are on ranks: there they are run two at a time, for one leaves a core idle.
+    run waits. Of the slow tests alone most are on ranks: there they are run two at a time, for one leaves a core idle.
     """
     from xdist.scheduler import LoadFileScheduling
 
