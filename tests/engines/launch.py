@@ -1,4 +1,7 @@
-"""Ranks as torchrun starts them, but as forks of one server that has imported the host, which takes longest."""
+"""Ranks as torchrun starts them, but as forks of one server that has imported the host, which takes longest.
+
+python -m tests.engines.launch      # imports that and no more: what was not compiled yet is then
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -73,3 +78,15 @@ def on_rank(rank: int, ranks: int, port: int, log: Path, function: Callable[...,
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(failed)  # threads of the host's reporting would be waited for, those of gloo have aborted an interpreter
+
+
+def main() -> None:
+    import tests.conftest  # noqa: F401  # before the host
+
+    for name in IMPORTED:
+        with suppress(ImportError):
+            import_module(name)
+
+
+if __name__ == "__main__":
+    main()
