@@ -786,27 +786,28 @@ def test_one_broken_batch_costs_a_part_of_what_is_known(sources: int, size: floa
     assert abs(float(gap[-1])) > 0.9 * abs(size) / 2, "the gap itself is told as it is"
 
 
-def held_back(raw: Tensor, most: float) -> Tensor:  # (T, S) -> (T, S)
+def held_back(raw: Tensor, most: float) -> Tensor:  # (T, runs, S) -> (T, runs, S)
     """Weights after each update, of which the first source's is bounded."""
     high = torch.ones(raw.shape[-1], dtype=torch.float64)
     high[0] = most
-    bounds, known, state = Bounds(0 * high, high), Evidence.zeros(len(high)), EvidentState.zeros(len(high))
-    logits, path = 0 * high, []
+    bounds, known, state = Bounds(0 * high, high), Evidence.zeros(*raw.shape[1:]), EvidentState.zeros(*raw.shape[1:])
+    logits, path = torch.zeros_like(raw[0]), []
     for gaps in raw:
         known, _ = known.plus(gaps)
         logits, state = move_on_evidence(known, state, logits, 0.05)
-        if not bounds.hold(weights_of(logits)):
-            logits = logits_of(bounds.bounded(weights_of(logits)))
-        path.append(weights_of(logits))
+        logits = torch.stack(
+            [of if bounds.hold(weights_of(of)) else logits_of(bounds.bounded(weights_of(of))) for of in logits]
+        )
+        path.append(torch.stack([weights_of(of) for of in logits]))
     return torch.stack(path)
 
 
 def test_a_source_at_its_bound_keeps_its_weight_while_another_catches_up() -> None:
     """The best of four at most 0.3, a second good one evident later: 0.3 and 0.7 are best."""
     true = torch.tensor([-1.0, -0.4, 0.4, 0.4], dtype=torch.float64)
+    raw = true + torch.cat([correlated(700, 1, 4, rho=0.5, seed=seed) for seed in range(6)], 1)
     lowest, second = [], []
-    for seed in range(6):
-        path = held_back(true + correlated(700, 1, 4, rho=0.5, seed=seed)[:, 0], 0.3)
+    for path in held_back(raw, 0.3).unbind(1):
         at_bound = int((path[:, 0] > 0.299).nonzero()[0])
         lowest.append(float(path[at_bound:, 0].min()))
         second.append(float(path[-1, 1]))
@@ -817,11 +818,12 @@ def test_a_source_at_its_bound_keeps_its_weight_while_another_catches_up() -> No
 def test_a_source_at_its_bound_falls_as_soon_as_its_gaps_turn() -> None:
     """To its start, and below it as soon as another one catches up; what the bound took is soon forgotten."""
     before, after = torch.tensor([-1.0, 0.0, 0.0, 0.5]), torch.tensor([0.0, -1.0, 0.0, 0.5])
-    for seed in range(3):
-        noise = correlated(600, 1, 4, rho=0.0, seed=seed)[:, 0]
-        path = held_back(noise + torch.where(torch.arange(600)[:, None] < 200, before, after), 0.4)[:, 0]
-        assert float(path[199]) > 0.38
-        assert float(path[599]) < 0.15
-        assert (
-            float(held_back(noise + torch.where(torch.arange(600)[:, None] < 200, before, -before), 0.4)[300, 0]) < 0.3
-        )
+    noise = torch.cat([correlated(600, 1, 4, rho=0.0, seed=seed) for seed in range(3)], 1)
+    turned = torch.arange(600)[:, None, None] >= 200
+    overtaken, opposite = (
+        held_back(noise + torch.where(turned, then, before), 0.4)[..., 0].unbind(1) for then in (after, -before)
+    )
+    for of_overtaken, of_opposite in zip(overtaken, opposite, strict=True):
+        assert float(of_overtaken[199]) > 0.38
+        assert float(of_overtaken[599]) < 0.15
+        assert float(of_opposite[300]) < 0.3
