@@ -3,6 +3,7 @@
 Set before anything imports the host, which reads most of these at import.
 """
 
+import gc
 import logging
 import os
 from collections.abc import Iterator
@@ -48,6 +49,13 @@ LONG = (
     "test_resume.py",
     "test_boot.py",
 )
+
+gc.disable()  # until all test files are imported: nothing of them is garbage, and to look for it takes a fifth of that
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -59,7 +59,8 @@ def forking_python(folder: Path) -> Iterator[Path]:
 
 def serve(listening: socket.socket, folder: Path) -> None:
     """Until it is ended."""
-    gc.freeze()  # this and the next as in `on_rank` of tests/engines/launch.py
+    gc.freeze()  # this and the next two as in `on_rank` of tests/engines/launch.py
+    gc.enable()
     multiprocessing.set_start_method("fork", force=True)
     answering: set[int] = set()
     while True:

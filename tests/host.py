@@ -237,6 +237,7 @@ def train(
 
     gc.collect()
     gc.freeze()  # what is imported by now stays: the host asks for ten collections a run, half a second each
+    gc.enable()  # in forks of a server that imported without
     before = Path.cwd()
     os.chdir(directory)
     Probe.parameters, Probe.float64, Probe.stop_after, Probe.run = parameters, float64, stop_after, None

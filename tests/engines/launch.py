@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 IMPORTED = (  # what a run of the host imports at some time, and DeepSpeed where it is installed
+    "tests.engines.uncollected",
     "tests.engines.worker",
     "axolotl.train",
     "axolotl.common.datasets",
@@ -66,6 +67,7 @@ def on_rank(rank: int, ranks: int, port: int, log: Path, function: Callable[...,
     multiprocessing.set_start_method("fork", force=True)  # as in a process of its own: of the loader's workers
     torch.set_num_threads(1)
     gc.freeze()  # what the server has imported: a collection would look through it, and copy it page by page
+    gc.enable()
     with log.open("a") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
