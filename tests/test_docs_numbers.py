@@ -123,7 +123,7 @@ FIGURES = [
     ("method.md", "as good as the best single source", "small_model.md", "as good as `math` alone"),
     ("method.md", "in 94 to 99% of the runs", "evidence.md", "in 94 to 99% of the runs"),
     ("method.md", "At a vertex in 0.9 to 1.2 times", "ground_truth.md", "0.9 to 1.2 times the updates"),
-    ("method.md", "0.7 to 1.3 times the updates in white noise", "evidence.md", "0.7 to 1.3 times the updates"),
+    ("method.md", "0.7 to 1.4 times the updates in white noise", "evidence.md", "0.7 to 1.4 times the updates"),
 ]
 
 
