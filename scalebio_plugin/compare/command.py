@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from ..report.mixture_file import read_mixture
 from ..report.page import draw_again
 from .arms import DEFAULT, OWN, RANDOM
 from .picture import draw
+from .process import Ended
 from .result import table
 from .runs import Comparison, Plan, launch_of, written
 
@@ -63,14 +65,14 @@ def compare(
     except RuntimeError as error:
         print(f"scalebio: {error}; {_GOES_ON}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         print(f"\nscalebio: stopped; {_GOES_ON}", file=sys.stderr)
-        return 130  # as a shell has it of what Ctrl-C ended
-    draw(document, plan.folder / "compare.png")
+        return 128 + (stopped.number if isinstance(stopped, Ended) else signal.SIGINT)  # as a shell has it
     if as_json:
         print(written(document))
     else:
         print("\n".join([table(document), "", *sentences(document), "", f"{plan.folder}/compare.json, compare.png"]))
+    draw(document, plan.folder / "compare.png")
     for history in plan.folder.glob("run-*/scalebio/history.jsonl"):
         draw_again(history.with_name("mixture.json"))  # with the comparison that its run could not know
     return 0

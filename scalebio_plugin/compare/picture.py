@@ -30,7 +30,7 @@ def draw(document: Mapping[str, Any], path: StrPath) -> None:
         axes.annotate(
             f"{arm['loss']:.3f}", (arm["loss"], height), (0, 8), textcoords="offset points", ha="center", fontsize=7
         )
-    axes.set_yticks(range(len(arms)), [shorten(name, 28) for name, _ in arms], fontsize=8)
+    axes.set_yticks(range(len(arms)), [shorten(name, 28) for name, _ in arms], fontsize=8, parse_math=False)
     axes.set_ylim(-0.6, len(arms) - 0.2)
     axes.set_xlabel("test loss, nats a token (a dot for each seed, a bar for their mean)", color=INK, fontsize=8)
     axes.tick_params(labelsize=8, color=INK, labelcolor=INK)

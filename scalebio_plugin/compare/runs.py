@@ -6,7 +6,6 @@ import hashlib
 import json
 import shlex
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -20,9 +19,11 @@ from ..report.files import replace_file
 from ..report.mixture_file import SCHEMA, read_mixture, write_mixture
 from . import arms as of_arms
 from .arms import LEARNED, OWN, PROPORTIONAL, RANDOM, RUN, VALIDATION, VALIDATION_DRAWN, Config
+from .process import ending_as_ctrl_c, only_one_in, status_of
 from .result import JUDGED, Judged, document_of, read_judged
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")  # of a final model, in an arm's folder
+_MODELS_GO = "models-go"  # stands in an arm's folder from its start without --keep until its models are deleted
 
 
 @dataclass(frozen=True)
@@ -61,17 +62,18 @@ class Comparison:
         """Run what is missing; compare.json is written after every arm.
 
         Raises:
-            ValueError: The config is unfit, or the folder holds a comparison of another one.
+            ValueError: The config is unfit, or the folder holds a comparison of another one or is being worked on.
             RuntimeError: An arm's process failed.
         """
         of_arms.refuse_unfit(self.plan.config)
         of_arms.refuse_other_sources(self.plan.config, self.plan.arms, self.plan.own)
         self.plan.folder.mkdir(parents=True, exist_ok=True)
-        self._remember()
-        for seed in self.plan.seeds:
-            self._arm(RUN, seed)
-            for arm in self._others(seed):
-                self._arm(arm, seed)
+        with only_one_in(self.plan.folder) as lock, ending_as_ctrl_c():
+            self._remember()
+            for seed in self.plan.seeds:
+                self._arm(RUN, seed, lock)
+                for arm in self._others(seed):
+                    self._arm(arm, seed, lock)
         return self.document()
 
     def document(self) -> dict[str, Any]:
@@ -97,19 +99,19 @@ class Comparison:
             )
         replace_file(path, ours.encode())
 
-    def _arm(self, arm: str, seed: int) -> None:
+    def _arm(self, arm: str, seed: int, lock: IO[bytes]) -> None:
         folder = self.plan.folder / folder_name(arm, seed)
         if arm == OWN or arm.startswith(RANDOM):
             self._refuse_other_weights(arm, seed)
         if (judged := read_judged(folder)) is None:
             began = time.monotonic()
             self._say(f"{self._position(arm, seed)} …")
-            self._train(self._config(arm, seed, folder), folder)
+            self._train(self._config(arm, seed, folder), folder, lock)
             if (judged := read_judged(folder)) is None:
                 raise RuntimeError(f"{folder} has no {JUDGED} though its run ended well; see {folder / 'log.txt'}")
-            if not self.plan.keep:
-                _drop_models(folder)
             self._say(f"{self._position(arm, seed)}: test loss {judged.loss:.4f}{self._left(time.monotonic() - began)}")
+        if not self.plan.keep and (folder / _MODELS_GO).exists():  # also of an arm that was killed once it was judged
+            _drop_models(folder)
         self.judged.setdefault(arm, {})[seed] = judged
         replace_file(self.plan.folder / "compare.json", written(self.document()).encode() + b"\n")
 
@@ -149,12 +151,15 @@ class Comparison:
     def _document(self, seed: int) -> dict[str, Any]:
         return read_mixture(self._learned(seed), needs=("weights", "sources", "validation"))
 
-    def _train(self, config: Config, folder: Path) -> None:
+    def _train(self, config: Config, folder: Path, lock: IO[bytes]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         path, log = folder / "config.yml", folder / "log.txt"
+        if self.plan.keep:
+            (folder / _MODELS_GO).unlink(missing_ok=True)
+        else:
+            (folder / _MODELS_GO).touch()
         path.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
-        with open(log, "ab") as file:
-            status = _status_of([*self.plan.launch, str(path)], file)
+        status = status_of([*self.plan.launch, str(path)], log, lock)
         if status:
             last = "\n".join(log.read_text(errors="replace").splitlines()[-30:])
             raise RuntimeError(f"{last}\n\nthe run in {folder} failed (exit status {status}); full log: {log}")
@@ -199,16 +204,6 @@ def written(document: Mapping[str, Any]) -> str:
     return json.dumps(document, indent=2, allow_nan=False)
 
 
-def _status_of(command: Sequence[str], log: IO[bytes]) -> int:
-    """Of a command that a Ctrl-C, which reaches it too, lets end by itself: it saves a checkpoint."""
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT) as process:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:
-            process.wait()
-            raise
-
-
 def _drop_models(folder: Path) -> None:
     """What a judged arm needs no longer: it would be one model for each arm and seed."""
     for checkpoint in folder.glob("checkpoint-*"):
@@ -216,3 +211,4 @@ def _drop_models(folder: Path) -> None:
     for pattern in _WEIGHTS:
         for file in folder.glob(pattern):
             file.unlink()
+    (folder / _MODELS_GO).unlink()

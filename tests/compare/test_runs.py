@@ -141,30 +141,68 @@ def test_an_arm_that_diverges_does_not_end_the_comparison(plan: Plan, capsys) ->
     assert not re.search(r"\bnan\b|told apart", printed)
 
 
-def test_ctrl_c_lets_the_arm_end_and_says_that_the_same_command_goes_on(plan: Plan) -> None:
-    Path("stand_in.py").write_text(SLOW)
-    arguments = command()
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    process = subprocess.Popen(
-        [sys.executable, "-c", "import sys; from scalebio_plugin.cli import main; sys.exit(main())", *arguments],
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env=environment,
-    )
-    for _ in range(300):
-        if Path("begun").exists():
-            break
-        time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+@pytest.mark.parametrize(
+    ("number", "to_all", "status"),
+    [(signal.SIGINT, True, 130), (signal.SIGTERM, False, 143), (signal.SIGHUP, False, 129)],
+    ids=["ctrl-c", "sigterm", "sighup"],
+)
+def test_what_ends_it_lets_the_arm_end_and_says_that_the_same_command_goes_on(
+    plan: Plan, number: int, to_all: bool, status: int
+) -> None:
+    process = started(SLOW)
+    (os.killpg if to_all else os.kill)(process.pid, number)  # a terminal signals all of a group
     _, told = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == status
     assert "Traceback" not in told
     assert "the same command goes on" in told.splitlines()[-1]
     assert Path("saved").exists()
 
 
-# Says that it has begun, and on Ctrl-C saves a checkpoint, which takes a while.
+def test_what_a_launcher_leaves_behind_is_waited_for(plan: Plan) -> None:
+    Path("trains.py").write_text(SLOW)
+    process = started("import subprocess, sys\nsubprocess.run([sys.executable, 'trains.py'])")
+    process.terminate()
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert Path("saved").exists()
+
+
+def test_beside_a_living_run_a_second_start_is_refused_and_names_it(plan: Plan, capsys) -> None:
+    process = started(SLOW)
+    process.kill()
+    process.wait()
+    assert main(command()) == 2
+    told = capsys.readouterr().err
+    assert "config-compare is being worked on by scalebio compare, process" in told
+    left = int(re.search(r"the run of config-compare/run-7, process (\d+)", told)[1])
+    Path("stand_in.py").write_text(STAND_IN)
+    os.kill(left, signal.SIGTERM)
+    for _ in range(300):
+        if (status := main(command())) != 2:
+            break
+        time.sleep(0.1)
+    assert status == 0
+    assert Path("saved").exists()
+
+
+def started(script: str) -> subprocess.Popen[str]:
+    """A comparison whose first arm has begun."""
+    Path("stand_in.py").write_text(script)
+    process = subprocess.Popen(
+        [sys.executable, "-c", "import sys; from scalebio_plugin.cli import main; sys.exit(main())", *command()],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    for _ in range(300):
+        if Path("begun").exists():
+            break
+        time.sleep(0.1)
+    return process
+
+
+# Says that it has begun, and on a signal saves a checkpoint, which takes a while.
 SLOW = """
 import pathlib, signal, sys, time
 
@@ -174,6 +212,7 @@ def stop(*_):
     sys.exit(1)
 
 signal.signal(signal.SIGINT, stop)
+signal.signal(signal.SIGTERM, stop)
 pathlib.Path("begun").touch()
 time.sleep(60)
 """
@@ -186,6 +225,25 @@ def test_models_of_judged_arms_go_unless_they_are_to_stay(plan: Plan) -> None:
     assert Path("arms/run-7/scalebio/mixture.json").is_file()
     Comparison(replace(plan, seeds=[8], keep=True)).run()
     assert len(list(Path("arms").glob("*-8/checkpoint-3"))) == len(list(Path("arms").glob("*-8/*.safetensors"))) == 3
+
+
+def test_the_model_of_an_arm_that_was_killed_once_it_was_judged_goes(plan: Plan, monkeypatch) -> None:
+    one = replace(plan, arms=["run"], seeds=[7])
+    with monkeypatch.context() as killed:
+        killed.setattr("scalebio_plugin.compare.runs._drop_models", lambda folder: sys.exit(137))
+        with pytest.raises(SystemExit):
+            Comparison(one).run()
+    assert Path("arms/run-7/model.safetensors").exists()
+    Comparison(one).run()
+    assert calls() == ["run-7"]
+    assert not Path("arms/run-7/model.safetensors").exists()
+
+
+def test_a_model_that_was_kept_stays_when_the_command_is_given_again_without(plan: Plan) -> None:
+    one = replace(plan, arms=["run"], seeds=[7])
+    Comparison(replace(one, keep=True)).run()
+    Comparison(one).run()
+    assert Path("arms/run-7/model.safetensors").exists()
 
 
 @pytest.mark.parametrize("other", [{"config": {**CONFIG, "learning_rate": 1.0}}, {"steps": 9}])
@@ -223,6 +281,26 @@ def test_command_prints_table_and_sentences_and_draws(plan: Plan, capsys) -> Non
     assert "learned and uniform" in printed
     assert Path("config-compare/compare.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads(Path("config-compare/own-7.json").read_text())["weights"]["math"] == 0.75
+
+
+def test_a_name_of_mathematics_is_drawn_as_it_stands(plan: Plan, capsys) -> None:
+    names = ["$a_", "b"]
+    Path("stand_in.py").write_text(STAND_IN.replace(repr(DOCUMENT), repr(document_of_sources(names))))
+    arguments = command("--arms", "run", "--single")
+    Path("config.yml").write_text(yaml.safe_dump({**CONFIG, "datasets": [{"path": name} for name in names]}))
+    assert main(arguments) == 0
+    assert "single-$a_" in capsys.readouterr().out
+    assert Path("config-compare/compare.png").is_file()
+
+
+def test_the_table_is_there_also_where_the_picture_cannot_be_drawn(plan: Plan, capsys, monkeypatch) -> None:
+    def fails(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("scalebio_plugin.compare.command.draw", fails)
+    with pytest.raises(MemoryError):
+        main(command("--arms", "uniform"))
+    assert "test loss" in capsys.readouterr().out
 
 
 def test_the_pages_of_its_runs_have_the_comparison(plan: Plan) -> None:
