@@ -54,6 +54,7 @@ class _Comparison:
     schema: Annotated[int, Field(ge=1, strict=True), at_most(SCHEMA)]
     reference: Name
     arms: Annotated[dict[Name, _Arm], Many, AfterValidator(_whole)]
+    rows: Count = 2  # test rows; older versions did not say
 
 
 _SHAPE = TypeAdapter(_Comparison)
@@ -144,6 +145,8 @@ def sentences(document: Mapping[str, Any]) -> list[str]:
             lines.append(f"{reference} is {side} than {name} on {seeds[0]}: {numbers}; {_what_would(arm)}")
         else:
             lines.append(f"{reference} is {side} than {name}: {numbers}")
+    if document.get("rows", 2) < 2:
+        lines.append("one test row says nothing of others, so no arm is told from another; give test_datasets more")
     return [printable(line) for line in lines]
 
 

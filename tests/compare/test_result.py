@@ -34,7 +34,8 @@ def test_difference_by_hand() -> None:
     assert found.mean == pytest.approx((-2 / 3 - 1.4 / 3) / 2)
     assert found.seed_error == pytest.approx(np.std([-2 / 3, -1.4 / 3], ddof=1) / math.sqrt(2))
     assert found.row_error == pytest.approx(np.std([-0.9, 0.2, -1.0], ddof=1) / math.sqrt(3))
-    assert found.half_width == pytest.approx(math.hypot(12.7062 * found.seed_error, 1.96 * found.row_error), rel=1e-4)
+    # Student's quantiles of 1 and 2 degrees of freedom.
+    assert found.half_width == pytest.approx(math.hypot(12.7062 * found.seed_error, 4.3027 * found.row_error), rel=1e-4)
 
 
 def test_rows_of_many_tokens_count_for_as_many() -> None:
@@ -87,13 +88,41 @@ def test_where_the_test_rows_are_too_few_no_seed_would_help() -> None:
     assert same.more_seeds is None
 
 
-def test_interval_covers_the_truth() -> None:
+def test_where_rows_differ_by_seed_more_seeds_help_as_much_as_they_then_do() -> None:
+    """The rows of a seed are noise of its own, and its mean over them hardly differs: what is left falls with seeds."""
+    noise = np.random.default_rng(3).normal(size=(64, 40))
+    noise -= noise.mean(axis=1, keepdims=True)
+
+    def of(count: int) -> Difference:
+        return difference(arm(*(list(3.05 + rows) for rows in noise[:count])), arm(*([3.0] * 40 for _ in range(count))))
+
+    few = of(4)
+    assert few.verdict == "cannot be told apart"
+    assert few.more_seeds is not None  # the error over rows alone would have said never
+    assert abs(few.mean) < 1.96 * few.row_error
+    assert of(4 + few.more_seeds // 2).verdict == "cannot be told apart"
+    assert of(min(64, 4 + 2 * few.more_seeds)).verdict == "worse"
+
+
+def test_a_single_test_row_tells_nothing() -> None:
+    with pytest.raises(ValueError, match="1 test row; give more than one"):
+        difference(arm([1.0], [1.1]), arm([2.0], [2.1]))
+    blank = Judged(np.array([3.0, 0.0]), np.array([2, 0]), 5, 1.0)  # nor does a row without a target
+    for seeds in (arm([1.0]), {0: blank}):
+        document = document_of({"learned": seeds, "uniform": seeds}, "learned", None)
+        assert "verdict" not in document["arms"]["uniform"]
+        assert sentences(document)[0].startswith("one test row says nothing of others")
+        assert "uniform" in table(document)
+
+
+@pytest.mark.parametrize("rows", [2, 3, 60])
+def test_interval_covers_the_truth(rows: int) -> None:
     rng = np.random.default_rng(1)
     covered = 0
     for _ in range(300):
-        of_seeds, of_rows = rng.normal(0, 0.05, size=3), rng.normal(0, 0.5, size=60)
-        rows = [list(3 + 0.2 + of_rows + offset) for offset in of_seeds]
-        found = difference(arm(*rows), arm(*([3.0] * 60 for _ in range(3))))
+        of_seeds, of_rows = rng.normal(0, 0.05, size=3), rng.normal(0, 0.5, size=rows)
+        losses = [list(3 + 0.2 + of_rows + offset) for offset in of_seeds]
+        found = difference(arm(*losses), arm(*([3.0] * rows for _ in range(3))))
         covered += abs(found.mean - 0.2) <= found.half_width
     assert 0.93 <= covered / 300 <= 1.0
 
