@@ -55,6 +55,11 @@ def refuse_unfit(config: Mapping[str, Any]) -> None:
             "scalebio.on_leak: drop: the arm without scalebio would train on the rows that the others drop; take them "
             "out of the files, and the line out of the config"
         )
+    if config.get("lr_scheduler") == "reduce_lr_on_plateau":
+        raise ValueError(
+            "lr_scheduler: reduce_lr_on_plateau goes by evaluations on the way, and arms have none, as the rows that "
+            "judge them may not steer them; take another, such as cosine"
+        )
     if not block.get("validation_datasets") or not config.get("test_datasets"):
         raise ValueError(
             "arms are judged on rows that none of them was tuned for: list those to tune the mixture for under "
@@ -86,7 +91,8 @@ def run_config(config: Mapping[str, Any], folder: Path, seed: int, steps: int | 
     Args:
         steps: Optimizer steps, where they are not to be those of the config.
     """
-    dropped = (*_DROPPED, *OF_THE_RUN)
+    by_metric = ("save_strategy",) if config.get("save_strategy") == "best" else ()
+    dropped = (*_DROPPED, *OF_THE_RUN, *by_metric)
     plain = {key: copy.deepcopy(value) for key, value in config.items() if key not in dropped}
     plugins = [*(plain.get("plugins") or []), JUDGE]
     if "scalebio" in plain:  # no arm evaluates on the way, and all are to train on the same rows

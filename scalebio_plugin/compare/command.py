@@ -14,6 +14,7 @@ from ..estimate.setting import read_config
 from ..report.comparison import sentences
 from ..report.mixture_file import read_mixture
 from ..report.page import draw_again
+from ..report.words import printable_lines
 from .arms import DEFAULT, OWN, RANDOM
 from .picture import draw
 from .process import Ended
@@ -63,7 +64,7 @@ def compare(
     try:
         document = Comparison(plan).run()
     except RuntimeError as error:
-        print(f"scalebio: {error}; {_GOES_ON}", file=sys.stderr)
+        print(printable_lines(f"scalebio: {error}; {_GOES_ON}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt as stopped:
         print(f"\nscalebio: stopped; {_GOES_ON}", file=sys.stderr)

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from ..report.comparison import MOST_SEEDS, SCHEMA, compared
+from ..report.tables import shorten
 
 JUDGED = "judged.json"
 FEWEST_ROWS = 2  # that tell anything of other rows
@@ -225,7 +226,7 @@ def table(document: Mapping[str, Any]) -> str:
     """In the terminal; best first."""
     reference = document["reference"]
     head = ["arm", "test loss", "± seeds", f"{reference} less it", "95%", "verdict", "time"]
-    rows = [head, *(list(astuple(arm)) for arm in compared(document))]
+    rows = [head, *([shorten(arm.name), *astuple(arm)[1:]] for arm in compared(document))]
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

@@ -17,6 +17,7 @@ import yaml
 
 from ..report.files import replace_file
 from ..report.mixture_file import SCHEMA, read_mixture, write_mixture
+from ..report.words import printable
 from . import arms as of_arms
 from .arms import LEARNED, OWN, PROPORTIONAL, RANDOM, RUN, VALIDATION, VALIDATION_DRAWN, Config
 from .process import ending_as_ctrl_c, only_one_in, status_of
@@ -90,10 +91,11 @@ class Comparison:
         return chosen
 
     def _remember(self) -> None:
-        """A folder is one comparison's: arms of different configs tell nothing of each other."""
+        """Once an arm has got anywhere a folder is one config's: arms of different ones tell nothing of each other."""
         path = self.plan.folder / "config.yml"
         ours = yaml.safe_dump({"config": dict(self.plan.config), "steps": self.plan.steps}, sort_keys=True)
-        if path.is_file() and path.read_text(encoding="utf-8") != ours:
+        got_anywhere = any(any(self.plan.folder.glob(f"*/{left}")) for left in (JUDGED, "checkpoint-*"))
+        if got_anywhere and path.is_file() and _told_apart_by(path.read_text(encoding="utf-8")) != _told_apart_by(ours):
             raise ValueError(
                 f"{self.plan.folder} holds the comparison of another config or of other --steps; name another --dir"
             )
@@ -180,7 +182,7 @@ class Comparison:
 
     @staticmethod
     def _say(line: str) -> None:
-        print(f"scalebio: {line}", file=sys.stderr, flush=True)
+        print(f"scalebio: {printable(line)}", file=sys.stderr, flush=True)
 
 
 def default_launch() -> list[str]:
@@ -202,6 +204,13 @@ def folder_name(arm: str, seed: int) -> str:
 def written(document: Mapping[str, Any]) -> str:
     """compare.json as text."""
     return json.dumps(document, indent=2, allow_nan=False)
+
+
+def _told_apart_by(text: str) -> str:
+    """Of a comparison's config what its arms depend on: judged in smaller batches they come to the same."""
+    begun = yaml.safe_load(text)
+    begun["config"].pop("eval_batch_size", None)
+    return yaml.safe_dump(begun, sort_keys=True)
 
 
 def _drop_models(folder: Path) -> None:

@@ -10,7 +10,10 @@ import yaml
 
 # Of the block, what `apply` goes with.
 KEPT = ("names", "split_by", "min_rows", "held_out_rows", "max_repeats", "extensions")
-OF_THE_RUN = ("axolotl_config_path", "resume_from_checkpoint", "wandb_run_id")  # would point back to it
+OF_THE_RUN = (
+    *("axolotl_config_path", "resume_from_checkpoint", "wandb_run_id"),  # would point back to it
+    *("debug", "debug_text_only", "debug_num_examples", "prompter", "shard"),  # the host's command puts them there
+)
 _LISA = """#
 # The first run trained with LISA, layer by layer. This one trains all parameters at a time, which takes more memory;
 # where that does not fit, learn and go on in one run instead (scalebio.learn), which keeps LISA.

@@ -66,6 +66,12 @@ def test_no_arm_is_chosen_by_the_rows_that_judge_it_or_pushed_anywhere() -> None
     assert run_config()["eval_strategy"] == "no"
 
 
+def test_no_arm_saves_by_a_metric_that_it_does_not_have() -> None:
+    best = {**CONFIG, "save_strategy": "best", "metric_for_best_model": "loss"}
+    assert "save_strategy" not in arms.run_config(best, Path("arms/run-7"), 7)
+    assert arms.run_config({**CONFIG, "save_strategy": "epoch"}, Path("a"), 7)["save_strategy"] == "epoch"
+
+
 def test_no_arm_keeps_rows_back_that_another_trains_on() -> None:
     block = {**CONFIG["scalebio"], "held_out_rows": 5}
     assert arms.run_config({**CONFIG, "scalebio": block}, Path("arms/run-7"), 7)["scalebio"] == CONFIG["scalebio"]
@@ -138,6 +144,7 @@ def test_a_mixture_of_other_sources_or_without_weights_is_refused(own: dict[str,
         ({"scalebio": {**CONFIG["scalebio"], "apply": "mixture.json"}}, "scalebio.apply"),
         ({"scalebio": {**CONFIG["scalebio"], "on_leak": "drop"}}, "scalebio.on_leak: drop"),
         ({"test_datasets": None}, "test_datasets"),
+        ({"lr_scheduler": "reduce_lr_on_plateau"}, "lr_scheduler: reduce_lr_on_plateau"),
         ({"scalebio": {}}, "scalebio.validation_datasets"),
     ],
 )

@@ -253,6 +253,26 @@ def test_a_folder_is_one_comparisons(plan: Plan, other: dict[str, Any]) -> None:
         Comparison(replace(plan, **other)).run()
 
 
+def test_a_config_that_no_arm_got_anywhere_with_may_be_mended(plan: Plan) -> None:
+    Path("fails").write_text("run-7")
+    with pytest.raises(RuntimeError):
+        Comparison(plan).run()
+    Path("fails").write_text("")
+    mended = {**CONFIG, "learning_rate": 1.0}
+    Comparison(replace(plan, config=mended)).run()
+    assert yaml.safe_load(Path("arms/config.yml").read_text())["config"] == mended
+    Path("arms/run-7/judged.json").rename("arms/run-7/checkpoint-5")  # nor may one that an arm is to go on from
+    with pytest.raises(ValueError, match="another --dir"):
+        Comparison(plan).run()
+
+
+def test_arms_may_be_judged_in_smaller_batches_than_they_were_begun_with(plan: Plan) -> None:
+    Comparison(replace(plan, config={**CONFIG, "eval_batch_size": 8}, seeds=[7])).run()
+    Comparison(replace(plan, config={**CONFIG, "eval_batch_size": 1})).run()
+    assert yaml.safe_load(Path("arms/run-8/config.yml").read_text())["eval_batch_size"] == 1
+    Comparison(plan).run()
+
+
 def test_an_arm_that_ends_well_and_unjudged_is_an_error(plan: Plan) -> None:
     Path("stand_in.py").write_text("")
     with pytest.raises(RuntimeError, match=r"no judged\.json"):
@@ -291,6 +311,17 @@ def test_a_name_of_mathematics_is_drawn_as_it_stands(plan: Plan, capsys) -> None
     assert main(arguments) == 0
     assert "single-$a_" in capsys.readouterr().out
     assert Path("config-compare/compare.png").is_file()
+
+
+def test_a_name_moves_nothing_on_the_screen(plan: Plan, capsys) -> None:
+    names = ["a\n\x1b[2Jb", "\u202eb"]
+    Path("stand_in.py").write_text(STAND_IN.replace(repr(DOCUMENT), repr(document_of_sources(names))))
+    arguments = command("--arms", "run", "--single")
+    Path("config.yml").write_text(yaml.safe_dump({**CONFIG, "datasets": [{"path": name} for name in names]}))
+    assert main(arguments) == 0
+    printed = capsys.readouterr()
+    assert not {"\x1b", "\u202e"} & set(printed.out + printed.err)
+    assert "\nsingle-a\\n\\x1b[2Jb " in printed.out
 
 
 def test_the_table_is_there_also_where_the_picture_cannot_be_drawn(plan: Plan, capsys, monkeypatch) -> None:

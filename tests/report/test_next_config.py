@@ -22,6 +22,8 @@ CONFIG = {
     "axolotl_config_path": "config.yml",
     "resume_from_checkpoint": "outputs/first/checkpoint-10",
     "wandb_run_id": "abc",
+    # Arguments of `axolotl train`, which the host hands over with the config.
+    **{"debug": False, "debug_text_only": False, "debug_num_examples": 0, "shard": False},
 }
 
 
