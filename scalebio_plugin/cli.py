@@ -256,7 +256,7 @@ def _add_compare(commands: Commands) -> None:
     )
     compare.add_argument("--seeds", type=_positive, default=3, metavar="N", help="default: %(default)s")
     compare.add_argument(
-        "--mixture", nargs="+", default=[], metavar="FILE|NAME=WEIGHT", help="your own, as a further arm"
+        "--mixture", nargs="+", default=[], metavar="FILE|RUN|NAME=WEIGHT", help="your own, as a further arm"
     )
     compare.add_argument("--single", action="store_true", help="each source alone, too")
     compare.add_argument("--random", type=_positive, default=0, metavar="N", help="N mixtures at random, too")

@@ -102,6 +102,7 @@ def show(arguments: argparse.Namespace) -> int:
 
 def runs_of(paths: Sequence[Path], *, with_history: bool) -> list[Learned]:
     from .config.names import numbered
+    from .report.mixture_file import mixture_at
     from .report.side_by_side import learned_at
 
     labels = numbered([str(path) for path in paths])
@@ -118,6 +119,7 @@ def shown(run: Learned) -> dict[str, Any]:
 
 
 def report(arguments: argparse.Namespace) -> int:
+    from .report.mixture_file import mixture_at
     from .report.page import draw_again
     from .report.side_by_side import write_side_by_side
 
@@ -127,6 +129,7 @@ def report(arguments: argparse.Namespace) -> int:
         print(draw_again(mixture_at(arguments.path[0])))
     else:
         page = arguments.output or Path("side-by-side.html")
+        refuse_no_folder(page)
         write_side_by_side(page, runs_of(arguments.path, with_history=True))
         print(page)
     return 0
@@ -147,15 +150,6 @@ def report_bug(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def mixture_at(path: Path) -> Path:
-    mixture = path / "scalebio" / "mixture.json" if path.is_dir() else path
-    if not mixture.is_file():
-        raise FileNotFoundError(
-            f"no file {mixture}; give a mixture.json, or the output_dir of a run that has saved one"
-        )
-    return mixture
-
-
 def init(arguments: argparse.Namespace) -> int:
     from .edit.begin import begun
     from .edit.text import difference, read_text, write_text
@@ -165,6 +159,7 @@ def init(arguments: argparse.Namespace) -> int:
     config, text = read_config(path), read_text(path)
     if arguments.output is not None:
         refuse_existing(target)
+        refuse_no_folder(target)
     asked = {"validation": arguments.validation, "kind": arguments.type, "split_by": arguments.split_by}
     new = begun(text, config, **asked)
     say(difference(text, new, str(path)))
@@ -178,13 +173,14 @@ def apply(arguments: argparse.Namespace) -> int:
     from .edit.apply import applied, as_weights, explained, refuse_unfit
     from .edit.text import read_text, write_text
     from .estimate.setting import read_config
-    from .report.mixture_file import read_mixture
+    from .report.mixture_file import mixture_at, read_mixture
 
     path, mixture = arguments.config, mixture_at(arguments.mixture)
     target = arguments.output or path.with_name(f"{path.stem}.apply.yml")
     config, document = read_config(path), read_mixture(mixture)
     refuse_unfit(config, document, str(mixture))
     refuse_existing(target)
+    refuse_no_folder(target)
     text = read_text(path)
     new = as_weights(text, config, document) if arguments.as_weights else applied(text, config, str(mixture))
     meaning = [*explained(document, config.get("scalebio") or {})]
@@ -201,3 +197,8 @@ def say(lines: Iterable[str]) -> None:
 def refuse_existing(path: Path) -> None:
     if path.exists():
         raise FileExistsError(f"--output: {path} is there already; name another file, or remove it")
+
+
+def refuse_no_folder(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"--output: there is no folder {path.parent}; make it, or name a file in another")

@@ -55,6 +55,13 @@ def test_show_prints_every_source(mixture: Path, capsys: pytest.CaptureFixture[s
     assert logs.split()[-2:] == ["-", "-"]
 
 
+def test_the_folder_of_the_mixture_is_taken_for_it(mixture: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["show", str(mixture)]) == 0
+    shown = capsys.readouterr().out
+    assert cli.main(["show", str(mixture.parent)]) == 0
+    assert capsys.readouterr().out == shown
+
+
 def test_show_prints_which_source_helps_which_set(mixture: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cosine = {"mean": 0.25, "se": 0.03, "probes": 4}
     goals = {name: dict.fromkeys(("verse", "prose"), cosine) for name in ("poems", "logs")}

@@ -12,7 +12,7 @@ from pathlib import Path
 from ..config.raw import whole_number
 from ..estimate.setting import read_config
 from ..report.comparison import sentences
-from ..report.mixture_file import read_mixture
+from ..report.mixture_file import mixture_at, read_mixture
 from ..report.page import draw_again
 from ..report.words import printable_lines
 from .arms import DEFAULT, OWN, RANDOM
@@ -43,7 +43,7 @@ def compare(
     Args:
         folder: Of the arms; None: `<config>-compare` beside the working directory.
         seeds: How many, from the config's own on.
-        mixture: A mixture.json, or `name=weight` for each source, of the user's own.
+        mixture: A mixture.json or the folder of a run, or `name=weight` for each source, of the user's own.
         random: How many mixtures drawn at random.
     """
     read = read_config(config)
@@ -80,15 +80,15 @@ def compare(
 
 
 def weights_given(given: Sequence[str]) -> dict[str, float] | None:
-    """From a file, or from `name=weight` each; None where nothing was given.
+    """From a file or a run's folder, or from `name=weight` each; None where nothing was given.
 
     Raises:
         ValueError: Neither.
     """
     if not given:
         return None
-    if len(given) == 1 and "=" not in given[0]:
-        read: dict[str, float] = read_mixture(given[0])["weights"]
+    if len(given) == 1 and ("=" not in given[0] or Path(given[0]).exists()):
+        read: dict[str, float] = read_mixture(mixture_at(given[0]))["weights"]
         return read
     pairs = [text.rpartition("=") for text in given]
     try:
@@ -108,5 +108,5 @@ def weights_given(given: Sequence[str]) -> dict[str, float] | None:
 
 def _refuse(given: Sequence[str]) -> bool:
     raise ValueError(
-        f"--mixture: must be a mixture.json or name=weight for each source, got {' '.join(given)}"
+        f"--mixture: must be a mixture.json, the folder of a run, or name=weight for each source, got {' '.join(given)}"
     ) from None

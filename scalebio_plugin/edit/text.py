@@ -101,11 +101,34 @@ def line_end(text: str) -> str:
 
 
 def appended(text: str, lines: str) -> str:
-    """With `lines` after an empty one at the end of the document."""
-    end = end_of(text)
-    before = text[:end].replace("\r\n", "\n")
+    """With `lines` after an empty one at the end of the document; above its last key, where they would change that."""
+    above = _above_an_open_text(text)
+    at = end_of(text) if above is None else above
+    before = text[:at].replace("\r\n", "\n")
     gap = "" if not before or before.endswith("\n\n") else "\n" if before.endswith("\n") else "\n\n"
-    return put(text, end, end, gap + lines)
+    return put(text, at, at, gap + lines + ("" if above is None else "\n"))
+
+
+def _above_an_open_text(text: str) -> int | None:
+    """Where the last key, and what stands above it, begins, if it ends in a text to which an end of line is added.
+
+    Such is one of several lines (`|`, `>`) that has no last end of line, or that keeps all (`|+`).
+    """
+    try:
+        found = list(entries(text).values())
+    except yaml.YAMLError:  # an edit before this one has spoilt it
+        return None
+    if not found:
+        return None
+    last = found[-1].value
+    while isinstance(last, yaml.CollectionNode) and last.value:
+        last = last.value[-1][1] if isinstance(last, yaml.MappingNode) else last.value[-1]
+    if not isinstance(last, yaml.ScalarNode) or last.style not in ("|", ">"):
+        return None
+    header = text[last.start_mark.index :].partition("\n")[0].partition("#")[0]
+    if text[: end_of(text)].endswith("\n") and "+" not in header:
+        return None
+    return found[-2].end if len(found) > 1 else found[-1].start
 
 
 def with_plugin(text: str, given: Iterable[str]) -> str:

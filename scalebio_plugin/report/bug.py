@@ -26,8 +26,10 @@ _SHOWN = {  # keys whose texts say what is run
     *("save_strategy", "split", "state_dict_type", "tokenizer_type", "torch_dtype", "train_on_eos"),
     *("transformer_layer_cls_to_wrap", "type", "unfrozen_parameters"),
 }
+_BY_NAME = ("bounds", "groups", "mixture_init", "split_by", "weights")  # blocks whose keys are names of a user's
 _TOKEN = (
     r"\b(?:hf_|gh[a-z]_|sk-)[\w-]{16,}|\b[0-9a-f]{40}\b|(?m:(?<=^wandb: ).+)"
+    r"|[\w.+-]+@(?:[\w-]+\.)+[A-Za-z]{2,}\b"  # an e-mail address
     r"|(?i:(?<=bearer )\S+|(?<=key=)\S+|(?<=token=)\S+|(?<=password=)\S+)"
 )
 _SECRET = re.compile(  # what stands at a key that names a secret or an account
@@ -90,6 +92,8 @@ def _gpus() -> list[str]:
 
 def shown_config(value: Any, key: str = "") -> Any:
     """A config without what may be a secret, an account or a path: of its texts those alone that name no such thing."""
+    if isinstance(value, Mapping) and key in _BY_NAME:
+        return {f"{_LOST} {number}": shown_config(of, key) for number, of in enumerate(value.values(), 1)}
     if isinstance(value, Mapping):
         return {name: shown_config(of, str(name)) for name, of in value.items()}
     if isinstance(value, list):

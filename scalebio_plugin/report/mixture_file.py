@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import (
@@ -151,6 +152,20 @@ def write_mixture(path: StrPath, document: Mapping[str, Any]) -> None:
     parsed(_MIXTURE, json.dumps(document).encode(), str(path), _REMEDY)
     valid = {**document, "penalty": _INFINITE} if document.get("penalty") == math.inf else document
     replace_file(path, json.dumps(valid, indent=2, ensure_ascii=False).encode() + b"\n")
+
+
+def mixture_at(path: StrPath) -> Path:
+    """The mixture.json that is meant by its path, by its folder's or by a run's.
+
+    Raises:
+        FileNotFoundError: There is none.
+    """
+    given = Path(path)
+    places = [given / "scalebio" / "mixture.json", given / "mixture.json"] if given.is_dir() else [given]
+    for place in places:
+        if place.is_file():
+            return place
+    raise FileNotFoundError(f"no file {places[0]}; give a mixture.json, or the output_dir of a run that has saved one")
 
 
 def read_mixture(path: StrPath, needs: Collection[str] = ("weights",)) -> dict[str, Any]:

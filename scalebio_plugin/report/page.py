@@ -239,12 +239,18 @@ def _comparison(document: Mapping[str, Any] | None) -> str:
         for arm in compared(document)
     ]
     said = "".join(f"<li>{shown(line)}.</li>" for line in sentences(document))
+    timed = any(arm["time"] is not None for arm in document["arms"].values())
+    time = (
+        "that of an ordinary arm is 1"
+        if timed
+        else f"not told, as no ordinary arm beside {reference} is there to count it in"
+    )
     seeds = max((len(arm["losses"]) for arm in document["arms"].values()), default=0)
     return (
         f"<h2>Beside other mixtures</h2><ul>{said}</ul>{many(lines, head)}<p>By scalebio compare, {seeds} "
         f"seed{'s' if seeds != 1 else ''}: losses of the test rows, nats a token. Of a difference below 0 {reference} "
-        "is the better one; its 95% interval has what seeds and test rows may have made of it. Time: that of an "
-        "ordinary arm is 1.</p>"
+        "is the better one; its 95% interval has what seeds and test rows may have made of it. "
+        f"Time: {time}.</p>"
     )
 
 

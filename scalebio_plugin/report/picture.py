@@ -73,7 +73,8 @@ def _draw_panels(panels: Sequence[Axes], history: Sequence[HistoryRecord], names
     val_loss = np.array([[record["val_loss"]] for record in history], dtype=np.float64)
     colours = colours_of(weights[-1])
 
-    top.set_ylim(0, 1.05 * float(np.nanmax(weights, initial=1 / len(names))))
+    bands = [interval_ends(history, names[i]) for i in list(colours)[:BANDS]]
+    top.set_ylim(0, 1.05 * max(float(np.nanmax(drawn, initial=1 / len(names))) for drawn in (weights, *bands)))
     top.axhline(1 / len(names), color=INK, linestyle=":", linewidth=1, zorder=4)
     bottom.plot(steps, val_loss[:, 0], color=GREY, linewidth=0.6)
     bottom.set_xlim(min(steps[0], steps[-1] - 1), steps[-1])
@@ -81,22 +82,23 @@ def _draw_panels(panels: Sequence[Axes], history: Sequence[HistoryRecord], names
     if window > 1:
         middle.set_title(f"running mean of {window} updates", loc="right", fontsize=7, color=INK, y=1, pad=-6)
     uniform = _End(1 / len(names), f"uniform  1/{len(names)}", INK)
-    _draw_intervals(top, steps, history, names, colours)
+    _draw_intervals(top, steps, bands, colours)
     _label_ends(top, [uniform, *_curves(top, steps, weights, names, colours)])
     _label_ends(middle, _curves(middle, steps, loss, names, colours))
     _label_ends(bottom, _curves(bottom, steps, running_mean(val_loss, window), ["validation"], {0: INK}))
 
 
-def _draw_intervals(
-    axes: Axes, steps: Floats, history: Sequence[HistoryRecord], names: Sequence[str], colours: Mapping[int, str]
-) -> None:
-    """The 95% intervals of the largest sources, as bands with edges, over the updates that say anything."""
-    ends_of = {names[i]: interval_ends(history, names[i]) for i in list(colours)[:BANDS]}
-    if all(np.isnan(ends).all() for ends in ends_of.values()):
+def _draw_intervals(axes: Axes, steps: Floats, bands: Sequence[Floats], colours: Mapping[int, str]) -> None:
+    """The 95% intervals of the largest sources, as bands with edges, over the updates that say anything.
+
+    Args:
+        bands: (N, 2) each, in the order of `colours`.
+    """
+    if all(np.isnan(ends).all() for ends in bands):
         return
     hint = "dashed: 95% intervals of the largest weights, once there is evidence"
     axes.set_title(hint, loc="right", fontsize=7, color=INK, pad=4)
-    for (_, colour), ends in zip(colours.items(), ends_of.values(), strict=False):
+    for colour, ends in zip(colours.values(), bands, strict=False):
         low, high = ends.T
         axes.fill_between(steps, low, high, color=colour, alpha=0.09, linewidth=0, zorder=2)
         axes.plot(steps, np.stack([low, high], 1), color=colour, alpha=0.7, linewidth=0.7, linestyle="--", zorder=2)

@@ -373,6 +373,15 @@ def test_wrong_use_is_a_line(plan: Plan, capsys, further: list[str], said: str) 
     assert not Path("calls").exists()  # nothing was trained for it
 
 
+@pytest.mark.parametrize("given", ["lr=1e-4/mixture.json", "lr=1e-4", "lr=1e-4/scalebio"])
+def test_a_mixture_may_be_given_as_a_file_or_a_run_whatever_its_name(plan: Plan, given: str) -> None:
+    for folder in (Path("lr=1e-4"), Path("lr=1e-4/scalebio")):
+        folder.mkdir()
+        (folder / "mixture.json").write_text(json.dumps({"schema": 1, "weights": {"math": 0.75, "org/chat": 0.25}}))
+    assert main(command("--seeds", "1", "--arms", "run", "--mixture", given)) == 0
+    assert json.loads(Path("config-compare/own-7.json").read_text())["weights"] == {"math": 0.75, "org/chat": 0.25}
+
+
 def test_a_failed_arm_is_told_with_the_end_of_its_log(plan: Plan, capsys) -> None:
     Path("fails").write_text("run-7")
     assert main(command()) == 1

@@ -146,6 +146,10 @@ class TestAtTheCommandLine:
         assert init(tmp_path, PLUGINS, "--output", str(other)) == 2
         assert "is there already" in capsys.readouterr().err
 
+    def test_a_folder_that_is_not_there_is_named(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert init(tmp_path, PLUGINS, "--output", str(tmp_path / "nodir" / "x.yml")) == 2
+        assert f"--output: there is no folder {tmp_path / 'nodir'}; make it" in capsys.readouterr().err
+
     def test_a_link_stays_one(self, tmp_path: Path) -> None:
         (tmp_path / "real.yml").write_text(PLUGINS)
         (tmp_path / FILE).symlink_to("real.yml")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from scalebio_plugin.edit.text import end_of, with_value, with_weights, without_plugins
+from scalebio_plugin.edit.text import appended, end_of, with_value, with_weights, without_plugins
 
 BLOCK = (
     "# mine\ndatasets:\n  - path: a # first\n    type: alpaca\n  - just/a/name\n  - {type: alpaca}\nseed: 1 # lucky\n"
@@ -32,6 +32,20 @@ def test_a_key_gets_another_value_and_the_rest_stays(key: str, value: object, ch
 
 def test_a_text_of_several_lines_gives_way_as_a_whole() -> None:
     assert with_value("a: |\n  one\n  two\nb: 1\n", "a", 3) == "a: 3\nb: 1\n"
+
+
+@pytest.mark.parametrize(
+    "last",
+    ["x: |\n  one\n  two", "x: >\n  one", "x: |+\n  one\n\n", "x:\n  - {y: 1}\n  - z: |\n      one", "x: |-\n  one"],
+)
+@pytest.mark.parametrize("before", ["", "a: 1\n", "a: 1\n\n# of x\n"], ids=repr)
+def test_a_text_at_the_end_keeps_its_last_line_where_keys_are_added(before: str, last: str) -> None:
+    old = before + last
+    new = appended(appended(old, "b: 2\n"), "c: 3\n")
+    assert yaml.safe_load(new) == {**yaml.safe_load(old), "b": 2, "c": 3}
+    assert new.startswith(before.partition("\n#")[0])
+    assert last in new
+    assert ("# of x\nx" in new) is ("# of x" in old)
 
 
 def test_entries_without_a_path_get_no_weight() -> None:

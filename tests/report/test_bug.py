@@ -100,6 +100,26 @@ def test_a_path_that_is_there_is_one_whatever_it_looks_like(tmp_path: Path, monk
     assert shown_config({"path": "acme/mails"}) == {"path": LOST}
 
 
+def test_names_of_sources_are_gone_also_where_they_are_keys() -> None:
+    block = {
+        "names": ["acme", "jo"],
+        "bounds": {"acme": [0.1, 0.5], "jo": [0.0, 0.2]},
+        "groups": {"acme": ["jo"]},
+        "split_by": {"acme": "jo"},
+        "mixture_init": {"acme": 0.75, "jo": 0.25},
+        "prior": {"weights": {"acme": 1.0}},
+    }
+    shown = shown_config({"scalebio": block})["scalebio"]
+    assert "acme" not in str(shown)
+    assert "jo" not in str(shown)
+    assert list(shown["bounds"].values()) == [[0.1, 0.5], [0.0, 0.2]]
+    assert list(shown["mixture_init"].values()) == [0.75, 0.25]
+    assert shown_config({"split_by": "acme", "mixture_init": "uniform"}) == {
+        "split_by": LOST,
+        "mixture_init": "uniform",
+    }
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -122,6 +142,7 @@ def test_a_path_that_is_there_is_one_whatever_it_looks_like(tmp_path: Path, monk
         "hub_model_id: acme/x",
         '  "wandb_entity": "acme",',
         "push_dataset_to_hub: acme/rows",
+        "ask jo.doe@acme.com, please",
     ],
 )
 def test_a_secret_in_a_text_is_gone(text: str) -> None:
@@ -143,6 +164,7 @@ def test_a_secret_in_a_text_is_gone(text: str) -> None:
         "'hf_use_auth_token': True, \"hub_token\": null, hub_model_id: None",
         "pad_token: <|end_of_text|>, eos_token_id: 2",
         "the key of the block; a token that is a target",
+        "installed axolotl@0.21.0 @ main, 3.5 it@s",
     ],
 )
 def test_what_tells_something_stays(text: str) -> None:

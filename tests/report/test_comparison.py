@@ -67,6 +67,15 @@ def test_its_table_and_sentences_are_on_the_page(folder: Path) -> None:
     assert shown.scripts[1:] == [script()]
 
 
+def test_without_an_arm_to_count_time_in_it_says_so(folder: Path) -> None:
+    assert "Time: that of an ordinary arm is 1." in page(folder).text
+    untimed = comparison()
+    for of in untimed["arms"].values():
+        of |= {"time": None, "time_with_learning": None}
+    (folder.parent.parent / "compare.json").write_text(json.dumps(untimed))
+    assert "Time: not told, as no ordinary arm beside learned is there to count it in." in page(folder).text
+
+
 def test_of_one_seed_it_says_what_is_missing(folder: Path) -> None:
     one = comparison()
     one["arms"]["uniform"] |= {"verdict": "better on one seed", "difference_seed_error": None}

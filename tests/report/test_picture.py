@@ -76,6 +76,17 @@ class TestPicture:
             assert (picture(name, [0.0, 0.3]) != drawn) is (rank < 3)
         assert picture(None, [0.0, 1.0]) != drawn
 
+    def test_what_is_drawn_of_the_weights_is_within_the_axes(self, monkeypatch):
+        history, names = drifting_history(3, 30)
+        wide = [update | {"interval": dict.fromkeys(names, [0.0, 0.95])} for update in history]
+        assert max(max(update["weights"].values()) for update in wide) < 0.9
+        highest = []
+        monkeypatch.setattr(
+            "scalebio_plugin.report.picture._label_ends", lambda axes, ends: highest.append(axes.get_ylim()[1])
+        )
+        drawn_mixture(wide, names)
+        assert highest[0] >= 0.95
+
     def test_a_run_without_intervals_or_evidence_has_the_picture_of_older_versions(self):
         history, names = drifting_history(3, 30)
         without = [update | {"interval": None} for update in history]
