@@ -103,7 +103,7 @@ def _end(process: subprocess.Popen[bytes], log: Path, stopped: KeyboardInterrupt
     _pass_on(process.pid, stopped)
     try:
         process.wait()
-        with open(log, "rb") as file, suppress(OSError):
+        with open(log, "ab") as file, suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
     except KeyboardInterrupt as again:
         _pass_on(process.pid, again)
