@@ -63,7 +63,7 @@ class ScaleBiOPlugin(BasePlugin):
             self._refuse_other_trainers(cfg)
             self.manager = manager_of(settings.mixture_update, settings.extensions)  # before any loading
             if not preprocess:
-                early.refuse_damaged_checkpoints(cfg)
+                early.refuse_unreadable_checkpoints(cfg)
             early.refuse_more_layers_than_there_are(cfg, settings)
             prepared = self.prepared = prepare(cfg, settings)
             refuse_unanswered(self.manager, settings.mixture_update, len(prepared.table.names))

@@ -42,6 +42,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .saved import restored
+
 LAGS = 32
 UPDATES_A_LAG = 5  # so many updates tell of one lag more
 SLOW_LAGS = 5  # the first of those that tell of slow noise: shorter ones hold what is not slow
@@ -207,14 +209,18 @@ class Evidence:
 
     @classmethod
     def of(cls, saved: Mapping[str, Any]) -> Evidence:
-        """Back from `dataclasses.asdict`."""
+        """Back from `dataclasses.asdict`.
+
+        Raises:
+            OtherFormat: Of another version.
+        """
         values: dict[str, Any] = {
-            key: Moments(**value) if isinstance(value, dict) else value for key, value in saved.items()
+            key: restored(Moments, value) if isinstance(value, dict) else value for key, value in saved.items()
         }
-        if "per_nat_S" not in values:  # saved before there was one
+        if "per_nat_S" not in values and {"scale_S", "standard"} <= values.keys():  # saved before there was one
             scale, updates = values["scale_S"], values["standard"].count
             values["per_nat_S"] = torch.where(scale > 0, updates / scale.clamp(min=TINY), 0.0)
-        return cls(**values)
+        return restored(cls, values)
 
     @property
     def updates(self) -> int:

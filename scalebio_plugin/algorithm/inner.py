@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .lisa import LayerPlan, find_blocks
+from .saved import refuse_missing
 
 # Entries of an optimizer's groups that belong to the run, not to a parameter set: fixed, or moved by the schedule
 # (one cycle moves the momentum too).
@@ -241,8 +242,9 @@ class InnerParameters:
         """Restore what `state_dict` gave.
 
         Raises:
-            ValueError: It holds parameters that do not train here.
+            ValueError: It holds parameters that do not train here, or another version wrote it.
         """
+        refuse_missing("the state of the inner parameters", saved, ("values", "states", "groups"))
         strangers = sorted(set(saved["values"]) - set(self.parameters))
         if strangers:
             raise ValueError(

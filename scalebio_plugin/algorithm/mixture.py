@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .alike import Shared, shared
 from .evidence import DECAY, LEAST_UPDATES, TINY, Evidence, boundary
+from .saved import restored
 
 
 def weights_of(logits_S: Tensor) -> Tensor:  # (S,)
@@ -169,8 +170,13 @@ class EvidentState:
 
     @classmethod
     def of(cls, saved: Mapping[str, Any]) -> EvidentState:
-        """Back from `vars`, also of a version whose state had less."""
-        return replace(cls.zeros(*saved["moved_S"].shape), **saved)
+        """Back from `vars`, also of a version whose state had less.
+
+        Raises:
+            OtherFormat: It has what this version does not know.
+        """
+        whole = vars(cls.zeros(*saved["moved_S"].shape)) if "moved_S" in saved else {}
+        return restored(cls, {**whole, **saved})
 
 
 def move_on_evidence(

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..algorithm.bilevel import NO_SOURCE
+from ..algorithm.saved import restored
 from .packing import Bins, MicroBatches, Packing
 
 SEGMENT = 8  # optimiser steps of a plan, at most
@@ -89,9 +90,15 @@ class DrawState:
 
     @classmethod
     def of_plain(cls, saved: Mapping[str, Any]) -> DrawState:
+        """Back from `plain`.
+
+        Raises:
+            OtherFormat: Of another version.
+        """
+        state = restored(cls, saved)
         whole = {name: np.array(saved[name], dtype=np.int64) for name in ("position_S", "limit_S", "waiting")}
-        waiting_q = np.array(saved["waiting_q"], dtype=np.float64).reshape(-1, len(saved["position_S"]))
-        return cls(**whole, left=int(saved["left"]), waiting_q=waiting_q)
+        waiting_q = np.array(state.waiting_q, dtype=np.float64).reshape(-1, len(state.position_S))
+        return cls(**whole, left=int(state.left), waiting_q=waiting_q)
 
 
 @dataclass(frozen=True)

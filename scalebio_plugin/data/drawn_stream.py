@@ -9,6 +9,7 @@ import numpy as np
 from axolotl.utils.logging import get_logger
 from torch.utils.data import BatchSampler, SequentialSampler
 
+from ..algorithm.saved import refuse_missing
 from ..report.words import printable
 from .draw import say_who_is_held_back
 from .drawn import SEGMENT, Draw, DrawState, PlannedStep, learning_fractions
@@ -105,7 +106,12 @@ class DrawnStream:
         }
 
     def load_state_dict(self, saved: Mapping[str, Any], done: int) -> None:
-        """Of a run that had taken so many steps."""
+        """Of a run that had taken so many steps.
+
+        Raises:
+            OtherFormat: Another version wrote it.
+        """
+        refuse_missing("the position in the data", saved, ("first", "weights", "draw", "drawn"))
         self.drawn_S = np.array(saved["drawn"], dtype=np.int64)
         self._begin(saved["first"], np.array(saved["weights"]), DrawState.of_plain(saved["draw"]))
         self._count_until(done)

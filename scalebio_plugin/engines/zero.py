@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from ..algorithm.inner import Mark, Transfer, copied_state, exchange_entries, own_entries
+from ..algorithm.saved import refuse_missing
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -147,8 +148,9 @@ class ZeroInner:
         """Restore what `state_dict` gave this rank, on all ranks at once, after the engine loaded its checkpoint.
 
         Raises:
-            ValueError: It was written with other parameters, or by another number of ranks.
+            ValueError: It was written with other parameters, by another number of ranks, or by another version.
         """
+        refuse_missing("the state of the inner parameters", saved, ("masters", "states", "groups"))
         here, there = ([tuple(master.shape) for master in masters] for masters in (self._masters(), saved["masters"]))
         if here != there:
             raise ValueError(

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ..algorithm import lisa, mixture
+from ..algorithm.saved import restored
 from .spec import Observation, hookimpl
 
 
@@ -16,12 +17,12 @@ def _evidence(seen: Observation, state: dict[str, Any]) -> tuple[Tensor, Any]:
 
 
 def _exponentiated_gradient(seen: Observation, state: dict[str, Any]) -> tuple[Tensor, Any]:
-    before = mixture.ExponentiatedState(**state)
+    before = restored(mixture.ExponentiatedState, state) if state else mixture.ExponentiatedState()
     return mixture.exponentiated_gradient(seen.gap_S, seen.weights_S, before, seen.logits_S, seen.learning_rate)
 
 
 def _adam(seen: Observation, state: dict[str, Any]) -> tuple[Tensor, Any]:
-    before = mixture.AdamState(**state) if state else mixture.AdamState.zeros(len(seen.logits_S))
+    before = restored(mixture.AdamState, state) if state else mixture.AdamState.zeros(len(seen.logits_S))
     return mixture.adam(seen.gradient_S, before, seen.logits_S, seen.learning_rate)
 
 

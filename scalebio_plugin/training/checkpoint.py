@@ -19,6 +19,7 @@ import pickle
 import re
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..algorithm.saved import OtherFormat, refuse_missing
 from . import manifest
 from .state_file import read_state, write_state
 
@@ -233,8 +235,20 @@ def read_mixture(checkpoint: str, place: Place) -> MixturePart:
         ValueError: The checkpoint lacks our state, or it was written by another version of the format.
     """
     _refuse_missing(checkpoint, place)
-    saved = _load(checkpoint, MIXTURE)
+    saved = _load(checkpoint, MIXTURE, "run", "orders")
     return MixturePart(saved["run"], saved["orders"])
+
+
+def read_run(checkpoint: str) -> dict[str, Any] | None:
+    """`MixturePart.run` alone, for a look before there are ranks; None where there is none.
+
+    Raises:
+        ValueError: It was written by another version of the format.
+    """
+    if MIXTURE not in _written(checkpoint):
+        return None
+    run: dict[str, Any] = _load(checkpoint, MIXTURE, "run")["run"]
+    return run
 
 
 def read_inner(checkpoint: str, place: Place) -> InnerPart:
@@ -243,12 +257,25 @@ def read_inner(checkpoint: str, place: Place) -> InnerPart:
     Raises:
         ValueError: It was written by another version of the format.
     """
-    saved = _load(checkpoint, place.inner)
+    saved = _load(checkpoint, place.inner, "inner", "rest", "record", "model")
     return InnerPart(saved["inner"], saved["rest"], saved["record"], saved["model"], saved.get("optimizer"))
 
 
+@contextmanager
+def of_this_format(checkpoint: str) -> Iterator[None]:
+    """Around what takes its values up.
+
+    Raises:
+        ValueError: They are of another format, which is then of this checkpoint.
+    """
+    try:
+        yield
+    except OtherFormat as error:
+        raise ValueError(f"scalebio: {checkpoint} has another format: {error}") from error
+
+
 def _refuse_missing(checkpoint: str, place: Place) -> None:
-    written = sorted(path.stem.removeprefix("scalebio_") for path in _state_files(checkpoint))
+    written = _written(checkpoint)
     inner = [name for name in written if name.startswith("inner")]
     if inner and place.inner not in inner:
         raise ValueError(
@@ -263,10 +290,11 @@ def _refuse_missing(checkpoint: str, place: Place) -> None:
             )
 
 
-def _state_files(checkpoint: str) -> list[Path]:
-    if is_unchecked(checkpoint):
-        return list(Path(checkpoint).glob("scalebio_*.pt"))
-    return list(Path(checkpoint, FOLDER).glob("*.safetensors"))
+def _written(checkpoint: str) -> list[str]:
+    """Names of its files of ours that hold state."""
+    old = is_unchecked(checkpoint)
+    files = Path(checkpoint).glob("scalebio_*.pt") if old else Path(checkpoint, FOLDER).glob("*.safetensors")
+    return sorted(path.stem.removeprefix("scalebio_") for path in files)
 
 
 def _save(value: dict[str, Any], checkpoint: str, name: str) -> None:
@@ -274,18 +302,21 @@ def _save(value: dict[str, Any], checkpoint: str, name: str) -> None:
     write_state(os.path.join(checkpoint, FOLDER, f"{name}.safetensors"), value)
 
 
-def _load(checkpoint: str, name: str) -> dict[str, Any]:
+def _load(checkpoint: str, name: str, *keys: str) -> dict[str, Any]:
     if is_unchecked(checkpoint):
         path = os.path.join(checkpoint, f"scalebio_{name}.pt")
         saved = _load_unchecked(path)
     else:
         path = os.path.join(checkpoint, FOLDER, f"{name}.safetensors")
         saved = read_state(path)
-    if saved["version"] != VERSION:
+    version = saved.get("version")
+    if version != VERSION:
         raise ValueError(
-            f"scalebio: {path} has the format {saved['version']}, this version of the plugin reads {VERSION}; resume "
+            f"scalebio: {path} has the format {version}, this version of the plugin reads {VERSION}; resume "
             "with the version that wrote it, or start a new output_dir"
         )
+    with of_this_format(checkpoint):
+        refuse_missing(name, saved, keys)
     return saved
 
 

@@ -13,6 +13,7 @@ from axolotl.utils.dict import DictDefault
 
 from ..config.block import ScaleBiOSettings
 from . import checkpoint as checkpoints
+from .mixture_run import states_of
 
 
 def refuse_more_layers_than_there_are(cfg: DictDefault, settings: ScaleBiOSettings) -> None:
@@ -52,16 +53,22 @@ def refuse_too_few_steps(settings: ScaleBiOSettings, steps: int) -> None:
         )
 
 
-def refuse_damaged_checkpoints(cfg: DictDefault) -> None:
+def refuse_unreadable_checkpoints(cfg: DictDefault) -> None:
     """Where the run would go on from one.
 
     Raises:
-        ValueError: The checkpoint that the config names is damaged, or with `auto_resume_from_checkpoints` all are.
+        ValueError: The checkpoint that the config names is damaged, or with `auto_resume_from_checkpoints` all are; or
+            another version wrote it, and there is no reading it.
     """
-    named = cfg.resume_from_checkpoint
+    named, taken = cfg.resume_from_checkpoint, None
     if int(os.environ.get("RANK", "0")) > 0:
         return  # the first rank says it for all
     if named and os.path.isdir(str(named)):
-        checkpoints.refuse_problem(str(named))
+        taken = str(named)
+        checkpoints.refuse_problem(taken)
     elif not named and cfg.auto_resume_from_checkpoints:
-        checkpoints.newest_whole(str(cfg.output_dir))
+        taken, _ = checkpoints.newest_whole(str(cfg.output_dir))
+    saved = None if taken is None else checkpoints.read_run(taken)
+    if taken is not None and saved is not None:
+        with checkpoints.of_this_format(taken):
+            states_of(saved)

@@ -19,6 +19,7 @@ from ..algorithm.bilevel import GapBaseline, estimate_gap, mixture_gradient
 from ..algorithm.certainty import total_variation, verdict, weight_interval
 from ..algorithm.evidence import LEAST_UPDATES, Evidence, precision_weights
 from ..algorithm.mixture import EvidentState, logits_of, pace_on_evidence, towards_prior, weights_of
+from ..algorithm.saved import refuse_missing, restored
 from ..config.block import ScaleBiOSettings
 from ..config.names import refuse_other_sources
 from ..data.drawn import SEGMENT
@@ -359,8 +360,10 @@ class MixtureRun:
         """Go on from a checkpoint.
 
         Raises:
-            ValueError: Its sources, its sampling, its update rule or the set that it keeps are others than this run's.
+            ValueError: Its sources, its sampling, its update rule or the set that it keeps are others than this run's,
+                or another version wrote it.
         """
+        baseline, evidence = states_of(saved)
         refuse_other_sources(saved["names"], self.names, "the checkpoint")
         sampling = saved.get("sampling", "host")  # what there was before the option
         if sampling != self.settings.sampling:
@@ -381,16 +384,29 @@ class MixtureRun:
                 "it back, or start a new output_dir"
             )
         self.logits_S, self.rule_state = saved["logits"], saved["rule_state"]
-        self.baseline = GapBaseline(**saved["baseline"])
+        self.baseline = baseline
         self.pending_gap_S, self.pending_steps = saved["pending_gap"], saved["pending_steps"]
-        if "evidence" in saved:  # not in what an older version wrote
-            self.evidence = Evidence.of(saved["evidence"])
+        if evidence is not None:
+            self.evidence = evidence
             if self.rule_state and _is_of_evidence(self.rule_state):  # before sources shared, each moved by its own
                 self.rule_state = vars(EvidentState.of({"shared_S": self.evidence.sums()[0], **self.rule_state}))
             self.first_S, self.recent_from_S = saved["first"], saved["recent_from"]
             self.younger_from_S = saved["younger_from"]
             self.objective.load_state_dict(saved["objective"])
             self.learn_until = saved["learn_until"] or self.learn_until
+
+
+def states_of(saved: Mapping[str, Any]) -> tuple[GapBaseline, Evidence | None]:
+    """What of `MixtureRun.state_dict` is not plain; no evidence in what an older version wrote.
+
+    Raises:
+        OtherFormat: Another version wrote it, and there is no reading it.
+    """
+    plain = ("names", "logits", "rule", "rule_state", "baseline", "pending_gap", "pending_steps")
+    later = ("first", "recent_from", "younger_from", "objective", "learn_until") if "evidence" in saved else ()
+    refuse_missing("the state of the mixture", saved, (*plain, *later))
+    evidence = Evidence.of(saved["evidence"]) if "evidence" in saved else None
+    return restored(GapBaseline, saved["baseline"]), evidence
 
 
 def _is_of_evidence(state: Mapping[str, Any]) -> bool:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..algorithm.saved import refuse_missing
+
 RATE = 0.05  # nats by which a set's weight grows, an update, for each nat of its loss
 
 
@@ -53,8 +55,9 @@ class Objective:
         """Go on from a checkpoint.
 
         Raises:
-            ValueError: Its validation sets are others.
+            ValueError: Its validation sets are others, or another version wrote it.
         """
+        refuse_missing("the state of the validation sets", saved, ("names", "weights"))
         if saved["names"] != self.names:
             raise ValueError(
                 f"scalebio: the checkpoint was learned for the validation sets {saved['names']}, this run has "

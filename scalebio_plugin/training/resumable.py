@@ -46,7 +46,8 @@ class ResumableTrainer(AxolotlTrainer):
             if taken is not None:
                 saved = checkpoints.read_mixture(taken, learning.place)
                 refuse_another_run(taken, learning.identity, learning.run.settings.on_mismatch)
-                learning.run.load_state_dict(saved.run)
+                with checkpoints.of_this_format(taken):
+                    learning.run.load_state_dict(saved.run)
                 learning.order.resume(*saved.order_of(learning.place))
         with nullcontext() if learning is None else learning.signals:
             return super().train(resume_from_checkpoint, *args, **kwargs)
@@ -157,14 +158,16 @@ class ResumableTrainer(AxolotlTrainer):
         saved = checkpoints.read_inner(checkpoint, learning.place)
         done, parameters = self.state.global_step, self.trainable_parameters()
         phase = learning.run.phase(done)
-        learning.resume_at(saved.position, done)
+        with checkpoints.of_this_format(checkpoint):
+            learning.resume_at(saved.position, done)
         learning.record = saved.record
         learning.engine.restore_model_part(parameters, saved.model)
         if saved.optimizer is not None:
             learning.engine.restore_optimizer_part(parameters, self.raw_optimizer(), saved.optimizer)
         if saved.inner is not None:
             learning.inner = learning.engine.inner(parameters, self.raw_optimizer(), learning.inner_device)
-            learning.inner.load_state_dict(saved.inner)
+            with checkpoints.of_this_format(checkpoint):
+                learning.inner.load_state_dict(saved.inner)
         elif phase is Phase.LEARN and done > learning.run.settings.warmup_steps:
             raise ValueError(
                 f"scalebio: {checkpoint} was written after learning had ended, and this run would learn on; set learn: "
