@@ -57,9 +57,10 @@ def _refuse_unread_block(config: ModuleType) -> None:
     def checked(validate_config: Callable[..., Any]) -> Callable[..., Any]:
         def validate(cfg: Any, *args: Any, **kwargs: Any) -> Any:
             validated = validate_config(cfg, *args, **kwargs)
-            if _is_unread(cfg, validated):
+            unread = _unread(cfg, validated)
+            if unread is not None:
                 raise ValueError(
-                    "scalebio: the config has a `scalebio:` block, but no plugin that was loaded reads it, so the run "
+                    f"scalebio: the config has a `{unread}:` block, but no plugin that was loaded reads it, so the run "
                     f"would be an ordinary one (plugins: {list(cfg.get('plugins') or [])}); add `plugins: [scalebio]`, "
                     "or remove the block. If the plugin is listed already, the log above says why it was not loaded."
                 )
@@ -88,12 +89,17 @@ def _launch_quietly(launch: ModuleType) -> None:
         _wrap(launch, name, ending_quietly)
 
 
-def _is_unread(cfg: Any, validated: Any) -> bool:
-    """Whether the host dropped the block. An empty one (``scalebio:``) it always drops: then the list decides."""
-    if "scalebio" not in cfg or validated.get("scalebio") is not None:
-        return False
+def _unread(cfg: Any, validated: Any) -> str | None:
+    """The key of the block, if the host dropped it. An empty one (``scalebio:``) it always drops: the list decides.
+
+    Where the plugin is loaded, it refuses itself what is no block but is called like one.
+    """
+    from .config.names import keys_like_the_block
+
     listed = any(SHORT_NAME in str(name).lower() for name in cfg.get("plugins") or [])
-    return cfg["scalebio"] is not None or not listed
+    if "scalebio" in cfg and validated.get("scalebio") is None and (cfg["scalebio"] is not None or not listed):
+        return SHORT_NAME
+    return None if listed else next(iter(keys_like_the_block(cfg)), None)
 
 
 def _show_block_in_schema(schemas: ModuleType) -> None:

@@ -1,6 +1,7 @@
 """`plugins: [scalebio]` is a name the host knows, wherever the package is installed, and nobody else notices."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -279,6 +280,14 @@ class TestWithTheHost:
 
         config.update({"scalebio": block, "plugins": plugins})
         with pytest.raises(ValueError, match=r"`scalebio:` block.*add `plugins: \[scalebio\]`"):
+            validate_config(config)
+
+    @pytest.mark.parametrize("key", ["scalebio.penalty", "scalebio__penalty", "ScaleBiO", "scale_bio"])
+    def test_so_is_what_is_called_like_it(self, manager, config, key):
+        from axolotl.utils.config import validate_config
+
+        config.update({key: 20, "plugins": ["axolotl.integrations.liger.LigerPlugin"]})
+        with pytest.raises(ValueError, match=rf"has a `{re.escape(key)}:` block.*add `plugins: \[scalebio\]`"):
             validate_config(config)
 
     def test_a_config_without_the_block_is_what_the_host_makes_of_it(self, manager, config):

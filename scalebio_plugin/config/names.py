@@ -25,6 +25,13 @@ def is_the_plugin(name: str) -> bool:
     return name.replace(":", ".").lower() in _OF_THE_PLUGIN
 
 
+def keys_like_the_block(config: Mapping[str, Any]) -> list[str]:
+    """Keys beside `scalebio:` that are meant for it, `scalebio.penalty` and `ScaleBiO` say: nobody reads them."""
+    plain = str.maketrans("", "", "_.-")
+    keys = (str(key) for key in config)
+    return [key for key in keys if key != "scalebio" and key.lower().translate(plain).startswith("scalebio")]
+
+
 def source_names(entries: Sequence[Mapping[str, Any]], given: Sequence[str] | None = None) -> list[str]:
     """One name per entry: `given` if there are any, else made from path, name, data_files and, last, a number.
 

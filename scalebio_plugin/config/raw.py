@@ -10,7 +10,7 @@ from reprlib import repr
 from typing import Any
 
 from .block import LisaArgs
-from .names import listed
+from .names import keys_like_the_block, listed
 from .refusals import refuse
 
 _LISTS = ("datasets", "test_datasets")  # of entries, which the host takes for such before it validates them
@@ -25,7 +25,8 @@ def refuse_shapes(cfg: Mapping[str, Any]) -> None:
     Raises:
         ValueError: There is such a thing; all of them in one message.
     """
-    block, problems = cfg.get("scalebio"), list[str]()
+    block = cfg.get("scalebio")
+    problems = [f"{key}: is not read; write it inside the scalebio: block" for key in keys_like_the_block(cfg)]
     lists = {key: cfg.get(key) for key in _LISTS}
     if block is not None and not _is_block(block):
         problems.append(f"scalebio: must be a block of keys, got {repr(block)}; see docs/reference.md")
@@ -104,6 +105,11 @@ def refuse_lost_arguments(cfg: dict[str, Any], command_line: Sequence[str]) -> N
         name, is_whole, text = argument[2:].partition("=")
         text = text if is_whole else next(iter(command_line[index + 1 :]), "")
         key = name.replace("-", "_").removeprefix("scalebio__")
+        if name == "scalebio":
+            raise ValueError(
+                f"{argument} on the command line does not replace the scalebio: block; write it in the config, or give "
+                "each key with `accelerate launch -m axolotl.cli.train config.yml --scalebio__key=value`"
+            )
         if key not in block or _differ(block[key], text):
             raise ValueError(
                 f"{argument} on the command line did not reach the config, where scalebio.{key} is "
@@ -116,7 +122,9 @@ def _differ(value: Any, text: str) -> bool:
     try:
         return float(value) != float(text)
     except (TypeError, ValueError):
-        return not isinstance(value, Mapping | list) and _word(value) != _word(text)  # of those the spelling may differ
+        if isinstance(value, Mapping | list | tuple):
+            return False  # of those the spelling may differ
+        return _word(value) != _word(text)
 
 
 def _word(value: Any) -> str:

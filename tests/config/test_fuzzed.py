@@ -154,6 +154,14 @@ def test_two_thousand_of_them(config: dict[str, Any]) -> None:
             {"scalebio": {"validation_datasets": [7]}},
             "scalebio.validation_datasets[0]: must be an entry of keys, got 7",
         ),
+        *(
+            ({key: value}, f"{key}: is not read; write it inside the scalebio: block")
+            for key, value in (("scalebio.penalty", 20), ("scalebio__penalty", 20), ("scalebio-penalty", 20))
+        ),
+        *(
+            ({key: {"penalty": 20}}, f"{key}: is not read; write it inside the scalebio: block")
+            for key in ("ScaleBiO", "SCALEBIO", "scale_bio", "Scale-BiO")
+        ),
         ({"plugins": 3}, "plugins: must be a list of names, got 3"),
     ],
 )

@@ -33,6 +33,7 @@ def config(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str
         ("estimator", "symmetric", "symmetric"),
         ("keep", "inner", "inner"),
         ("on_leak", "off", "off"),
+        ("names", "a,b,c", ["a", "b", "c"]),
     ],
 )
 @pytest.mark.parametrize("apart", [True, False])
@@ -41,7 +42,8 @@ def test_a_key_of_the_block_arrives(monkeypatch, config: str, key: str, text: st
 
     name = f"--scalebio__{key}"
     monkeypatch.setattr(sys, "argv", ["train", config, *([name, text] if apart else [f"{name}={text}"])])
-    cfg = load_cfg(config, **{f"scalebio__{key}": value})
+    given = tuple(value) if isinstance(value, list) else value  # as fire reads it
+    cfg = load_cfg(config, **{f"scalebio__{key}": given})
     assert getattr(ScaleBiOSettings.model_validate(cfg.scalebio.to_dict()), key) == value
 
 
@@ -53,6 +55,7 @@ def test_a_key_of_the_block_arrives(monkeypatch, config: str, key: str, text: st
         ("--scalebio__warmup-steps=5", r"scalebio\.warmup_steps is 2"),
         ("--scalebio__on_leak=drop", r"scalebio\.on_leak is False"),
         ("--scalebio__keep=inner", r"scalebio\.keep is model"),
+        ("--scalebio={penalty: 20}", r"^--scalebio=\{penalty: 20\} on the command line does not replace the scalebio:"),
     ],
 )
 def test_a_key_that_the_host_drops_is_an_error(monkeypatch, config: str, argument: str, message: str) -> None:
