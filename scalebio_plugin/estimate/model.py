@@ -10,6 +10,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Container, Mapping
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from ..algorithm.lisa import block_of
 from .given import json_at
 from .memory import Parameter
 
-KNOWN = Path(__file__).with_name("models.json")
+KNOWN = files(__package__) / "models.json"  # of a zipped package, too
 
 
 def config_of(base_model: str, folder: Path, given: Path | None, *, trust_remote_code: bool = False) -> tuple[Any, str]:

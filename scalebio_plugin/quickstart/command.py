@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -30,10 +32,10 @@ _ENVIRONMENT = {
 }
 
 
-def example_config(name: str) -> Path:
-    """The path of an example config: a wheel holds them inside the package, a checkout beside it."""
-    package = Path(__file__).resolve().parents[1]
-    for folder in (package / "example_configs", package.parent / "example_configs"):
+def example_config(name: str) -> Traversable:
+    """An example config: a wheel holds them inside the package, also a zipped one, a checkout beside it."""
+    package = files("scalebio_plugin")
+    for folder in (package / "example_configs", Path(str(package)).parent / "example_configs"):
         if (folder / name).is_file():
             return folder / name
     raise FileNotFoundError(f"{name} must be in example_configs/ of the package, and is not; install it again")
@@ -91,7 +93,7 @@ def _clear(directory: Path) -> dict[str, Any]:
     for made in _MADE:
         shutil.rmtree(directory / made, ignore_errors=True)
     directory.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(example_config(CONFIG), directory / CONFIG)
+    (directory / CONFIG).write_bytes(example_config(CONFIG).read_bytes())
     config: dict[str, Any] = yaml.safe_load((directory / CONFIG).read_bytes())
     return config
 

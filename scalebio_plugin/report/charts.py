@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from pathlib import Path
+from importlib.resources import files
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from .words import printable
 
 MOST_POINTS = 500  # of a curve
 MOST_NUMBERS = 30_000  # of all curves together: some 200 kB
-_WEB = Path(__file__).with_name("web")
+_WEB = files(__package__) / "web"  # of a zipped package, too
 
 
 @cache
