@@ -6,6 +6,7 @@ DeepSpeed has several optimizers and side paths; u is exchanged in that of ZeRO 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -56,6 +57,9 @@ def problems_of_deepspeed(config: Mapping[str, Any]) -> Iterator[str]:
     """Reasons why the JSON that `deepspeed:` names cannot be run, each with its remedy."""
     if not config.get("deepspeed"):
         return
+    if is_not_there(config["deepspeed"]):
+        yield no_file(config["deepspeed"])
+        return
     settings = _read(config["deepspeed"])
     if settings is None:
         yield f"deepspeed: cannot read {config['deepspeed']} as JSON; give the path of a DeepSpeed config"
@@ -67,6 +71,18 @@ def problems_of_deepspeed(config: Mapping[str, Any]) -> Iterator[str]:
     if config.get("fp16") and _value(settings, "fp16.enabled", False) == "auto":
         yield "fp16: with DeepSpeed its loss scaler can skip the model's step after u's was taken; use bf16: true"
     yield from _combinations(config, settings)
+
+
+def is_not_there(given: Any) -> bool:
+    """Whether it names a file, and a run that started here would find none: where the config lies nobody looks."""
+    return not isinstance(given, Mapping) and not os.path.isfile(str(given))
+
+
+def no_file(given: Any) -> str:
+    return (
+        f"deepspeed: no file {given} in the folder where the run starts; start it from where the file is, or give the "
+        "whole path (`axolotl fetch deepspeed_configs` brings the host's)"
+    )
 
 
 def _combinations(config: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[str]:

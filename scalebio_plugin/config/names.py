@@ -72,9 +72,10 @@ def refuse_other_sources(saved: Sequence[str], names: Sequence[str], where: str)
             f"scalebio: {where} lists the sources as {list(saved)}, this run as {list(names)}; "
             "put the entries of datasets: back in that order"
         )
+    names_do = ", or give scalebio.names where entries were renamed" if len(missing) == len(new) else ""
     raise ValueError(
         f"scalebio: the sources of {where} are not those of this run: it has {missing or 'none'} that are missing "
-        f"here, and lacks {new or 'none'}; use the datasets: it was learned on, or give scalebio.names"
+        f"here, and lacks {new or 'none'}; use the datasets: and scalebio.split_by it was learned with{names_do}"
     )
 
 

@@ -8,6 +8,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from ..config.deepspeed import is_not_there, no_file
 from ..config.raw import count, whole_number
 from ..config.refusals import inside
 from .given import json_at
@@ -66,10 +67,10 @@ class Layout:
         return f"{self.kind.value}-{self.stage}" if self.kind is Kind.DEEPSPEED else self.kind.value
 
 
-def layout_of(cfg: Mapping[str, Any], folder: Path, gpus: int, compute: float) -> Layout:
+def layout_of(cfg: Mapping[str, Any], gpus: int, compute: float) -> Layout:
     """The layout that the host would use on `gpus` GPUs; `compute`: as `Layout`'s."""
     if cfg.get("deepspeed"):
-        return _deepspeed(_deepspeed_json(cfg["deepspeed"], folder), gpus, compute)
+        return _deepspeed(_deepspeed_json(cfg["deepspeed"]), gpus, compute)
     fsdp = inside(cfg, "fsdp_config")
     if cfg.get("fsdp_config") or cfg.get("fsdp"):
         offload = bool(fsdp.get("offload_params"))
@@ -80,15 +81,12 @@ def layout_of(cfg: Mapping[str, Any], folder: Path, gpus: int, compute: float) -
     return Layout(Kind.DDP if gpus > 1 else Kind.ONE, gpus, compute=compute)
 
 
-def _deepspeed_json(given: Any, folder: Path) -> Mapping[str, Any]:
+def _deepspeed_json(given: Any) -> Mapping[str, Any]:
     if isinstance(given, Mapping):
         return given
-    for path in (Path(str(given)), folder / str(given)):
-        if path.is_file():
-            return json_at(path)
-    raise FileNotFoundError(
-        f"deepspeed: no file {given}; give the path of its JSON (`axolotl fetch deepspeed_configs`)"
-    )
+    if is_not_there(given):
+        raise FileNotFoundError(no_file(given))
+    return json_at(Path(str(given)))
 
 
 _STAGE = "deepspeed: zero_optimization.stage"  # as it is named in an error

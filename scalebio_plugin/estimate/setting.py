@@ -19,7 +19,7 @@ class Setting:
     """A run, as far as an estimate goes. What a config leaves out has the host's default.
 
     Attributes:
-        cfg: The raw config. folder: Where it stands; paths in it are looked up there, too.
+        cfg: The raw config. folder: Where it stands; a model is looked up there, too.
         block: The parsed `scalebio:` block.
         precision: `bf16`, `fp16` or `fp32`.
     """
@@ -93,7 +93,7 @@ def setting_of(cfg: Mapping[str, Any], folder: Path, gpus: int) -> Setting:
         raise ValueError("an estimate needs base_model; add it to the config")
     precision = precision_of(cfg)
     block = settings_of({"scalebio": with_lisa_keys(cfg)})
-    return Setting(cfg, folder, block, layout_of(cfg, folder, gpus, 4.0 if precision == "fp32" else 2.0), precision)
+    return Setting(cfg, folder, block, layout_of(cfg, gpus, 4.0 if precision == "fp32" else 2.0), precision)
 
 
 def precision_of(cfg: Mapping[str, Any]) -> str:

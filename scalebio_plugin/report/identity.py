@@ -152,7 +152,7 @@ def _of_parts(
     saved: Mapping[str, Part], here: Mapping[str, Part], names: str, kind: str, rows: str, texts: str
 ) -> Iterator[Difference]:
     if list(saved) != list(here):
-        yield Difference(names, _other_names(saved, here))
+        yield Difference(names, _other_names(saved, here, kind))
         return
     for name, was in saved.items():
         now = here[name]
@@ -163,7 +163,7 @@ def _of_parts(
             yield Difference(texts, f"{kind} {name!r} has {now.rows} rows as before, but edited ones; put them back")
 
 
-def _other_names(saved: Mapping[str, Part], here: Mapping[str, Part]) -> str:
+def _other_names(saved: Mapping[str, Part], here: Mapping[str, Part], kind: str) -> str:
     gone, new = [name for name in saved if name not in here], [name for name in here if name not in saved]
     renamed = {old: name for old in gone for name in new if saved[old].digest == here[name].digest}
     parts = [f"{old!r} is called {name!r} here" for old, name in renamed.items()]
@@ -171,7 +171,11 @@ def _other_names(saved: Mapping[str, Part], here: Mapping[str, Part]) -> str:
     parts += [f"{name!r} is new" for name in new if name not in renamed.values()]
     if not parts:
         return f"it has {list(saved)}, this run {list(here)}; put the entries back in that order"
-    return f"it has {list(saved)}, this run {list(here)}: {', '.join(parts)}; put them back, or give scalebio.names"
+    how = ""
+    if kind == "source":
+        renamed_alone = len(renamed) == len(gone) == len(new)
+        how = ", or give scalebio.names" if renamed_alone else ", as datasets: and scalebio.split_by had them"
+    return f"it has {list(saved)}, this run {list(here)}: {', '.join(parts)}; put them back{how}"
 
 
 def _of_keys(saved: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[Difference]:

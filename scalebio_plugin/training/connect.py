@@ -269,6 +269,6 @@ def _announce_memory(cfg: DictDefault, trainer: ScaleBiOTrainer, learning: Learn
     """What the run will hold, counted from its own parameters; activations are what `scalebio estimate` adds."""
     plain = cfg.to_dict()
     compute = 2.0 if cfg.bf16 or cfg.bfloat16 or cfg.fp16 else 4.0
-    layout = layout_of(plain, Path(), learning.engine.world, compute)
+    layout = layout_of(plain, learning.engine.world, compute)
     found = from_model(trainer.model, plain, layout=layout, inner_on_cpu=learning.inner_device is not None)
     LOG.info("\n".join(summary_line(found, on_gpu=trainer.args.device.type != "cpu")))

@@ -243,7 +243,8 @@ def test_yi_34b_fits_where_the_readme_says() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", [path for path in EXAMPLES if path.stem != "quickstart"], ids=lambda path: path.stem)
-def test_every_example_can_be_estimated(path: Path) -> None:
+def test_every_example_can_be_estimated(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(path.parent)  # where one has its DeepSpeed JSON
     found = estimate(path)
     assert found.run.passes is not None
     assert not found.rough

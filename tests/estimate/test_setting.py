@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from scalebio_plugin.config.block import ScaleBiOSettings
+from scalebio_plugin.config.refusals import problems_of
 from scalebio_plugin.estimate.cost import Cost
 from scalebio_plugin.estimate.layout import Kind, layout_of
 from scalebio_plugin.estimate.lines import lines_of
@@ -107,10 +109,13 @@ def test_a_config_that_cannot_be_read_says_where_and_why(tmp_path: Path, content
     ("content", "said"),
     [(b"{bro", "is no JSON: .*line 1"), (b"[]", "must be a JSON object"), (b'{"a": "\xe9"}', "is no text in UTF-8")],
 )
-def test_json_that_cannot_be_read_is_named(tmp_path: Path, content: bytes, said: str) -> None:
+def test_json_that_cannot_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "zero.json").write_bytes(content)
     with pytest.raises(ValueError, match=rf"zero\.json {said}"):
-        layout_of({"deepspeed": "zero.json"}, tmp_path, 1, 2.0)
+        layout_of({"deepspeed": "zero.json"}, 1, 2.0)
     with pytest.raises(ValueError, match=rf"zero\.json {said}"):
         config_of("m", tmp_path, tmp_path / "zero.json")
 
@@ -140,9 +145,25 @@ def test_precision_is_resolved_as_the_host_does_on_a_gpu(cfg: dict[str, Any], ex
     assert precision_of(cfg) == expected
 
 
-def test_layouts_are_read_from_the_config(tmp_path: Path) -> None:
+def test_a_deepspeed_file_beside_the_config_alone_is_not_found_as_in_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "zero2.json").write_text('{"zero_optimization": {"stage": 2}}')
+    given = {**rows(tmp_path), "deepspeed": "zero2.json"}
+    said = r"^deepspeed: no file zero2\.json in the folder where the run starts; .* or give the whole path"
+    with pytest.raises(FileNotFoundError, match=said):
+        setting_of(given, tmp_path, 2)
+    (problem,) = problems_of({**given, "val_set_size": 0.1, "datasets": [{"path": "a"}, {"path": "b"}]})
+    assert re.match(said, problem)
+    monkeypatch.chdir(tmp_path)
+    assert setting_of(given, tmp_path, 2).layout.stage == 2
+
+
+def test_layouts_are_read_from_the_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
     def kind(cfg: dict[str, Any], gpus: int) -> tuple[Kind, int]:
-        layout = layout_of(cfg, tmp_path, gpus, 2.0)
+        layout = layout_of(cfg, gpus, 2.0)
         return layout.kind, layout.stage
 
     zero = {"zero_optimization": {"stage": 2, "overlap_comm": True, "offload_optimizer": {"device": "cpu"}}}
@@ -151,13 +172,13 @@ def test_layouts_are_read_from_the_config(tmp_path: Path) -> None:
     assert kind({}, 2) == (Kind.DDP, 0)
     assert kind({"fsdp_version": 2, "fsdp_config": {"offload_params": True}}, 2) == (Kind.FSDP2, 0)
     assert kind({"deepspeed": "zero2.json"}, 2) == (Kind.DEEPSPEED, 2)
-    layout = layout_of({"deepspeed": "zero2.json"}, tmp_path, 2, 2.0)
+    layout = layout_of({"deepspeed": "zero2.json"}, 2, 2.0)
     assert (layout.offload_optimizer, layout.offload_weights, layout.buckets) == (True, False, 2)
     with pytest.raises(FileNotFoundError, match=r"zero9\.json"):
-        layout_of({"deepspeed": "zero9.json"}, tmp_path, 2, 2.0)
+        layout_of({"deepspeed": "zero9.json"}, 2, 2.0)
     with pytest.raises(ValueError, match="dp_replicate_size: 2 must divide the GPUs, got 1"):
-        layout_of({"fsdp_config": {"x": 1}, "dp_replicate_size": 2}, tmp_path, 1, 2.0)
+        layout_of({"fsdp_config": {"x": 1}, "dp_replicate_size": 2}, 1, 2.0)
     with pytest.raises(ValueError, match="dp_replicate_size: must be a whole number, got 'x'"):
-        layout_of({"fsdp_config": {"x": 1}, "dp_replicate_size": "x"}, tmp_path, 1, 2.0)
+        layout_of({"fsdp_config": {"x": 1}, "dp_replicate_size": "x"}, 1, 2.0)
     with pytest.raises(ValueError, match=r"deepspeed: zero_optimization\.stage: must be a whole number, got 'auto'"):
-        layout_of({"deepspeed": {"zero_optimization": {"stage": "auto"}}}, tmp_path, 1, 2.0)
+        layout_of({"deepspeed": {"zero_optimization": {"stage": "auto"}}}, 1, 2.0)

@@ -596,8 +596,11 @@ def test_a_checkpoint_of_the_first_version_is_one_of_a_run_that_keeps_w():
 @pytest.mark.parametrize(
     ("saved", "message"),
     [
-        (["a", "b", "d"], r"\['d'\] that are missing here, and lacks \['c'\]"),
-        (["a", "b"], r"none that are missing here, and lacks \['c'\]"),
+        (["a", "b", "d"], r"\['d'\] that are missing here, and lacks \['c'\].*, or give scalebio.names where"),
+        (
+            ["a", "b"],
+            r"none that are missing here, and lacks \['c'\]; use the datasets: and scalebio.split_by it .* with$",
+        ),
         (["a", "b", "c", "d"], r"\['d'\] that are missing here, and lacks none"),
         (["b", "a", "c"], r"\['b', 'a', 'c'\], this run as \['a', 'b', 'c'\]; put the entries of datasets: back"),
     ],

@@ -20,9 +20,13 @@ A, B, GOAL = Part(100, "aa"), Part(50, "bb"), Part(20, "cc")
 RUN = RunIdentity({"a": A, "b": B}, {"goal": GOAL}, "order", dict.fromkeys(KEYS, 10))
 OTHERS: dict[str, list[tuple[RunIdentity, str]]] = {
     "sources": [
-        (replace(RUN, sources={"a": A}), "'b' is missing; put them back"),
+        (replace(RUN, sources={"a": A}), "'b' is missing; put them back, as datasets: and scalebio.split_by had them"),
         (replace(RUN, sources={"a": A, "b": B, "c": GOAL}), "'c' is new; put them back"),
         (replace(RUN, sources={"a": A, "c": B}), "'b' is called 'c' here; put them back, or give scalebio.names"),
+        (
+            replace(RUN, sources={"x": Part(70, "x1"), "y": Part(80, "y1")}),  # split by another column
+            "'y' is new; put them back, as datasets: and scalebio.split_by had them",
+        ),
         (replace(RUN, sources={"b": B, "a": A}), "put the entries back in that order"),
     ],
     "rows": [
@@ -33,7 +37,7 @@ OTHERS: dict[str, list[tuple[RunIdentity, str]]] = {
         (replace(RUN, sources={"a": A, "b": Part(50, "b1")}), "source 'b' has 50 rows as before, but edited ones")
     ],
     "order": [(replace(RUN, order="another"), "the same rows come in another order")],
-    "validation sets": [(replace(RUN, validation={"goal": GOAL, "more": A}), "'more' is new")],
+    "validation sets": [(replace(RUN, validation={"goal": GOAL, "more": A}), "'more' is new; put them back")],
     "validation rows": [
         (replace(RUN, validation={"goal": Part(20, "c1")}), "validation set 'goal' has 20 rows as before, but edited"),
         (replace(RUN, validation={"goal": Part(21, "c1")}), "validation set 'goal' had 20 rows and has 21"),
