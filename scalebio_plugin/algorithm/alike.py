@@ -20,7 +20,7 @@ from .evidence import TINY, evident_fraction
 
 ENTRY = 0.2  # of the boundary, beyond it, over which a source comes to share
 NEARER = 0.2  # of the way between two means, beyond its middle, over which a source comes to go along
-LEAST_NOISE = 1e-150  # whose square is a number
+LEAST_NOISE = 1e-150  # of a mean, nats; below it all count as equally precise
 
 
 class Shared(NamedTuple):
@@ -62,7 +62,7 @@ def shared(total_S: Tensor, gap_S: Tensor, error_S: Tensor, per_nat_S: Tensor, l
     mean, noise = total_S / per_nat_S, (error_S / per_nat_S).clamp(min=LEAST_NOISE)
     own = evident_fraction(total_S, error_S, limit)
     ratio = torch.where(total_S != 0, total_S / (limit * error_S).clamp(min=TINY), 0.0)
-    precision = noise.square().reciprocal()
+    precision = (noise.amin(-1, keepdim=True) / noise).square()  # against the largest: gaps of any size
     sums, gaps, fractions, means = total_S, gap_S, own, mean
     for side in (-1, 1):
         evident, contrary = (((sign * ratio - 1) / ENTRY).clamp(0.0, 1.0) for sign in (side, -side))

@@ -67,6 +67,7 @@ FORETOLD = 20.0  # times the updates so far, up to which it is said
 FINE = 1.02  # the same in steps of a fiftieth
 LUCK = 1.645  # standard errors: what is still to come may be so much larger than it is expected
 OUTLIER = 10.0  # root mean squares that a single gap may count for
+LARGEST = 1e150  # nats of a gap, whose squares sum to a number
 TINY = 1e-300
 
 
@@ -234,7 +235,11 @@ class Evidence:
 
         Returns:
             The evidence, and the gaps (S,) of this update, nats.
+
+        Raises:
+            ValueError: A gap is not finite: nothing would be known of any source from then on.
         """
+        refuse_not_finite(raw_S, "gap", LARGEST)
         share, seen_S = precision_weights(self.spread_S, self.updates), self._without_outliers(raw_S)
         centre = (share * seen_S).sum(-1, keepdim=True)
         spread = DECAY * self.spread_S + (1 - DECAY) * (seen_S - seen_S.mean(-1, keepdim=True)) ** 2
@@ -300,6 +305,17 @@ class Evidence:
         needed = [boundary(count, z.shape[-1]) * math.sqrt(self.updates / count) for count in counts]  # falling
         after = torch.tensor([*counts, math.inf], dtype=z.dtype)
         return after[(z[..., None] < torch.tensor(needed, dtype=z.dtype)).sum(-1)]
+
+
+def refuse_not_finite(value_S: Tensor, what: str, most: float = math.inf) -> None:
+    """Raise a ValueError that names the first source, by its index, whose value is not finite or is above `most`."""
+    lost_S = ~(value_S.isfinite() & (value_S.abs() <= most))
+    if bool(lost_S.any()):
+        place, limit = lost_S.nonzero()[0], "" if math.isinf(most) else f" and at most {most:g}"
+        raise ValueError(
+            f"the {what} of source {int(place[-1])} must be finite{limit}, got {float(value_S[tuple(place)])}; skip "
+            "the step, or look at its data"
+        )
 
 
 def precision_weights(spread_S: Tensor, updates: int) -> Tensor:  # (S,), sum 1

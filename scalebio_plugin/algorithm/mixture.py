@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .alike import Shared, shared
-from .evidence import DECAY, LEAST_UPDATES, TINY, Evidence, boundary
+from .evidence import DECAY, LEAST_UPDATES, TINY, Evidence, boundary, refuse_not_finite
 from .saved import restored
 
 
@@ -73,7 +73,11 @@ def adam(
 
     Returns:
         λ after the update, and the state for the next one.
+
+    Raises:
+        ValueError: The gradient is not finite, from which λ would not come back.
     """
+    refuse_not_finite(gradient_S, "gradient")
     step = state.step + 1
     first = betas[0] * state.first_S + (1 - betas[0]) * gradient_S
     second = betas[1] * state.second_S + (1 - betas[1]) * gradient_S**2
@@ -119,7 +123,11 @@ def exponentiated_gradient(
 
     Returns:
         λ after the update, and the state for the next one.
+
+    Raises:
+        ValueError: A gap is not finite, from which λ would not come back.
     """
+    refuse_not_finite(gap_S, "gap")
     centred = gap_S - (weights_S * gap_S).sum()
     step = state.step + 1
     mean_square = decay * state.mean_square + (1 - decay) * float((centred**2).mean())

@@ -827,3 +827,23 @@ def test_a_source_at_its_bound_falls_as_soon_as_its_gaps_turn() -> None:
         assert float(of_overtaken[199]) > 0.38
         assert float(of_overtaken[599]) < 0.15
         assert float(of_opposite[300]) < 0.3
+
+
+@pytest.mark.parametrize("size", [1e-150, 1e-140, 1e-100, 1e100, 1e149], ids=str)
+def test_gaps_of_any_size_move_the_mixture_alike(size: float) -> None:
+    steps = normal(100, 3) + torch.tensor([-2.0, 0.0, 2.0], dtype=torch.float64)
+    ends = []
+    for factor in (1.0, size):
+        known, state, logits = Evidence.zeros(3), EvidentState.zeros(3), torch.zeros(3, dtype=torch.float64)
+        for gap in steps:
+            known, _ = known.plus(gap * factor)
+            logits, state = move_on_evidence(known, state, logits, 0.05)
+        ends.append(logits)
+    assert float(ends[0].abs().max()) > 0.5
+    torch.testing.assert_close(ends[1], ends[0], rtol=0, atol=1e-9 if size > 1e-145 else 0.2)
+
+
+def test_a_gap_whose_squares_are_no_numbers_is_refused() -> None:
+    known, _ = Evidence.zeros(2, 3).plus(normal(2, 3))
+    with pytest.raises(ValueError, match=r"^the gap of source 2 must be finite and at most 1e\+150, got -1e\+151"):
+        known.plus(torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.0, -1e151]], dtype=torch.float64))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from scalebio_plugin.algorithm.bilevel import mixture_gradient
 from scalebio_plugin.algorithm.bounds import Bounds
+from scalebio_plugin.algorithm.evidence import Evidence
 from scalebio_plugin.algorithm.mixture import (
     AdamState,
     ExponentiatedState,
@@ -21,6 +22,17 @@ from scalebio_plugin.algorithm.mixture import (
     towards_prior,
     weights_of,
 )
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), float("-inf")])
+def test_a_rule_refuses_what_is_not_finite_by_its_source(wrong: float) -> None:
+    values, logits = torch.tensor([0.1, wrong, 0.2], dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+    with pytest.raises(ValueError, match="^the gradient of source 1 must be finite, got "):
+        adam(values, AdamState.zeros(3), logits, 0.01)
+    with pytest.raises(ValueError, match="^the gap of source 1 must be finite, got "):
+        exponentiated_gradient(values, weights_of(logits), ExponentiatedState(), logits, 0.01)
+    with pytest.raises(ValueError, match="^the gap of source 1 must be finite and at most "):
+        Evidence.zeros(3).plus(values)
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
