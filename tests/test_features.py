@@ -52,7 +52,7 @@ def test_what_works_has_a_test(keys: str, shown: str) -> None:
 
 @pytest.mark.parametrize(("keys", "shown"), of("refused"))
 def test_what_is_refused_is_refused_in_these_words(keys: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scalebio_plugin.config.refusals._host_has_fsdp1", lambda: True)
+    monkeypatch.setattr("scalebio_plugin.config.refusals.host_is_0_19", lambda: True)
     given = {name: value for each in code(keys) for name, value in yaml.safe_load(each).items()}
     block = given.pop("scalebio", None)
     if "plugins" in given:

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from ..config.block import settings_of
+from ..config.block import settings_of, validation_rows
 from ..config.names import listed, source_names
 from ..config.raw import count
 from ..report.next_config import OF_THE_RUN, applied_block
@@ -152,7 +152,7 @@ def validation_drawn_weights(config: Mapping[str, Any], document: Mapping[str, A
     """
     settings = settings_of(config)
     micro_batch, accumulation = (count(config, key, 1) for key in ("micro_batch_size", "gradient_accumulation_steps"))
-    rows = settings.validation_batch_size or settings.validation_rows(micro_batch, accumulation, 1)
+    rows = settings.validation_batch_size or validation_rows(micro_batch, accumulation, 1)
     sources, sets = document["sources"].values(), document["validation"].values()
     if config.get("sample_packing") and settings.validation_batch_size is None:
         of_sources, pulled = 1.0, [rows * of["weight"] for of in sets]

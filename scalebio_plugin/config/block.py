@@ -263,12 +263,13 @@ class ScaleBiOSettings(_Block):
         """Whether u's values lie in CPU memory between its passes, in a run with or without a GPU."""
         return self.inner.device == "cpu" or (self.inner.device == "auto" and self.lisa is not None and gpu)
 
-    def validation_rows(self, per_pass: int, accumulation: int, ranks: int) -> int:
-        """Rows (sequences; packed: bins) of a validation batch by default, all ranks together.
 
-        A quarter of the training rows of an optimiser step, at least a micro-batch of `per_pass` rows on every rank.
-        """
-        return max(per_pass * ranks, -(-per_pass * ranks * accumulation // 4))
+def validation_rows(per_pass: int, accumulation: int, ranks: int) -> int:
+    """Rows (sequences; packed: bins) of a validation batch by default, all ranks together.
+
+    A quarter of the training rows of an optimiser step, at least a micro-batch of `per_pass` rows on every rank.
+    """
+    return max(per_pass * ranks, -(-per_pass * ranks * accumulation // 4))
 
 
 def settings_of(config: Mapping[str, Any]) -> ScaleBiOSettings:

@@ -53,7 +53,7 @@ _KEYS: dict[str, tuple[Any, tuple[Any, ...], str]] = {
 }
 
 
-def problems_of_deepspeed(config: Mapping[str, Any]) -> Iterator[str]:
+def problems_of_deepspeed(config: Mapping[str, Any], block: Mapping[str, Any]) -> Iterator[str]:
     """Reasons why the JSON that `deepspeed:` names cannot be run, each with its remedy."""
     if not config.get("deepspeed"):
         return
@@ -71,6 +71,11 @@ def problems_of_deepspeed(config: Mapping[str, Any]) -> Iterator[str]:
     if config.get("fp16") and _value(settings, "fp16.enabled", False) == "auto":
         yield "fp16: with DeepSpeed its loss scaler can skip the model's step after u's was taken; use bf16: true"
     yield from _combinations(config, settings)
+    if block.get("lisa") is not None:
+        yield (
+            "scalebio.lisa: ZeRO keeps gradients and state of all layers in flat tensors, so that freezing layers "
+            "would save nothing; use fsdp_version: 2 or DDP"
+        )
 
 
 def is_not_there(given: Any) -> bool:
@@ -103,11 +108,6 @@ def _combinations(config: Mapping[str, Any], settings: Mapping[str, Any]) -> Ite
         yield (
             "load_in_8bit: stage 3 cannot gather an 8-bit base, which computes in half precision, beside float32 "
             "parameters; use bf16: true"
-        )
-    if (config.get("scalebio") or {}).get("lisa") is not None:
-        yield (
-            "scalebio.lisa: ZeRO keeps gradients and state of all layers in flat tensors, so that freezing layers "
-            "would save nothing; use fsdp_version: 2 or DDP"
         )
 
 

@@ -62,16 +62,18 @@ def refuse(problems: list[str]) -> None:
 def problems_of(config: Mapping[str, Any]) -> list[str]:
     """All reasons why this raw config (before the host's validation) cannot be run, each with its remedy."""
     block = config.get("scalebio") or {}
-    if not isinstance(block, Mapping):
-        return [f"scalebio: must be a block of keys, got {block!r}; see docs/reference.md"]
-    checks = [_datasets(config, block), _unsupported(config), problems_of_names(config.get("datasets") or [], block)]
+    checks = [
+        _datasets(config, block),
+        _unsupported(config, block),
+        problems_of_names(config.get("datasets") or [], block),
+    ]
     if block.get("apply"):
         checks.append(_apply(block))
     else:
         checks += [
             _engine(config),
-            _order(config),
-            problems_of_deepspeed(config),
+            _order(config, block),
+            problems_of_deepspeed(config, block),
             _validation_data(config, block),
             _numbers(block),
             _layer_sampling(config, block),
@@ -92,13 +94,13 @@ def _datasets(config: Mapping[str, Any], block: Mapping[str, Any]) -> Iterator[s
         )
 
 
-def _unsupported(config: Mapping[str, Any]) -> Iterator[str]:
+def _unsupported(config: Mapping[str, Any], block: Mapping[str, Any]) -> Iterator[str]:
     for key, reason in _KEYS.items():
         value = config.get(key)
         if not value or (key in _ONE_IS_FINE and value == 1):
             continue
         yield f"{key}: {value!r} {reason}; remove {key} or scalebio"
-    lisa = (config.get("scalebio") or {}).get("lisa") is not None
+    lisa = block.get("lisa") is not None
     yield from problems_of_optimizer(str(config.get("optimizer") or ""), lisa=lisa)
     for plugin in config.get("plugins") or []:
         if any(part in str(plugin).split("integrations.")[-1] for part in _PLUGINS):
@@ -123,9 +125,9 @@ def _engine(config: Mapping[str, Any]) -> Iterator[str]:
         return
     block = inside(config, "fsdp_config")
     version = config.get("fsdp_version") or block.get("fsdp_version") or block.get("version") or 1
-    if _host_has_fsdp1() and str(version) != "2":
+    if host_is_0_19() and str(version) != "2":
         yield "fsdp: version 1 flattens parameters, which the two sets cannot exchange; use fsdp_version: 2"
-    elif _host_has_fsdp1() and config.get("fsdp"):
+    elif host_is_0_19() and config.get("fsdp"):
         yield "fsdp: is the form of version 1, which this host then runs; remove it, fsdp_config is enough"
     if config.get("fp16"):
         yield "fp16: with FSDP2 an overflow on one rank alone would part the two sets; use bf16: true"
@@ -133,16 +135,16 @@ def _engine(config: Mapping[str, Any]) -> Iterator[str]:
         yield "deepspeed and fsdp_config are both set; remove one"
 
 
-def _order(config: Mapping[str, Any]) -> Iterator[str]:
+def _order(config: Mapping[str, Any], block: Mapping[str, Any]) -> Iterator[str]:
     """Equation (1) of `algorithm.bilevel` needs batches whose rows are drawn at random from all sources."""
-    host = (config.get("scalebio") or {}).get("sampling", "mixture") == "host"
+    host = block.get("sampling", "mixture") == "host"
     if host and config.get("group_by_length") and not config.get("sample_packing"):
         yield (
             "group_by_length: fills batches with rows of one length, so that the sources of short rows count for more "
             "than their weights; remove it, or use sample_packing: true or scalebio.sampling: mixture"
         )
     shuffled = config.get("shuffle_merged_datasets", True)
-    own = (config.get("scalebio") or {}).get("validation_datasets")
+    own = block.get("validation_datasets")
     if config.get("val_set_size") and own is None and not shuffled:
         yield (
             "val_set_size: with shuffle_merged_datasets: false it splits off the last rows of the last source, for "
@@ -182,8 +184,8 @@ def _unprefixed(name: Any) -> str:
     return str(name) if name == "fsdp_version" else str(name).removeprefix("fsdp_")
 
 
-def _host_has_fsdp1() -> bool:
-    """From 0.20 on the host has only version 2, runs as such what names none, and refuses the rest itself."""
+def host_is_0_19() -> bool:
+    """From 0.20 on it has FSDP2 alone, runs as such what names no version, and refuses the rest itself."""
     return metadata.version("axolotl").startswith("0.19.")
 
 
@@ -204,9 +206,7 @@ def _validation_data(config: Mapping[str, Any], block: Mapping[str, Any]) -> Ite
     if block.get("objective") == "worst" and len(own or []) < 2:
         yield "scalebio.objective: worst needs several scalebio.validation_datasets; list them, or remove objective"
     for entry in own or []:
-        if not isinstance(entry, Mapping) or not entry.get("path"):
-            yield f"scalebio.validation_datasets: {entry!r} has no path; write it as an entry of datasets:"
-        elif not _positive(entry.get("weight", 1.0)):
+        if not _positive(entry.get("weight", 1.0)):
             yield f"scalebio.validation_datasets: weight must be above 0, got {entry['weight']!r}"
 
 

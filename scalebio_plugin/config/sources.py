@@ -13,6 +13,9 @@ from .names import source_names
 from .split import columns_of
 
 MOST_CHARACTERS = 10_000  # of a name that `report.parsed` reads back
+_START, _PRIOR = "scalebio.mixture_init", "scalebio.prior.weights"
+_NO_START = ": a weight of 0 can never grow; use a small one, or bounds to hold it at 0"
+_NO_PULL = " must be above 0, those of {zero} are not; use small ones, or bounds to hold the sources at 0"
 
 
 def problems_of_names(entries: Sequence[Mapping[str, Any]], block: Mapping[str, Any]) -> Iterator[str]:
@@ -68,31 +71,33 @@ def _in_several_groups(groups: Mapping[str, list[str]]) -> Iterator[str]:
 
 def _given_weights(block: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
     """{key: weights} of the keys that give every source a weight."""
-    given = {"scalebio.mixture_init": block.get("mixture_init")}
-    given["scalebio.prior.weights"] = (block.get("prior") or {}).get("weights")
+    given = {_START: block.get("mixture_init"), _PRIOR: (block.get("prior") or {}).get("weights")}
     return {key: weights for key, weights in given.items() if isinstance(weights, Mapping)}
 
 
-def _of_every_source(key: str, weights: Mapping[str, float], names: Sequence[str], held: list[str]) -> Iterator[str]:
-    """Rules on weights that a config gives; those of the sources `held` at 0 by their bounds may be 0 at the start."""
+def _of_every_source(
+    key: str, weights: Mapping[str, float], names: Sequence[str], may_be_0: Sequence[str], why_not_0: str
+) -> Iterator[str]:
+    """Rules on weights that a config gives; `why_not_0` follows the key, where others than `may_be_0` are 0."""
     missing = [name for name in names if name not in weights]
-    zero = [name for name in names if weights.get(name, 1.0) <= 0.0]
+    zero = [name for name in names if weights.get(name, 1.0) <= 0.0 and name not in may_be_0]
     if missing:
         yield f"{key} must give every source a weight, {missing} have none; add them"
     elif abs(sum(weights.values()) - 1.0) > 1e-6:
         yield f"{key} must sum to 1, got {sum(weights.values()):.6g}; rescale the weights"
-    elif key == "scalebio.prior.weights" and zero:
-        yield f"{key} must be above 0, those of {zero} are not; use small ones, or bounds to hold the sources at 0"
-    elif set(zero) - set(held):
-        yield f"{key}: a weight of 0 can never grow; use a small one, or bounds to hold it at 0"
+    elif zero:
+        yield f"{key}{why_not_0.format(zero=zero)}"
 
 
 def _simplex(block: Mapping[str, Any], names: Sequence[str], groups: Mapping[str, list[str]]) -> Iterator[str]:
     """Rules on weights and `bounds` that need all of the names."""
     bounds = {name: tuple(pair) for name, pair in (block.get("bounds") or {}).items() if len(pair) == 2}
     held = [name for name, (_, high) in bounds.items() if high <= 0.0]
-    for key, weights in _given_weights(block).items():
-        yield from _of_every_source(key, weights, names, held)
+    given = _given_weights(block)
+    if _START in given:
+        yield from _of_every_source(_START, given[_START], names, held, _NO_START)
+    if _PRIOR in given:
+        yield from _of_every_source(_PRIOR, given[_PRIOR], names, (), _NO_PULL)
     for name, (low, high) in bounds.items():
         if low > high:
             yield f"scalebio.bounds.{name}: min {low} is above max {high}; exchange them"

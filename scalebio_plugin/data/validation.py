@@ -17,7 +17,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from ..algorithm.bilevel import IGNORED
-from ..config.block import ScaleBiOSettings
+from ..config.block import ScaleBiOSettings, validation_rows
 from .packing import MicroBatches, Packing, first_fit
 from .sources import Validation
 from .table import sequence_lengths
@@ -147,7 +147,7 @@ def stream_of(
 ) -> ValidationStream:
     """Validation batches that look like the training micro-batches: padded or packed, and no pass larger than one."""
     weights = coefficients(validation.weights, validation.table.shares("token"))
-    default, given = settings.validation_rows(like.rows, like.accumulation, like.ranks), settings.validation_batch_size
+    default, given = validation_rows(like.rows, like.accumulation, like.ranks), settings.validation_batch_size
     if like.capacity is None:
         size = given or default
         return ValidationStream(validation.rows, collate, weights, size, min(like.rows, size), seed)

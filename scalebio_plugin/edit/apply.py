@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from importlib import metadata
 from typing import Any
 
 import yaml
@@ -12,6 +11,7 @@ import yaml
 from ..config.block import settings_of
 from ..config.names import listed, refuse_other_sources, source_names
 from ..config.raw import refuse_shapes
+from ..config.refusals import host_is_0_19
 from ..config.split import columns_of
 from ..report.mixture_file import fractions_of_rows, rows_of_an_epoch, times_drawn
 from ..report.next_config import OF_THE_RUN, applied_config
@@ -125,7 +125,7 @@ def _entry_of(source: str, split: list[str]) -> str:
 
 
 def _kept_of_entries(config: Mapping[str, Any], document: Mapping[str, Any]) -> list[float]:
-    if metadata.version("axolotl").startswith("0.19."):
+    if host_is_0_19():
         raise ValueError(
             "--as-weights: Axolotl 0.19 has no datasets[].weight and would drop it; update Axolotl to 0.20 or later, "
             "or leave --as-weights out"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config.block import ScaleBiOSettings, settings_of
+from ..config.block import ScaleBiOSettings, settings_of, validation_rows
 from ..config.raw import count, refuse_shapes, whole_number, with_lisa_keys
 from .cost import Cost
 from .given import yaml_at
@@ -62,7 +62,7 @@ class Setting:
         whole sequences: with packing it is an upper bound, since a row then holds several.
         """
         step = self.micro_batch, self.accumulation, self.layout.world
-        rows = self.block.validation_batch_size or self.block.validation_rows(*step)
+        rows = self.block.validation_batch_size or validation_rows(*step)
         steps = whole_number(self.cfg, "max_steps", 0)  # none, 0 or less: as many as there are epochs
         return Cost(self.block, rows / (step[0] * step[1] * step[2]), steps if steps > 0 else None)
 

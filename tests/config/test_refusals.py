@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from scalebio_plugin.config.fused_loss import fused_loss_of
+from scalebio_plugin.config.raw import refuse_shapes
 from scalebio_plugin.config.refusals import problems_of
 from tests import host
 
@@ -425,7 +427,8 @@ def test_a_mixture_of_one_is_refused(datasets):
 
 @pytest.mark.parametrize("block", [["penalty"], "on", 3, True], ids=repr)
 def test_a_block_that_is_none_is_refused(block):
-    refused(config({"scalebio": block}), f"scalebio: must be a block of keys, got {block!r}; see ")
+    with pytest.raises(ValueError, match=rf"- scalebio: must be a block of keys, got {re.escape(repr(block))}; see "):
+        refuse_shapes(config({"scalebio": block}))
 
 
 NAMES: dict[str, tuple[dict[str, Any], str]] = {
@@ -520,8 +523,6 @@ def test_no_validation_data_at_all_is_refused(absent):
 
 VALIDATION: dict[str, tuple[list[Any], str]] = {
     "empty": ([], "is empty; list at least one dataset, or remove the key"),
-    "no path": ([{"type": "alpaca"}], "has no path; write it as an entry of datasets:"),
-    "a bare string": (["data/v.jsonl"], "'data/v.jsonl' has no path; write it as an entry of datasets:"),
     **{
         f"weight {weight}": ([{"path": "v", "weight": weight}], f"weight must be above 0, got {weight!r}")
         for weight in (0, -1.0, "much", float("inf"), float("nan"))
@@ -532,6 +533,25 @@ VALIDATION: dict[str, tuple[list[Any], str]] = {
 @pytest.mark.parametrize(("entries", "remedy"), VALIDATION.values(), ids=VALIDATION.keys())
 def test_validation_data_that_cannot_be_are_refused(entries, remedy):
     refused(config(scalebio={"validation_datasets": entries}), "scalebio.validation_datasets", remedy)
+
+
+@pytest.mark.parametrize(
+    ("entry", "remedy"),
+    [
+        ({"type": "alpaca"}, "must have a path; add `path:`"),
+        ("data/v.jsonl", "must be an entry of keys, got 'data/v.jsonl'; write it as `- path: ...`"),
+    ],
+)
+def test_validation_data_without_a_path_are_refused(entry, remedy):
+    broken = config(scalebio={"validation_datasets": [entry]})
+    with pytest.raises(ValueError, match=re.escape(f"- scalebio.validation_datasets[0]: {remedy}")):
+        refuse_shapes(broken)
+
+
+def test_validation_data_that_the_host_makes_need_no_path():
+    made = config(scalebio={"validation_datasets": [{"type": "_synthetic"}]})
+    refuse_shapes(made)
+    assert problems_of(made) == []
 
 
 @pytest.mark.parametrize("penalty", [0.5, 1.0, 2.9, 2])
