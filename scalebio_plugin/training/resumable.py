@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from .learning import Learning
 from .manifest import write_manifest
 from .mixture_run import Phase
 from .same_run import refuse_another_run
-from .signals import held_from_children
+from .signals import begin_worker, held_from_children
 
 LOG = get_logger("axolotl.scalebio")
 
@@ -195,6 +196,7 @@ class ResumableTrainer(AxolotlTrainer):
                 return begin_workers()
 
         inside._get_iterator = begin_without_signals
+        inside.worker_init_fn = partial(begin_worker, inside.worker_init_fn)
         return loader
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:

@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -76,13 +76,30 @@ class HeldSignals:
 
 @contextmanager
 def held_from_children() -> Iterator[None]:
-    """Processes that begin within never see them: a data loader's, whose batches the last step of a run needs.
+    """Processes that begin within are not ended by them: a data loader's, whose batches a run's last step needs.
 
-    Launchers send their signals to all processes of a group. A worker ends with its loader, or with the process that
-    it works for.
+    Launchers send their signals to all processes of a group. See `begin_worker`.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)  # a child has it from its first moment on
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def begin_worker(initialise: Callable[[int], None] | None, number: int) -> None:
+    """The `worker_init_fn` of a loader whose workers began in `held_from_children`: SIGTERM by their parent ends them.
+
+    Args:
+        initialise: The loader's own. number: Of the worker.
+    """
+    threading.Thread(target=_end_by_parent, daemon=True).start()
+    if initialise is not None:
+        initialise(number)
+
+
+def _end_by_parent() -> None:
+    """Python ends its children so at its exit, and then waits for them."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

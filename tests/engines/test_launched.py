@@ -52,7 +52,8 @@ def test_sigterm_to_the_launcher_ends_all_with_a_checkpoint(tmp_path: Path) -> N
 @pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
 def test_torchrun_leaves_what_forked_ranks_leave(engine: str, tmp_path: Path) -> None:
     inputs = host.make_inputs(tmp_path / "inputs")
-    keys = {"max_steps": 4, "micro_batch_size": 2, **LAYOUTS[engine].keys}
+    keys = {"max_steps": 4, "micro_batch_size": 2, **LAYOUTS[engine].keys, "dataloader_num_workers": 2}
+    keys["scalebio"] = {"sampling": "mixture"}  # whose batches are not at their end with the run
     launch({"forked": {"directory": str(inputs), "output_dir": str(tmp_path / "forked"), **keys}}, tmp_path)
 
     launched = torchrun(inputs, tmp_path / "launched", keys)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -102,3 +104,27 @@ def test_outside_of_the_main_thread_nothing_is_held(came: list[int]) -> None:
     thread.join()
     signal.raise_signal(INT)
     assert came == [INT]
+
+
+WORKERS = """
+import os, subprocess, sys
+from functools import partial
+from torch.utils.data import DataLoader
+from scalebio_plugin.training.signals import begin_worker, held_from_children
+
+begin = partial(begin_worker, lambda number: print("began", number))
+loader = DataLoader(range(8), num_workers=1, worker_init_fn=begin)
+with held_from_children():
+    batches = iter(loader)
+taken = [next(batches).item()]
+for worker in batches._workers:
+    for name in ("-INT", "-TERM"):
+        subprocess.run(["kill", name, str(worker.pid)], check=True)
+taken += [batch.item() for batch, _ in zip(batches, range(6))]
+print("taken", taken)  # and one batch waits: at the end the iterator is alive, and nobody has told the worker
+"""
+
+
+def test_workers_are_ended_by_their_parent_alone() -> None:
+    done = subprocess.run([sys.executable, "-c", WORKERS], capture_output=True, text=True, timeout=60, check=True)
+    assert sorted(done.stdout.splitlines()) == ["began 0", "taken [0, 1, 2, 3, 4, 5, 6]"]
