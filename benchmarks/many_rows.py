@@ -51,7 +51,7 @@ def measure(rows: int, sources: int, packed: bool, segments: int) -> dict[str, f
         (_, state), taken = timed(lambda: draw.plan(fractions, [4] * SEGMENT, state))  # noqa: B023
         seconds.append(taken / SEGMENT)
     held = _resident() - before
-    _, lap = timed(lambda: resample(source, fractions, rows, 4, 0))
+    _, lap = timed(lambda: resample(source, fractions, 4, 0, rows))
     return {
         "made": began,
         "first": seconds[0] * SEGMENT,

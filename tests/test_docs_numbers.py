@@ -31,7 +31,7 @@ SOURCE = np.repeat(np.arange(3), ROWS)
 
 
 def drawn_rows(weights: np.ndarray) -> np.ndarray:
-    return np.bincount(SOURCE[resample(SOURCE, TABLE.sampling(weights), 10_000, 4, seed=0)], minlength=3)
+    return np.bincount(SOURCE[resample(SOURCE, TABLE.sampling(weights), 4, seed=0, rows=10_000)], minlength=3)
 
 
 def test_the_example_of_a_mixture_is_computed() -> None:
@@ -67,7 +67,7 @@ def test_what_a_source_that_is_held_back_leaves_to_the_others_is_computed() -> N
 def test_what_a_source_of_long_rows_is_held_to_is_computed() -> None:
     rows, length = np.array([200, 4000]), np.array([1000, 20])
     table, source = SourceTable(["long", "short"], rows * length, rows, ""), np.repeat([0, 1], rows)
-    drawn = np.bincount(source[resample(source, table.sampling(np.array([0.99, 0.01])), 4200, 4, seed=0)])
+    drawn = np.bincount(source[resample(source, table.sampling(np.array([0.99, 0.01])), 4, seed=0, rows=4200)])
     part = drawn * length / (drawn * length).sum()
     assert f"{drawn[0]} and {drawn[1]:,} rows, {part[0]:.3f} and {part[1]:.3f} of the tokens" in page("weights.md")
     assert table.most(4)[0] == 1.0

@@ -41,9 +41,8 @@ def carrying(entry: Mapping[str, Any], place: str, column: str, min_rows: int, l
     return DictDefault({**plain, "type": __name__, "field": key, _OURS: ours})
 
 
-def values_of(part: Dataset, entry: Mapping[str, Any]) -> tuple[Dataset, list[str]]:
-    """The rows of an entry that was `carrying`, without the column, and the value of each."""
-    place, column = entry[_OURS]["place"], entry[_OURS]["column"]
+def values_of(part: Dataset, column: str, place: str) -> tuple[Dataset, list[str]]:
+    """The rows of an entry that was `carrying` a column, without it, and the value of each."""
     if VALUE in part.column_names:
         (carried,) = part.select_columns([VALUE]).with_format("arrow")[:].columns
         return part.remove_columns(VALUE), [NO_VALUE if value is None else value for value in carried.to_pylist()]

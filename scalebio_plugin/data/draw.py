@@ -9,7 +9,6 @@ import numpy as np
 from axolotl.utils.logging import get_logger
 from datasets import Dataset
 
-from ..algorithm.bilevel import NO_SOURCE
 from ..config.block import ScaleBiOSettings
 from ..config.names import refuse_other_sources
 from ..report.identity import differences_of_data
@@ -17,17 +16,14 @@ from ..report.mixture_file import parts_of
 from ..report.words import printable
 from .drawn import shared_out
 from .sources import Prepared
-from .tags import COLUMN
+from .tags import COLUMN, rows_of_each
 
 LOG = get_logger("axolotl.scalebio")
 
 
-def drawn_per_lap(source: np.ndarray) -> int:
-    """Rows of one pass over a training set that is drawn: as many as it has with a target."""
-    return int((source != NO_SOURCE).sum())
-
-
-def resample(source: np.ndarray, fractions: np.ndarray, rows: int, max_repeats: int, seed: int) -> np.ndarray:
+def resample(
+    source: np.ndarray, fractions: np.ndarray, max_repeats: int, seed: int, rows: int | None = None
+) -> np.ndarray:
     """Row indices of an ordinary run on the mixture: `rows` draws, in random order, each source by its fraction.
 
     A source gives each of its rows equally often, give or take one, and none more than `max_repeats` times; what a
@@ -37,10 +33,11 @@ def resample(source: np.ndarray, fractions: np.ndarray, rows: int, max_repeats: 
     Args:
         source: (rows of the dataset,), source of each row, NO_SOURCE for one that is not drawn.
         fractions: (S,), from `SourceTable.sampling`.
+        rows: None: those of one pass, as many as there are with a source.
     """
     rng = np.random.default_rng([seed, 0x5CA1EB10])
-    available = np.bincount(source[source != NO_SOURCE], minlength=len(fractions))
-    drawn = _allot(fractions, rows, available * max_repeats)
+    available = rows_of_each(source, len(fractions))
+    drawn = _allot(fractions, int(available.sum()) if rows is None else rows, available * max_repeats)
     indices = []
     for i, amount in enumerate(drawn):
         mine = np.flatnonzero(source == i)
@@ -59,13 +56,19 @@ def _allot(fractions: np.ndarray, rows: int, most: np.ndarray) -> np.ndarray:
     return np.minimum(whole, most)
 
 
-def say_who_is_held_back(names: Sequence[str], fractions: np.ndarray, sizes: np.ndarray, max_repeats: int) -> None:
-    """Sources that a pass has not as many rows of as is asked, with `max_repeats` of each.
+def say_fractions(when: str, names: Sequence[str], fractions: np.ndarray) -> None:
+    parts = ", ".join(f"{printable(name)} {part:.3f}" for name, part in zip(names, fractions, strict=True))
+    LOG.info(f"scalebio: {when} drawn by these fractions: {parts}")
+
+
+def say_learning_is_over(names: Sequence[str], fractions: np.ndarray, sizes: np.ndarray, max_repeats: int) -> None:
+    """By what the rows are drawn from now on; and the sources that a pass has too few of, with `max_repeats` of each.
 
     Args:
         fractions: (S,), of rows, as asked.
         sizes: (S,), rows of each source.
     """
+    say_fractions("learning is over, λ is final; sequences are now", names, fractions)
     drawn = shared_out(fractions, 1.0, max_repeats * sizes / sizes.sum())
     pairs = zip(names, drawn / drawn.sum(), fractions, strict=True)
     held = [f"{printable(name)} {part:.3f}" for name, part, asked in pairs if part < asked - 1e-6]
@@ -104,7 +107,7 @@ def applied_rows(prepared: Prepared, learned: Mapping[str, float], settings: Sca
     """The rows of the training set, drawn by the weights that were `learned`."""
     names, source = prepared.table.names, prepared.drawable
     weights = np.array([learned[name] for name in names])
-    drawn = resample(source, prepared.table.sampling(weights), drawn_per_lap(source), settings.max_repeats, seed)
+    drawn = resample(source, prepared.table.sampling(weights), settings.max_repeats, seed)
     _announce(names, weights, source, drawn, settings)
     # The host counts on the plain column, so the indices are written out.
     return prepared.rows.select(drawn).remove_columns(COLUMN).flatten_indices()
@@ -114,7 +117,7 @@ def _announce(
     names: list[str], weights: np.ndarray, source: np.ndarray, drawn: np.ndarray, settings: ScaleBiOSettings
 ) -> None:
     """What the mixture came to: sequences drawn of each source, and where max_repeats held one back."""
-    have, took = (np.bincount(of[of != NO_SOURCE], minlength=len(names)) for of in (source, source[drawn]))
+    have, took = (rows_of_each(of, len(names)) for of in (source, source[drawn]))
     rows = [
         f"  {printable(name)}: weight {weight:.4f}, {b} of {len(drawn)} sequences, each {b / max(a, 1):.2f} times"
         + (" (held at max_repeats)" if b and b == a * settings.max_repeats else "")

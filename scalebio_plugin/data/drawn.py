@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from ..algorithm.bilevel import NO_SOURCE
 from ..algorithm.saved import restored
-from .packing import Bins, MicroBatches, Packing
+from .packing import Bins, MicroBatches
+from .tags import rows_of_each
 
 SEGMENT = 8  # optimiser steps of a plan, at most
 FLOOR = 0.1  # ε, the part of the mixture that all sources share
@@ -156,8 +156,7 @@ class Draw:
 
     def counts(self, rows: np.ndarray) -> np.ndarray:  # (S,)
         """How many of the rows are of each source."""
-        source = self.source[rows]
-        return np.bincount(source[source != NO_SOURCE], minlength=len(self.sizes))
+        return rows_of_each(self.source[rows], len(self.sizes))
 
     def plan(
         self, fractions: np.ndarray, micro_batches: Sequence[int], state: DrawState
@@ -256,7 +255,7 @@ class Draw:
         in the next step.
         """
         capacity = self.like.capacity or 0
-        open_ = Bins(Packing(capacity, self.like.members, bins))
+        open_ = Bins(capacity, self.like.members, bins)
         size = max(1, round(bins * capacity / float(fractions @ self.mean_lengths)))
         waiting: list[int] = []
         at, used_q = 0, np.zeros(len(fractions))
@@ -275,4 +274,4 @@ class Draw:
                 waiting.append(at)
             at += 1
         kept = np.concatenate([np.array(waiting, dtype=np.int64), np.arange(at, len(state.waiting))])
-        return open_.members, used_q, replace(state, waiting=state.waiting[kept], waiting_q=state.waiting_q[kept])
+        return open_.rows, used_q, replace(state, waiting=state.waiting[kept], waiting_q=state.waiting_q[kept])

@@ -6,16 +6,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from axolotl.utils.logging import get_logger
 from torch.utils.data import BatchSampler, SequentialSampler
 
 from ..algorithm.saved import refuse_missing
-from ..report.words import printable
-from .draw import say_who_is_held_back
+from .draw import say_fractions, say_learning_is_over
 from .drawn import SEGMENT, Draw, DrawState, PlannedStep, learning_fractions
 from .table import SourceTable
-
-LOG = get_logger("axolotl.scalebio")
 
 Batch = dict[str, Any]
 
@@ -132,15 +128,10 @@ class DrawnStream:
         fractions = self.table.sampling(weights) if over else learning_fractions(weights, self.draw.mean_units)
         if over not in self._announced:
             self._announced.add(over)
-            names = map(printable, self.table.names)
-            LOG.info(
-                "scalebio: "
-                + ("learning is over, λ is final; sequences are now" if over else "sequences are at first")
-                + " drawn by these fractions: "
-                + ", ".join(f"{name} {part:.3f}" for name, part in zip(names, fractions, strict=True))
-            )
             if over:
-                say_who_is_held_back(self.table.names, fractions, self.draw.sizes, self.draw.max_repeats)
+                say_learning_is_over(self.table.names, fractions, self.draw.sizes, self.draw.max_repeats)
+            else:
+                say_fractions("sequences are at first", self.table.names, fractions)
         return fractions
 
     @property

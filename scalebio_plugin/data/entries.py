@@ -136,9 +136,14 @@ def validate_validation_datasets(cfg: dict[str, Any]) -> None:
     cfg["scalebio"] = {**block, "validation_datasets": validated}
 
 
+def without_weight(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """A validation dataset as an entry of the host's, to which a `weight` is another thing."""
+    return {key: value for key, value in entry.items() if key != "weight"}
+
+
 def _as_in_datasets(entry: Mapping[str, Any]) -> dict[str, Any]:
     """The entry as the host's own model of a config leaves it; `validate_config` would ask the plugins again."""
-    plain = {key: value for key, value in entry.items() if key != "weight"}
+    plain = without_weight(entry)
     parsed = (SyntheticDataset if plain.get("type") == "_synthetic" else SFTDataset)(**plain)
     around = {"base_model": "any", "micro_batch_size": 1, "gradient_accumulation_steps": 1, "learning_rate": 1e-5}
     config = AxolotlInputConfig(**around, num_epochs=1, seed=0, datasets=[parsed])

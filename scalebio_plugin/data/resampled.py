@@ -6,14 +6,10 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
-from axolotl.utils.logging import get_logger
 
-from ..algorithm.bilevel import NO_SOURCE
-from ..report.words import printable
-from .draw import drawn_per_lap, resample, say_who_is_held_back
+from .draw import resample, say_learning_is_over
 from .table import SourceTable
-
-LOG = get_logger("axolotl.scalebio")
+from .tags import rows_of_each
 
 Batch = dict[str, Any]
 
@@ -57,13 +53,8 @@ class ResampledStream:
         return self._iterator
 
     def _laps(self, weights: np.ndarray) -> Iterator[Batch]:
-        fractions, names = self.table.sampling(weights), map(printable, self.table.names)
-        LOG.info(
-            "scalebio: learning is over, λ is final; sequences are now drawn by these fractions: "
-            + ", ".join(f"{name} {part:.3f}" for name, part in zip(names, fractions, strict=True))
-        )
-        sizes = np.bincount(self.drawable[self.drawable != NO_SOURCE], minlength=len(fractions))
-        say_who_is_held_back(self.table.names, fractions, sizes, self.max_repeats)
+        fractions, names = self.table.sampling(weights), self.table.names
+        say_learning_is_over(names, fractions, rows_of_each(self.drawable, len(names)), self.max_repeats)
         while True:
             for batch in self.loader_over(self._rows(fractions), self.batch):
                 self.batch += 1
@@ -76,5 +67,4 @@ class ResampledStream:
             self.lap, self.batch = self.lap + 1, 0
 
     def _rows(self, fractions: np.ndarray) -> np.ndarray:
-        seed = self.seed + 1000003 * (self.lap + 1)
-        return resample(self.drawable, fractions, drawn_per_lap(self.drawable), self.max_repeats, seed)
+        return resample(self.drawable, fractions, self.max_repeats, self.seed + 1000003 * (self.lap + 1))

@@ -26,6 +26,7 @@ from ..config.names import numbered, source_names
 from ..report.leaks import Leaks
 from ..report.shared_rows import shared_lines
 from ..report.tables import shorten
+from .entries import without_weight
 from .leaks import looks_here, settle_leaks
 from .loading import load_evaluation, training_parts
 from .merging import aligned, merged_parts
@@ -231,7 +232,7 @@ def _load_validation(cfg: DictDefault, settings: ScaleBiOSettings, evaluation: D
     if entries is None:
         names, parts = ["validation"], [] if evaluation is None else [tagged(evaluation, 0)]
     else:
-        plain = [DictDefault({key: value for key, value in entry.items() if key != "weight"}) for entry in entries]
+        plain = [DictDefault(without_weight(entry)) for entry in entries]
         names = source_names(plain)
         loaded = training_parts(cfg, "scalebio.validation_datasets", plain)
         parts = [tagged(part, i) for i, part in enumerate(loaded)]

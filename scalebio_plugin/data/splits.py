@@ -74,7 +74,7 @@ def sources_of_parts(
         if split is None:
             own, source = [name], np.zeros(len(part), dtype=np.int64)
         else:
-            part, values = values_of(part, split.loaded)
+            part, values = values_of(part, split.column, split.place)
             own, source = _sources_of_values(values, split, settings.min_rows)
             own = own if len(parts) == 1 else [f"{name}/{one}" for one in own]
         plain.append(part)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from datasets import Dataset
 
 from ..algorithm.bilevel import NO_SOURCE
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 COLUMN = "scalebio_source"  # of a row; collated: of every token
 ROW = "scalebio_row"  # of a row, while entries are merged: its number in its own
@@ -34,6 +36,15 @@ def without_numbers(dataset: Dataset) -> tuple[Dataset, np.ndarray]:
 def sources_in(dataset: Dataset) -> np.ndarray:  # (rows,)
     """The source of each of the tagged rows."""
     return _values(dataset, COLUMN)
+
+
+def rows_of_each(source: np.ndarray, sources: int) -> np.ndarray:  # (S,)
+    """Rows of each source.
+
+    Args:
+        source: (rows,), NO_SOURCE for one that does not count.
+    """
+    return np.bincount(source[source != NO_SOURCE], minlength=sources)
 
 
 def _values(dataset: Dataset, name: str) -> np.ndarray:

@@ -7,7 +7,7 @@ as fit into so many bins, which look like those of the host's training rows.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..algorithm.bilevel import IGNORED
 from ..config.block import ScaleBiOSettings, validation_rows
-from .packing import MicroBatches, Packing, first_fit
+from .packing import Bins, MicroBatches
 from .sources import Validation
 from .table import sequence_lengths
 
@@ -103,29 +103,33 @@ class PackedValidationStream(ValidationStream):
 
     Args:
         lengths: (rows,), tokens of each sequence.
+        bins_of_a_step: Makes those of one, empty.
+        sequences: Of a step; None: as many as its bins take.
     """
 
     def __init__(
         self,
         rows: Dataset,
         lengths: np.ndarray,
-        packing: Packing,
+        bins_of_a_step: Callable[[], Bins],
+        sequences: int | None,
         collate: Collate,
         coefficient_V: Tensor,
         chunk_size: int,
         seed: int,
     ):
-        super().__init__(rows, collate, coefficient_V, packing.sequences or 0, chunk_size, seed)
+        super().__init__(rows, collate, coefficient_V, sequences or 0, chunk_size, seed)
         self.lengths = lengths
-        self.packing = packing
+        self.bins_of_a_step = bins_of_a_step
+        self.sequences = sequences
         self._at = (0, 0)  # a step, and the position at which it begins
 
     def indices(self, step: int) -> np.ndarray:
         return np.array([index for row in self.packed_rows(step) for index in row])
 
     def packed_rows(self, step: int) -> list[list[int]]:
-        if self.packing.sequences is not None:
-            return self._packed(step * self.packing.sequences)
+        if self.sequences is not None:
+            return self._packed(step * self.sequences)
         if step < self._at[0]:
             self._at = (0, 0)
         while self._at[0] < step:
@@ -134,9 +138,11 @@ class PackedValidationStream(ValidationStream):
         return self._packed(self._at[1])
 
     def _packed(self, position: int) -> list[list[int]]:
-        ahead = self._from(position)
-        finite = ahead if self.packing.sequences is None else islice(ahead, self.packing.sequences)
-        return first_fit(finite, self.lengths, self.packing)
+        bins = self.bins_of_a_step()
+        for index in islice(self._from(position), self.sequences):
+            if not bins.place(index, int(self.lengths[index])):
+                break
+        return bins.rows
 
     def _feature(self, row: list[int], *, targets: bool = True) -> Any:
         return [self._sequence(index, targets) for index in row]
@@ -152,10 +158,10 @@ def stream_of(
         size = given or default
         return ValidationStream(validation.rows, collate, weights, size, min(like.rows, size), seed)
     lengths = sequence_lengths(validation.rows)
-    bins = min(default, -(-int(lengths.sum()) // like.capacity))
-    packing = Packing(like.capacity, like.members, None if given else bins, given)
+    most = None if given else min(default, -(-int(lengths.sum()) // like.capacity))
+    bins = partial(Bins, like.capacity, like.members, most)
     rows = _packable(validation.rows, masked=like.masked)
-    return PackedValidationStream(rows, lengths, packing, collate, weights, like.rows, seed)
+    return PackedValidationStream(rows, lengths, bins, given, collate, weights, like.rows, seed)
 
 
 def _packable(rows: Dataset, *, masked: bool) -> Dataset:

@@ -119,14 +119,14 @@ def seen(rows: np.ndarray, source: np.ndarray) -> list[np.ndarray]:
 @pytest.mark.parametrize("rows", [50, 160, 333])
 def test_a_source_gives_its_rows_equally_often(fractions, rows):
     source = source_of(100, 50, 10)
-    for often in seen(resample(source, np.array(fractions), rows, 40.0, 1), source):
+    for often in seen(resample(source, np.array(fractions), 40.0, 1, rows), source):
         assert often.max() - often.min() <= 1
 
 
 @pytest.mark.parametrize("fractions", [[0.5, 0.3, 0.2], [0.0, 0.5, 0.5], [0.7, 0.2, 0.1]], ids=str)
 def test_sources_are_drawn_by_their_fractions(fractions):
     source = source_of(100, 50, 10)
-    drawn = resample(source, np.array(fractions), 1000, 100.0, 1)
+    drawn = resample(source, np.array(fractions), 100.0, 1, rows=1000)
     counts = np.bincount(source[drawn], minlength=3)
     assert len(drawn) == 1000
     assert (np.abs(counts - 1000 * np.array(fractions)) <= 1).all()
@@ -135,7 +135,7 @@ def test_sources_are_drawn_by_their_fractions(fractions):
 @pytest.mark.parametrize("max_repeats", [1, 2, 3, 4])
 def test_no_row_is_drawn_more_often_than_max_repeats_and_the_others_give_what_a_full_source_cannot(max_repeats):
     source = source_of(100, 100, 10)
-    drawn = resample(source, np.array([0.2, 0.1, 0.7]), 100, max_repeats, 1)
+    drawn = resample(source, np.array([0.2, 0.1, 0.7]), max_repeats, 1, rows=100)
     assert np.bincount(drawn).max() <= max_repeats
     counts = np.bincount(source[drawn], minlength=3)
     assert counts.sum() == 100
@@ -145,7 +145,7 @@ def test_no_row_is_drawn_more_often_than_max_repeats_and_the_others_give_what_a_
 
 def test_fewer_rows_come_back_only_if_every_source_with_a_weight_is_full():
     source = source_of(30, 20, 10)
-    drawn = resample(source, np.array([0.0, 0.5, 0.5]), 100, 2.0, 1)
+    drawn = resample(source, np.array([0.0, 0.5, 0.5]), 2.0, 1, rows=100)
     assert np.bincount(source[drawn], minlength=3).tolist() == [0, 40, 20]
 
 
@@ -156,7 +156,7 @@ def test_of_a_source_that_is_held_at_weight_0_nothing_is_drawn_though_the_others
     fractions = table_of([200 * 1000, 4000 * 20], [200, 4000]).sampling(HELD)
     source = np.repeat([0, 1], [200, 4000])
     assert fractions.tolist() == [1.0, 0.0]
-    assert np.bincount(source[resample(source, fractions, 4200, 4, seed=0)], minlength=2).tolist() == [800, 0]
+    assert np.bincount(source[resample(source, fractions, 4, 0, rows=4200)], minlength=2).tolist() == [800, 0]
 
 
 # 200 long rows beside 4,000 short ones: `most` of the long ones is 1, and a pass of 4,200 rows has 800 of them.
@@ -189,21 +189,21 @@ def test_the_draws_after_learning_say_once_which_source_is_held_at_max_repeats(s
 
 def test_at_the_row_shares_with_one_repeat_it_is_the_training_set_once():
     source = source_of(70, 20, 10)
-    drawn = resample(source, np.array([0.7, 0.2, 0.1]), 100, 1.0, 1)
+    drawn = resample(source, np.array([0.7, 0.2, 0.1]), 1.0, 1, rows=100)
     assert sorted(drawn.tolist()) == list(range(100))
 
 
 def test_a_draw_is_a_function_of_its_seed():
     source, fractions = source_of(100, 50, 10), np.array([0.2, 0.3, 0.5])
-    one = resample(source, fractions, 160, 4.0, 7)
-    assert resample(source, fractions, 160, 4.0, 7).tolist() == one.tolist()
-    assert resample(source, fractions, 160, 4.0, 8).tolist() != one.tolist()
+    one = resample(source, fractions, 4.0, 7, rows=160)
+    assert resample(source, fractions, 4.0, 7, rows=160).tolist() == one.tolist()
+    assert resample(source, fractions, 4.0, 8, rows=160).tolist() != one.tolist()
 
 
 def test_sources_come_mixed():
     """No stretch of the run belongs to one source."""
     source = np.sort(source_of(500, 500))
-    drawn = source[resample(source, np.array([0.5, 0.5]), 1000, 4.0, 1)]
+    drawn = source[resample(source, np.array([0.5, 0.5]), 4.0, 1, rows=1000)]
     assert (drawn[:500].mean(), drawn[500:].mean()) == pytest.approx((0.5, 0.5), abs=0.1)
 
 
@@ -216,7 +216,7 @@ def test_mean_loss_over_the_drawn_tokens_is_the_weighted_loss():
     tokens = np.bincount(source, lengths).astype(int)
     table = table_of(tokens.tolist(), np.bincount(source).tolist())
     weights = np.array([0.5, 0.2, 0.3])
-    drawn = resample(source, table.sampling(weights), 20_000, 200.0, int(random.integers(100)))
+    drawn = resample(source, table.sampling(weights), 200.0, int(random.integers(100)), rows=20_000)
     mean = (loss[drawn] * lengths[drawn]).sum() / lengths[drawn].sum()
     assert mean == pytest.approx(float(weights @ [1.0, 3.0, 7.0]), rel=1e-3)
 

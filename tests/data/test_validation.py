@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import islice
 
 import numpy as np
 import pytest
 import torch
 
-from scalebio_plugin.data.validation import PackedValidationStream, Packing, ValidationStream, coefficients
+from scalebio_plugin.data.packing import Bins
+from scalebio_plugin.data.validation import PackedValidationStream, ValidationStream, coefficients
 
 
 def stream_of(rows: int, batch_size: int, chunk_size: int = 100, seed: int = 42) -> ValidationStream:
@@ -94,12 +96,21 @@ def test_coefficients_are_exactly_one_at_the_shares(tokens):
 # ---- packed
 
 
-def packed_of(lengths: list[int], seed: int = 42, chunk_size: int = 2, **packing) -> PackedValidationStream:
+def packed_of(
+    lengths: list[int],
+    *,
+    bins: int | None = None,
+    sequences: int | None = None,
+    members: int = 50,
+    seed: int = 42,
+    chunk_size: int = 2,
+) -> PackedValidationStream:
     """A sequence is its own index; a collated batch lists the bins."""
     return PackedValidationStream(
         rows=[{"labels": [n], "index": n} for n in range(len(lengths))],
         lengths=np.array(lengths),
-        packing=Packing(**{"capacity": 100, "members": 50, **packing}),
+        bins_of_a_step=partial(Bins, 100, members, bins),
+        sequences=sequences,
         collate=lambda features: {"bins": features},
         coefficient_V=torch.ones(1, dtype=torch.float64),
         chunk_size=chunk_size,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from scalebio_plugin.data import drawn_stream
+from scalebio_plugin.data import draw
 from scalebio_plugin.data.drawn import FLOOR
 from scalebio_plugin.training import callbacks
 from tests import host
@@ -70,7 +70,7 @@ def test_what_is_drawn_is_what_is_weighed(
     name: str, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     messages: list[str] = []
-    for module in (drawn_stream, callbacks):
+    for module in (draw, callbacks):
         monkeypatch.setattr(module.LOG, "info", messages.append)
     keys, block = CASES[name]
     resting = {"mixture_learning_rate": 0.0, "mixture_init": RESTING}
