@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from scalebio_plugin.data.draw import resample
-from scalebio_plugin.data.drawn import SEGMENT, Draw, DrawState, learning_fractions
+from scalebio_plugin.data.applied import resample
 from scalebio_plugin.data.packing import MicroBatches
+from scalebio_plugin.data.step_plan import SEGMENT, Draw, DrawState, learning_fractions
 
 CAPACITY = 4096  # tokens of a packed row
 CASES = [

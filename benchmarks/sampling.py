@@ -24,8 +24,8 @@ from scalebio_plugin.algorithm.bilevel import (
     sum_by_source,
     weighted_loss,
 )
-from scalebio_plugin.data.drawn import Draw, DrawState, learning_fractions
 from scalebio_plugin.data.packing import MicroBatches
+from scalebio_plugin.data.step_plan import Draw, DrawState, learning_fractions
 
 
 @dataclass(frozen=True)

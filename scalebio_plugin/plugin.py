@@ -18,7 +18,7 @@ from transformers import Trainer, set_seed
 from . import __version__, errors
 from .config import raw
 from .config.block import ScaleBiOSettings, settings_of
-from .data.draw import applied_rows, refuse_other_data
+from .data.applied import applied_rows, refuse_other_data
 from .data.entries import validate_validation_datasets
 from .data.sources import Prepared, announce, meta_of, prepare
 from .hooks.manager import manager_of, refuse_unanswered

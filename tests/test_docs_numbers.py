@@ -10,8 +10,8 @@ import pytest
 
 from scalebio_plugin.algorithm import evidence, mixture
 from scalebio_plugin.config import split
-from scalebio_plugin.data.draw import resample
-from scalebio_plugin.data.drawn import FLOOR, learning_fractions
+from scalebio_plugin.data.applied import resample
+from scalebio_plugin.data.step_plan import FLOOR, learning_fractions
 from scalebio_plugin.data.table import SourceTable
 
 ROOT = Path(__file__).parents[1]

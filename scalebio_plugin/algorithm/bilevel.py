@@ -18,7 +18,7 @@ E[n_i / n] = share_i. That is exact where batches hold equally many units; where
 sequences drawn it is a ratio estimator, with a bias that falls like 1 / (sequences per step), as the host's own token
 mean is. At p = share it is the host's mean over targets.
 
-Where rows are drawn by source (`sampling: mixture`, `data.drawn`), one of source i with probability q_i, share_i is
+Where rows are drawn by source (`sampling: mixture`, `data.step_plan`), one of source i with probability q_i, share_i is
 q_i m_i / Σ q_j m_j, m_i the mean units of the source's sequences, and N = E[n] = rows · Σ q_j m_j. It is known before
 the draw and E[n_i] = share_i N, so (1) is linear in what was drawn and has no bias, however few sequences a step holds.
 Packed, the rows of a step are known only once they are drawn, and N is their mean over a few steps. A source that

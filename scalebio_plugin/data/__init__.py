@@ -11,9 +11,8 @@ overlap     rows that hold the same text, by their letters
 leaks       training rows that stand in validation or test data
 table       what a set of sources holds
 sources     the training set and the validation data, tagged and counted
-draw        rows drawn by the weights, after learning or by `apply`
-drawn       rows of a step, planned by source as the weights have it; drawn_stream: fetched by the host's loader
 packing     what a micro-batch looks like, and the bins of a packed one
 validation  the validation batches, a function of (seed, step)
-resampled   the batches after learning, drawn by the weights
+step_plan   rows of a step, planned by source as the weights have it; planned_stream: fetched by the host's loader
+applied     a mixture applied: rows drawn by its weights, as an ordinary run has them; after_learning: in laps
 """

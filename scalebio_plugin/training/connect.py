@@ -19,11 +19,11 @@ from ..algorithm.lisa import LayerPlan
 from ..algorithm.pieces import Pieces
 from ..config.block import ScaleBiOSettings
 from ..config.fused_loss import fused_loss_of
-from ..data.drawn import Draw
-from ..data.drawn_stream import DrawnStream
+from ..data.after_learning import ResampledStream
 from ..data.packing import MicroBatches
-from ..data.resampled import ResampledStream
+from ..data.planned_stream import PlannedStream
 from ..data.sources import Prepared, Validation
+from ..data.step_plan import Draw
 from ..data.table import SourceTable, sequence_lengths
 from ..data.tags import SourceCollator
 from ..data.validation import ValidationStream, stream_of
@@ -99,7 +99,7 @@ def connect(
         losses=_losses(cfg, trainer, engine),
         validation=_validation_stream(settings, prepared.validation, trainer, like, seed),
         resampled=ResampledStream(table, prepared.drawable, settings.max_repeats, seed, trainer.loader_over),
-        drawn=_drawn_stream(run, prepared, trainer, like, seed, steps) if settings.sampling == "mixture" else None,
+        drawn=_planned_stream(run, prepared, trainer, like, seed, steps) if settings.sampling == "mixture" else None,
         layers=layers,
         trainable=trainable,
         inner_device=_inner_device(settings),
@@ -164,9 +164,9 @@ def _validation_stream(
     return stream_of(validation, settings, like, trainer.data_collator, seed)
 
 
-def _drawn_stream(
+def _planned_stream(
     run: MixtureRun, prepared: Prepared, trainer: ScaleBiOTrainer, like: MicroBatches, seed: int, steps: int
-) -> DrawnStream:
+) -> PlannedStream:
     table, settings = prepared.table, run.settings
     mean_units = table.units(settings.loss_unit) / table.sequences
     lengths = None if like.capacity is None else sequence_lengths(prepared.rows)
@@ -175,7 +175,7 @@ def _drawn_stream(
     def ends() -> tuple[int, int, int]:
         return settings.warmup_steps, run.learn_until, steps
 
-    return DrawnStream(draw, table, ends, trainer.micro_batches, trainer.loader_of)
+    return PlannedStream(draw, table, ends, trainer.micro_batches, trainer.loader_of)
 
 
 def _probes(

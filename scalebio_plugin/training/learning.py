@@ -10,8 +10,8 @@ from typing import Any
 import pluggy
 import torch
 
-from ..data.drawn_stream import DrawnStream
-from ..data.resampled import ResampledStream
+from ..data.after_learning import ResampledStream
+from ..data.planned_stream import PlannedStream
 from ..data.validation import ValidationStream
 from ..engines.base import Engine, InnerSet
 from ..hooks.spec import RunFacts
@@ -63,7 +63,7 @@ class Learning:
     losses: FromLogits | InHead
     validation: ValidationStream
     resampled: ResampledStream
-    drawn: DrawnStream | None
+    drawn: PlannedStream | None
     layers: LayerSampling | None
     trainable: list[str]
     inner_device: torch.device | None

@@ -22,7 +22,7 @@ from ..algorithm.mixture import EvidentState, logits_of, pace_on_evidence, towar
 from ..algorithm.saved import refuse_missing, restored
 from ..config.block import ScaleBiOSettings
 from ..config.names import refuse_other_sources
-from ..data.drawn import SEGMENT
+from ..data.step_plan import SEGMENT
 from ..hooks.manager import updated
 from ..hooks.spec import Observation
 from ..report.history import HistoryRecord

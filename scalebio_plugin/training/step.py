@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ..algorithm.bilevel import Targets, sum_by_source, targets_of, weighted_loss
 from ..algorithm.inner import InnerParameters
-from ..data.drawn import PlannedStep
+from ..data.step_plan import PlannedStep
 from ..data.tags import COLUMN, SEQUENCE
 from .learning import Learning
 from .mixture_run import StepLosses

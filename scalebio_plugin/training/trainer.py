@@ -16,7 +16,7 @@ from axolotl.utils.logging import get_logger
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, SequentialSampler
 
-from ..data.drawn_stream import DrawnStream
+from ..data.planned_stream import PlannedStream
 from ..data.tags import COLUMN, SEQUENCE
 from ..report.history import metrics
 from ..report.tables import progress_table, shorten
@@ -152,7 +152,7 @@ class ScaleBiOTrainer(ResumableTrainer):
             self._batches = StepBatches.of(batches, learning, 1.0 if sums else 1.0 / len(batches), planned)
         return batches, items
 
-    def _planned_samples(self, drawn: DrawnStream, asked: int, device: torch.device) -> tuple[list[Any], Any]:
+    def _planned_samples(self, drawn: PlannedStream, asked: int, device: torch.device) -> tuple[list[Any], Any]:
         """Of the step that was planned last."""
         batches, items = self._own_samples(drawn.batches(), asked, device)
         step = self.state.global_step

@@ -9,7 +9,7 @@ import pytest
 from datasets import Dataset
 
 from scalebio_plugin.config.block import ScaleBiOSettings
-from scalebio_plugin.data.draw import refuse_other_data
+from scalebio_plugin.data.applied import refuse_other_data
 from scalebio_plugin.data.sources import Prepared
 from scalebio_plugin.data.table import SourceTable, count
 from scalebio_plugin.data.tags import tagged

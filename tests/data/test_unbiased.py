@@ -12,8 +12,8 @@ import torch
 
 from benchmarks.sampling import Drawn, Toy, by_the_mixture, estimates, in_the_hosts_order
 from scalebio_plugin.algorithm.bilevel import GapBaseline
-from scalebio_plugin.data.drawn import Draw, DrawState, learning_fractions
 from scalebio_plugin.data.packing import MicroBatches
+from scalebio_plugin.data.step_plan import Draw, DrawState, learning_fractions
 
 STEPS = 4_000
 TOY = Toy.of([40, 200, 100], [28, 2, 10])  # lengths 14 : 1

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from scalebio_plugin.data import draw
-from scalebio_plugin.data.drawn import FLOOR
+from scalebio_plugin.data import applied
+from scalebio_plugin.data.step_plan import FLOOR
 from scalebio_plugin.training import callbacks
 from tests import host
 from tests.runs.test_twin import SOURCES
@@ -70,7 +70,7 @@ def test_what_is_drawn_is_what_is_weighed(
     name: str, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     messages: list[str] = []
-    for module in (draw, callbacks):
+    for module in (applied, callbacks):
         monkeypatch.setattr(module.LOG, "info", messages.append)
     keys, block = CASES[name]
     resting = {"mixture_learning_rate": 0.0, "mixture_init": RESTING}

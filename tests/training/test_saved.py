@@ -14,7 +14,7 @@ from axolotl.utils.dict import DictDefault
 from scalebio_plugin.algorithm import AdamState, Evidence, EvidentState, ExponentiatedState, GapBaseline, Moments
 from scalebio_plugin.algorithm.evidence import LAGS, STRETCHES
 from scalebio_plugin.algorithm.saved import OtherFormat, restored
-from scalebio_plugin.data.drawn import DrawState
+from scalebio_plugin.data.step_plan import DrawState
 from scalebio_plugin.training import checkpoint
 from scalebio_plugin.training.checkpoint import MixturePart
 from scalebio_plugin.training.early import refuse_unreadable_checkpoints

@@ -14,8 +14,8 @@ from ..config.names import refuse_other_sources
 from ..report.identity import differences_of_data
 from ..report.mixture_file import parts_of
 from ..report.words import printable
-from .drawn import shared_out
 from .sources import Prepared
+from .step_plan import shared_out
 from .tags import COLUMN, rows_of_each
 
 LOG = get_logger("axolotl.scalebio")

@@ -9,8 +9,8 @@ import numpy as np
 from torch.utils.data import BatchSampler, SequentialSampler
 
 from ..algorithm.saved import refuse_missing
-from .draw import say_fractions, say_learning_is_over
-from .drawn import SEGMENT, Draw, DrawState, PlannedStep, learning_fractions
+from .applied import say_fractions, say_learning_is_over
+from .step_plan import SEGMENT, Draw, DrawState, PlannedStep, learning_fractions
 from .table import SourceTable
 
 Batch = dict[str, Any]
@@ -30,7 +30,7 @@ class PlannedBatches(BatchSampler):
         return len(self.batches)
 
 
-class DrawnStream:
+class PlannedStream:
     """Segments of planned steps, one after the other; none goes on where learning begins or ends.
 
     Args:

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from scalebio_plugin.algorithm.mixture import logits_of, weights_of
-from scalebio_plugin.data.draw import _allot, resample
-from scalebio_plugin.data.drawn import Draw
-from scalebio_plugin.data.drawn_stream import DrawnStream
+from scalebio_plugin.data.after_learning import ResampledStream
+from scalebio_plugin.data.applied import _allot, resample
 from scalebio_plugin.data.packing import MicroBatches
-from scalebio_plugin.data.resampled import ResampledStream
+from scalebio_plugin.data.planned_stream import PlannedStream
+from scalebio_plugin.data.step_plan import Draw
 from scalebio_plugin.data.table import SourceTable
 from scalebio_plugin.data.tags import COLUMN, SEQUENCE, SourceCollator
 
@@ -168,9 +168,9 @@ def resampled() -> ResampledStream:
     return ResampledStream(LONG, LONG_ROWS, 4, 0, lambda rows, batch: [{}, {}])
 
 
-def drawn() -> DrawnStream:
+def drawn() -> PlannedStream:
     draw = Draw(LONG_ROWS, LONG.tokens / LONG.sequences, 4, 0, MicroBatches(4, 2, 1))
-    return DrawnStream(draw, LONG, lambda: (0, 8, 99), lambda step: 2, lambda sampler: sampler)
+    return PlannedStream(draw, LONG, lambda: (0, 8, 99), lambda step: 2, lambda sampler: sampler)
 
 
 @pytest.mark.parametrize(("weight", "said"), [(0.99, [HELD_BACK]), (0.5, []), (1.0, [])])

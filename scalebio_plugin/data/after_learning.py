@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .draw import resample, say_learning_is_over
+from .applied import resample, say_learning_is_over
 from .table import SourceTable
 from .tags import rows_of_each
 

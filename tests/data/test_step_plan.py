@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scalebio_plugin.data.drawn import FLOOR, LOOKAHEAD, Draw, DrawState, learning_fractions, systematic
 from scalebio_plugin.data.packing import MicroBatches
+from scalebio_plugin.data.step_plan import FLOOR, LOOKAHEAD, Draw, DrawState, learning_fractions, systematic
 
 FRACTIONS = [[0.5, 0.3, 0.2], [0.05, 0.05, 0.9], [1 / 3, 1 / 3, 1 / 3], [0.25, 0.75, 0.0], [0.125, 0.5, 0.375]]
 
