@@ -44,6 +44,7 @@ OF = {  # file -> tests, the quick ones first
     f"{ALGORITHM}/lisa.py": (FROZEN, TESTS_OF("lisa")),
     f"{ALGORITHM}/mixture.py": (FROZEN, TWIN, TESTS_OF("mixture"), TESTS_OF("evidence")),
     f"{ALGORITHM}/bounds.py": (TESTS_OF("mixture"), TESTS_OF("evidence")),
+    f"{ALGORITHM}/prior.py": (FROZEN, TESTS_OF("prior"), TESTS_OF("mixture")),
     f"{ALGORITHM}/evidence.py": (FROZEN, TWIN, TESTS_OF("evidence"), TESTS_OF("certainty")),
     f"{ALGORITHM}/certainty.py": (TESTS_OF("certainty"),),
     f"{ALGORITHM}/inner.py": (TESTS_OF("inner"), TESTS_OF("unscale"), "tests/engines/test_transfer.py"),

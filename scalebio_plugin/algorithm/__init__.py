@@ -10,7 +10,8 @@ alignment which source helps which goal: inner products of gradients, from sketc
 bilevel   losses per token and per source, the gap between the two parameter sets, the gradient of λ
 evidence  what a series of gaps says of its mean: correlated noise told from a signal, at any time
 alike     what sources share that are not told apart, so that their odds stay; within `move_on_evidence`
-mixture   weights on the simplex: update rules, a prior
+mixture   weights on the simplex: update rules
+prior     what draws weights to a prior, beside the gaps
 bounds    bounds on weights and on sums of them
 certainty intervals for the weights, and a verdict on the mixture
 inner     the inner parameters: a second value, gradient and optimizer state for every trainable tensor of one module
@@ -44,9 +45,9 @@ from .mixture import (
     logits_of,
     move_on_evidence,
     pace_on_evidence,
-    towards_prior,
     weights_of,
 )
+from .prior import towards_prior
 
 __all__ = [
     # alignment
@@ -76,8 +77,9 @@ __all__ = [
     "logits_of",
     "move_on_evidence",
     "pace_on_evidence",
-    "towards_prior",
     "weights_of",
+    # prior
+    "towards_prior",
     # certainty
     "total_variation",
     "verdict",

@@ -238,7 +238,7 @@ def move_on_evidence(
 def pace_on_evidence(evidence: Evidence) -> Tensor:  # (S,)
     """How far `move_on_evidence` moves each source by a gap of one nat that is evident, over η: 1 / nats.
 
-    What draws λ elsewhere at this pace (`towards_prior`) and the gaps meet where they are equal in nats.
+    What draws λ elsewhere at this pace (`prior.towards_prior`) and the gaps meet where they are equal in nats.
 
     Args:
         evidence: Of all updates so far, with gaps that are not all 0.
@@ -290,18 +290,3 @@ def _within_reach(logits_S: Tensor, before_S: Tensor, lowest_S: Tensor) -> Tenso
     own = torch.maximum(logits_S - before_S, (lowest_S - distance).clamp(max=0.0))
     rare = before_S + (largest - was_largest) + own
     return torch.where(distance < -reach - NOTHING, rare, torch.maximum(logits_S, largest - reach))
-
-
-def towards_prior(logits_S: Tensor, prior_S: Tensor, step: float | Tensor) -> Tensor:  # (S,)
-    """The proximal step of a Kullback-Leibler prior: argmin over p of step · KL(p | prior) + KL(p | softmax(λ)).
-
-    Exact also within `Bounds`: the sum is (1 + step) KL(p | result) and a constant, so that it is least at the result's
-    projection.
-
-    Args:
-        logits_S: (S,), λ.
-        prior_S: (S,), > 0, sum 1.
-        step: Learning rate times the prior's strength over that of the gaps; (S,) where a rule moves each source at a
-            pace of its own (`pace_on_evidence`): then no argmin, and the mean of λ − log prior must be 0.
-    """
-    return (logits_S + step * prior_S.log()) / (1 + step)

@@ -6,6 +6,8 @@ resumable       of that trainer what takes a run up and saves it
 callbacks       what happens around the step, and at the end of the run
 learning        what the trainer holds of a run
 mixture_run     λ as a run learns it; mixture_settings, objective: of what settings and validation sets
+phase           the phases of a run; step_losses: what a step says to the mixture
+record          the mixture after an update, as a line of the history
 watch           signs in the numbers that learning goes wrong
 probe           which source helps which validation set; probe_plan: when
 layer_sampling  LISA: which layers train, in both parameter sets

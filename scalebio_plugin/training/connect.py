@@ -114,7 +114,7 @@ def connect(
         probes=_probes(
             settings, trainer, run, seed, shared_rows=like.capacity is not None or bool(cfg.batch_flattening)
         ),
-        watch=Watch(run.names, run.ends),
+        watch=Watch(run.names, run.ranges),
         identity=identity,
     )
     trainer.add_callback(ScaleBiOCallback(trainer, learning))

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from enum import Enum
+from dataclasses import asdict
 from typing import Any
 
 import pluggy
@@ -17,8 +16,9 @@ from torch import Tensor
 
 from ..algorithm.bilevel import GapBaseline, estimate_gap, mixture_gradient
 from ..algorithm.certainty import total_variation, verdict, weight_interval
-from ..algorithm.evidence import LEAST_UPDATES, Evidence, precision_weights
-from ..algorithm.mixture import EvidentState, logits_of, pace_on_evidence, towards_prior, weights_of
+from ..algorithm.evidence import Evidence
+from ..algorithm.mixture import EvidentState, logits_of, weights_of
+from ..algorithm.prior import drawn_beside_evidence, pull_of_prior
 from ..algorithm.saved import refuse_missing, restored
 from ..config.block import ScaleBiOSettings
 from ..config.names import refuse_other_sources
@@ -27,52 +27,11 @@ from ..hooks.manager import updated
 from ..hooks.spec import Observation
 from ..report.history import HistoryRecord
 from .mixture_settings import bounds_of, initial_weights, prior_of
-from .objective import Objective, weighted_mean
+from .objective import Objective
+from .phase import Phase
+from .record import record_of
 from .state_file import lost_in_a_file
-
-
-class Phase(Enum):
-    """WARMUP: w alone on the mixture. LEARN: the bilevel step. AFTER: λ is final, an ordinary run on the mixture."""
-
-    WARMUP = "warmup"
-    LEARN = "learn"
-    AFTER = "after"
-
-    @property
-    def in_words(self) -> str:
-        return {
-            Phase.WARMUP: "w trains alone",
-            Phase.LEARN: "learning goes on",
-            Phase.AFTER: "the mixture is learned, the model trains on it",
-        }[self]
-
-
-@dataclass(frozen=True)
-class StepLosses:
-    """Losses of one optimiser step, summed over its global accumulated batch.
-
-    Attributes:
-        model_S, inner_S: (S,), Σ unit · loss at w and at u.
-        units_S: (S,), n_i.
-        share_S: (S,), part of each source in the units that are drawn.
-        total: (), N of equation (1) in `algorithm.bilevel`.
-        train_loss: L2(λ, w) of the step.
-        val_V, val_units_V: (V,), Σ loss of each validation set at w, and its targets.
-    """
-
-    model_S: Tensor
-    inner_S: Tensor
-    units_S: Tensor
-    share_S: Tensor
-    total: Tensor
-    train_loss: float
-    val_V: Tensor
-    val_units_V: Tensor
-
-    def of_validation_sets(self) -> list[float | None]:
-        """The mean loss of each; None where the batch held none of it."""
-        pairs = zip(self.val_V.tolist(), self.val_units_V.tolist(), strict=True)
-        return [total / units if units > 0 else None for total, units in pairs]
+from .step_losses import StepLosses
 
 
 class MixtureRun:
@@ -137,8 +96,8 @@ class MixtureRun:
         return torch.where(share_S > 0, self.weights_S / share_S, 0.0)
 
     @property
-    def ends(self) -> list[tuple[float, float]]:
-        """The bounds of each weight by itself."""
+    def ranges(self) -> list[tuple[float, float]]:
+        """The lowest and the highest weight that each source may have."""
         if self.bounds is None:
             return [(0.0, 1.0)] * len(self.names)
         return list(zip(self.bounds.low_S.tolist(), self.bounds.high_S.tolist(), strict=True))
@@ -169,7 +128,16 @@ class MixtureRun:
         self.pending_gap_S, self.pending_steps = torch.zeros_like(raw), 0
         gap = self._learn_from(raw)
         self._move(raw, step)
-        record = self._record(losses, goal_weights_V, raw, gap, step, learning_rate)
+        record = record_of(
+            self,
+            losses,
+            raw_S=raw,
+            gap_S=gap,
+            goal_weights_V=goal_weights_V,
+            step=step,
+            learning_rate=learning_rate,
+        )
+        self.alignment_SV = None  # is told once
         self._end_early(step, record["verdict"])
         return record
 
@@ -217,22 +185,10 @@ class MixtureRun:
             self.logits_S = logits_of(self.bounds.bounded(self.weights_S))
 
     def _pull_of_prior(self) -> Tensor:  # (S,), nats
-        """What `prior` adds to the gaps: τ/α log(p / prior), its strength τ in nats of validation loss.
-
-        Where a bound bars its way nothing, or one at 0 would outweigh all gaps in their root mean square. Not for the
-        evidence rule: no part of it is noise that a sum of gaps would have to tell it from.
-        """
+        """What `prior` adds to the gaps. Not for the evidence rule: it is no noise that a sum would be told from."""
         if self.drawn_to is None or self.settings.mixture_update == "evidence":
             return torch.zeros_like(self.logits_S)
-        prior_S, strength = self.drawn_to
-        distance_S = (self.weights_S / prior_S).log()
-        return strength * (distance_S - self._centre(self.weights_S, distance_S, self.weights_S))
-
-    def _centre(self, weights_S: Tensor, distance_S: Tensor, share_S: Tensor) -> Tensor:  # (S,)
-        """The distance from a prior at which it draws nowhere: `share_S`'s mean, for softmax does not see it."""
-        if self.bounds is None:
-            return (share_S * distance_S).sum().expand_as(share_S)
-        return self.bounds.centre(weights_S, distance_S, share_S)
+        return pull_of_prior(self.weights_S, *self.drawn_to, self.bounds)
 
     @property
     def drawn_to(self) -> tuple[Tensor, float] | None:
@@ -241,16 +197,11 @@ class MixtureRun:
         return None if prior is None or math.isinf(penalty) else (self.prior_S, prior.strength / penalty)
 
     def _drawn_to_prior(self, logits_S: Tensor, before_S: Tensor, rate: float) -> Tensor:  # (S,)
-        """The same under the evidence rule, beside it, and as fast as it moves each source."""
-        moving = float(self.evidence.scale_S.min()) > 0.0
-        if self.drawn_to is None or self.settings.mixture_update != "evidence" or not moving:
+        """What `prior` makes of λ under the evidence rule, beside it."""
+        if self.drawn_to is None or self.settings.mixture_update != "evidence":
             return logits_S
         prior_S, strength = self.drawn_to
-        share_S = precision_weights(self.evidence.spread_S, self.evidence.updates)
-        distance_S = before_S - prior_S.log()
-        centre_S = self._centre(weights_of(before_S), distance_S, share_S)
-        drawn_S = towards_prior(logits_S - centre_S, prior_S, rate * strength * pace_on_evidence(self.evidence))
-        return drawn_S + (centre_S - centre_S.max())
+        return drawn_beside_evidence(logits_S, before_S, self.evidence, prior_S, rate * strength, self.bounds)
 
     def verdict(self, interval: tuple[Tensor, Tensor] | None) -> str:
         """See `algorithm.certainty.verdict`."""
@@ -278,63 +229,6 @@ class MixtureRun:
 
     def _bounded(self, weights_S: Tensor) -> Tensor:
         return weights_S if self.bounds is None else self.bounds.bounded(weights_S)
-
-    def _record(
-        self,
-        losses: StepLosses,
-        goal_weights_V: Tensor,
-        raw_S: Tensor,
-        gap_S: Tensor,
-        step: int,
-        learning_rate: float,
-    ) -> HistoryRecord:
-        def means(sums_S: Tensor) -> dict[str, float | None]:
-            pairs = zip(sums_S.tolist(), losses.units_S.tolist(), strict=True)
-            return self._named([total / units if units > 0 else None for total, units in pairs])
-
-        interval, recent = self.interval(), self.evidence.recent
-        said, val_losses = self.verdict(interval), losses.of_validation_sets()
-        return {
-            "step": step,
-            "weights": self._named(self.weights_S.tolist()),
-            "interval": None
-            if interval is None
-            else self._named([list(ends) for ends in zip(*map(Tensor.tolist, interval), strict=True)]),
-            "loss": means(losses.model_S),
-            "inner_loss": means(losses.inner_S),
-            "pull": self._named(raw_S.tolist()),
-            "gap": self._named(gap_S.tolist()),
-            "gap_mean": self._named(recent.mean().tolist()),
-            "gap_se": self._named(recent.error().tolist()) if recent.count >= LEAST_UPDATES else None,
-            "evidence": self._named(self.evidence.peak_S.tolist()),
-            "verdict": said,
-            "told_at": self._told_at(step) if said == "no signal" else None,
-            "units": self._named([round(units) for units in losses.units_S.tolist()]),
-            "train_loss": losses.train_loss,
-            "val_loss": weighted_mean(val_losses, goal_weights_V),
-            "val_losses": self.objective.named(val_losses),
-            "val_weights": self.objective.named(goal_weights_V.tolist()),
-            "goals": self._goals(),
-            "learning_rate": learning_rate,
-        }
-
-    def _told_at(self, step: int) -> dict[str, int] | None:
-        """The source that is nearest to being told from noise, and the optimiser step at which it would be."""
-        updates, source = self.evidence.evident_after().min(0)
-        if not math.isfinite(float(updates)):
-            return None
-        return {self.names[int(source)]: step + (int(updates) - self.evidence.updates) * self.settings.update_interval}
-
-    def _goals(self) -> dict[str, dict[str, float | None]] | None:
-        """Of the probe in this step, which is told once."""
-        found, self.alignment_SV = self.alignment_SV, None
-        if found is None:
-            return None
-        rows = [[value if math.isfinite(value) else None for value in row] for row in found.tolist()]
-        return self._named([self.objective.named(row) for row in rows])
-
-    def _named(self, values: Sequence[Any]) -> dict[str, Any]:
-        return dict(zip(self.names, values, strict=True))
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values and tensors: all that decides how λ goes on."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 
 from ..report.cost import Cost, PhaseCost
-from .mixture_run import Phase
+from .phase import Phase
 
 
 class Pace:

@@ -22,7 +22,7 @@ from . import checkpoint as checkpoints
 from .checkpoint import HISTORY, InnerPart, MixturePart
 from .learning import Learning
 from .manifest import write_manifest
-from .mixture_run import Phase
+from .phase import Phase
 from .same_run import refuse_another_run
 from .signals import begin_worker, held_from_children
 

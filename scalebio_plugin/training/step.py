@@ -28,9 +28,9 @@ from ..algorithm.inner import InnerParameters
 from ..data.step_plan import PlannedStep
 from ..data.tags import COLUMN, SEQUENCE
 from .learning import Learning
-from .mixture_run import StepLosses
 from .model_loss import router_loss
 from .random_state import same_afterwards
+from .step_losses import StepLosses
 from .watch import stopped
 
 Batch = dict[str, Any]

@@ -21,7 +21,7 @@ from ..data.tags import COLUMN, SEQUENCE
 from ..report.history import metrics
 from ..report.tables import progress_table, shorten
 from .console import own_line
-from .mixture_run import Phase
+from .phase import Phase
 from .probe import Probe
 from .random_state import same_afterwards
 from .resumable import ResumableTrainer

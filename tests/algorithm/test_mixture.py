@@ -19,9 +19,9 @@ from scalebio_plugin.algorithm.mixture import (
     adam,
     exponentiated_gradient,
     logits_of,
-    towards_prior,
     weights_of,
 )
+from scalebio_plugin.algorithm.prior import towards_prior
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), float("-inf")])

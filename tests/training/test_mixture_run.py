@@ -21,9 +21,11 @@ from scalebio_plugin.config.block import ScaleBiOSettings
 from scalebio_plugin.config.names import refuse_other_sources
 from scalebio_plugin.hooks.manager import build_manager
 from scalebio_plugin.hooks.spec import hookimpl
-from scalebio_plugin.training.mixture_run import MixtureRun, Phase, StepLosses
+from scalebio_plugin.training.mixture_run import MixtureRun
 from scalebio_plugin.training.mixture_settings import bounds_of, initial_weights
 from scalebio_plugin.training.objective import Objective
+from scalebio_plugin.training.phase import Phase
+from scalebio_plugin.training.step_losses import StepLosses
 
 NAMES = ["a", "b", "c"]
 SHARE = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)

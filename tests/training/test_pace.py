@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from scalebio_plugin.report.cost import Cost, PhaseCost
-from scalebio_plugin.training.mixture_run import Phase
 from scalebio_plugin.training.pace import Pace
+from scalebio_plugin.training.phase import Phase
 
 
 def test_a_step_counts_from_its_batches_to_its_end() -> None:

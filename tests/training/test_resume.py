@@ -22,7 +22,7 @@ from axolotl.core.trainers.base import AxolotlTrainer
 from safetensors import SafetensorError
 
 from scalebio_plugin.training import checkpoint
-from scalebio_plugin.training.mixture_run import Phase
+from scalebio_plugin.training.phase import Phase
 from scalebio_plugin.training.random_state import DataOrder
 from scalebio_plugin.training.resumable import ResumableTrainer
 from tests import host
