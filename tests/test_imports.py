@@ -37,6 +37,7 @@ MAY_IMPORT_THE_HOST = {
             "dashboards",
             "early",
             "prepare_model",
+            "provenance",
             "random_state",
             "resumable",
             "same_run",

@@ -52,6 +52,14 @@ class ResampledStream:
             self._iterator = self._laps(weights)
         return self._iterator
 
+    def state_dict(self) -> tuple[int, int]:
+        """Plain values: the position."""
+        return self.lap, self.batch
+
+    def load_state_dict(self, saved: tuple[int, int], done: int) -> None:
+        """Of a run that had taken so many steps."""
+        self.lap, self.batch = saved
+
     def _laps(self, weights: np.ndarray) -> Iterator[Batch]:
         fractions, names = self.table.sampling(weights), self.table.names
         say_learning_is_over(names, fractions, rows_of_each(self.drawable, len(names)), self.max_repeats)

@@ -19,5 +19,6 @@ signals         Ctrl-C and SIGTERM, held until a step is over
 prepare_model   the loaded model, before the optimizer is made
 early           what is refused before the model loads
 connect         from the host's config and finished trainer to all of these
+provenance      what a run tells of itself, and the config of the next one
 console         lines of the log between progress bars
 """

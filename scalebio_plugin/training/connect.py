@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from axolotl.utils.dict import DictDefault
 from axolotl.utils.logging import get_logger
 from pluggy import PluginManager
@@ -33,10 +30,7 @@ from ..estimate.estimator import from_model
 from ..estimate.layout import layout_of
 from ..estimate.lines import summary_line
 from ..hooks.spec import RunFacts
-from ..report.folder import RunFolder, fingerprint
-from ..report.identity import RunIdentity
-from ..report.mixture_file import Provenance, ValidationSet
-from ..report.next_config import next_config
+from ..report.folder import RunFolder
 from .callbacks import KeptCallback, ScaleBiOCallback
 from .early import refuse_too_few_steps
 from .head_losses import FromLogits, InHead, output_head
@@ -45,21 +39,12 @@ from .learning import Learning
 from .mixture_run import MixtureRun
 from .objective import Objective
 from .probe_plan import ProbePlan
+from .provenance import next_config_of, provenance_of
 from .same_run import identity_of
 from .trainer import ScaleBiOTrainer
 from .watch import Watch
 
 LOG = get_logger("axolotl.scalebio")
-_TEMPORARY = "axolotl_config_"  # the host's name for what is no file of a user's
-_TOLD_ELSEWHERE = {  # or digests
-    *("base_model", "model", "trainable", "tokenizer", "seed", "validation weights"),
-    *(f"scalebio.{key}" for key in ("penalty", "estimator", "loss_unit", "mixture_update", "keep", "on_leak")),
-}
-_HOST_SETTINGS = (
-    *("adapter", "lora_r", "learning_rate", "lr_scheduler", "num_epochs", "max_steps"),
-    *("micro_batch_size", "gradient_accumulation_steps"),
-)
-_HOSTS = ("axolotl", "transformers", "accelerate", "torch", "peft")
 
 
 def connect(
@@ -98,8 +83,10 @@ def connect(
         engine=engine,
         losses=_losses(cfg, trainer, engine),
         validation=_validation_stream(settings, prepared.validation, trainer, like, seed),
-        resampled=ResampledStream(table, prepared.drawable, settings.max_repeats, seed, trainer.loader_over),
-        drawn=_planned_stream(run, prepared, trainer, like, seed, steps) if settings.sampling == "mixture" else None,
+        rows=len(prepared.drawable),
+        stream=_planned_stream(run, prepared, trainer, like, seed, steps)
+        if settings.sampling == "mixture"
+        else ResampledStream(table, prepared.drawable, settings.max_repeats, seed, trainer.loader_over),
         layers=layers,
         trainable=trainable,
         inner_device=_inner_device(settings),
@@ -108,8 +95,8 @@ def connect(
         folder=RunFolder(
             path=Path(cfg.output_dir) / "scalebio",
             names=table.names,
-            provenance=_provenance(cfg, settings, prepared, prepared.validation, facts, identity, written, version),
-            next_config=_next_config(written, cfg.output_dir),
+            provenance=provenance_of(cfg, settings, prepared, prepared.validation, facts, identity, written, version),
+            next_config=next_config_of(written, cfg.output_dir),
         ),
         probes=_probes(
             settings, trainer, run, seed, shared_rows=like.capacity is not None or bool(cfg.batch_flattening)
@@ -195,74 +182,6 @@ def _probes(
 
 def _inner_device(settings: ScaleBiOSettings) -> torch.device | None:
     return torch.device("cpu") if settings.inner_rests_on_cpu(gpu=torch.cuda.is_available()) else None
-
-
-def _provenance(
-    cfg: DictDefault,
-    settings: ScaleBiOSettings,
-    prepared: Prepared,
-    validation: Validation,
-    facts: RunFacts,
-    identity: RunIdentity,
-    written: Mapping[str, Any],
-    version: str,
-) -> Provenance:
-    config = {
-        "scalebio": settings.model_dump(),
-        "datasets": [entry.to_dict() for entry in cfg.datasets],
-        "base_model": cfg.base_model,
-        "learning_rate": cfg.learning_rate,
-    }
-    parts = {"config": config, "data": prepared.table.digest, "validation": validation.table.digest}
-    return Provenance(
-        **settings.model_dump(include={"penalty", "estimator", "loss_unit", "mixture_update", "keep"}),
-        steps=0,
-        updates=0,
-        seed=facts.seed,
-        versions={"scalebio": version} | {name: metadata.version(name) for name in _HOSTS},
-        fingerprint={name: fingerprint(part) for name, part in parts.items()},
-        tokens=dict(zip(facts.sources, facts.tokens, strict=True)),
-        examples=dict(zip(facts.sources, facts.sequences, strict=True)),
-        validation=_sets_of(validation),
-        base_model=str(cfg.base_model),
-        digests=dict(zip(facts.sources, prepared.table.digests, strict=True)),
-        leaks=None if prepared.leaks is None else prepared.leaks.document(),
-        shared_rows={name: dict(of) for name, of in prepared.table.shared_rows.items()},
-        config=config_name(written),
-        output_dir=str(cfg.output_dir),
-        settings=_settings_told(cfg, settings, identity),
-    )
-
-
-def config_name(written: Mapping[str, Any]) -> str | None:
-    """As it was typed, without the folders of an absolute path; None where a program made the config."""
-    path = written.get("axolotl_config_path")
-    if not path or Path(path).name.startswith(_TEMPORARY):
-        return None
-    return Path(path).name if Path(path).is_absolute() else str(path)
-
-
-def _settings_told(cfg: DictDefault, settings: ScaleBiOSettings, identity: RunIdentity) -> dict[str, Any]:
-    """Plain values of what a run is told by, the same after a resume; without what `mixture.json` says elsewhere."""
-    told = {key: value for key, value in identity.keys.items() if key not in _TOLD_ELSEWHERE}
-    host = {key: cfg.get(key) for key in _HOST_SETTINGS}
-    learn = settings.learn.model_dump(exclude_none=True) or None  # throughout
-    plain: dict[str, Any] = json.loads(json.dumps({**told, **host, "scalebio.learn": learn}, default=str))
-    return plain
-
-
-def _sets_of(validation: Validation) -> dict[str, ValidationSet]:
-    table = validation.table
-    held = zip(table.names, validation.weights.tolist(), table.tokens.tolist(), table.sequences.tolist(), strict=True)
-    return {name: ValidationSet(weight=weight, tokens=t, examples=rows) for name, weight, t, rows in held}
-
-
-def _next_config(written: Mapping[str, Any], output_dir: str) -> str | None:
-    try:
-        return next_config(written, output_dir)
-    except yaml.YAMLError as error:
-        LOG.warning(f"scalebio: next.yml will not be written, the config has no form in YAML: {error}")
-        return None
 
 
 def _announce_memory(cfg: DictDefault, trainer: ScaleBiOTrainer, learning: Learning) -> None:

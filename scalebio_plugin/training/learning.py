@@ -39,8 +39,8 @@ class Learning:
         engine: How the parameter sets live on the host's engine.
         losses: How the losses of the tokens come from a pass.
         validation: L1's batches.
-        resampled: The batches after learning, where those before come in the host's order.
-        drawn: The batches of the whole run, where they are drawn by source.
+        rows: Of the training set, as it was counted.
+        stream: The batches of the whole run, where rows are drawn by source; else those after learning.
         layers: LISA, if any.
         trainable: Names of the parameters that the optimizer was made for.
         inner_device: Where u rests between its passes; None: beside the model.
@@ -62,8 +62,8 @@ class Learning:
     engine: Engine
     losses: FromLogits | InHead
     validation: ValidationStream
-    resampled: ResampledStream
-    drawn: PlannedStream | None
+    rows: int
+    stream: PlannedStream | ResampledStream
     layers: LayerSampling | None
     trainable: list[str]
     inner_device: torch.device | None
@@ -93,7 +93,7 @@ class Learning:
     @property
     def position(self) -> tuple[int, int] | dict[str, Any]:
         """Of the batches, for a checkpoint: plain values."""
-        return (self.resampled.lap, self.resampled.batch) if self.drawn is None else self.drawn.state_dict()
+        return self.stream.state_dict()
 
     def resume_at(self, position: Any, done: int) -> None:
         """
@@ -101,17 +101,14 @@ class Learning:
             position: As a checkpoint has it.
             done: Optimiser steps that were taken.
         """
-        if self.drawn is None:
-            self.resampled.lap, self.resampled.batch = position
-        else:
-            self.drawn.load_state_dict(position, done)
+        self.stream.load_state_dict(position, done)
 
     @property
     def drawn_rows(self) -> dict[str, int] | None:
         """Rows drawn of each source so far; None in the host's order."""
-        if self.drawn is None:
+        if not isinstance(self.stream, PlannedStream):
             return None
-        return dict(zip(self.run.names, self.drawn.drawn_S.tolist(), strict=True))
+        return dict(zip(self.run.names, self.stream.drawn_S.tolist(), strict=True))
 
     def left(self, step: int) -> str:
         """How long learning goes on, after that many optimiser steps; empty where it has ended."""

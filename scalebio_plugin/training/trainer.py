@@ -94,7 +94,7 @@ class ScaleBiOTrainer(ResumableTrainer):
         )
 
     def _counted_rows(self) -> Any:
-        if len(self.train_dataset) != len(self._connected().resampled.drawable):
+        if len(self.train_dataset) != self._connected().rows:
             raise RuntimeError("scalebio: the training set was changed after it was counted; please report this bug")
         return self.train_dataset
 
@@ -134,13 +134,12 @@ class ScaleBiOTrainer(ResumableTrainer):
         learning.order.at_batches()
         phase = learning.run.phase(self.state.global_step)
         learning.pace.begin(phase)
-        after, planned = phase is Phase.AFTER, None
-        if learning.drawn is not None:
-            planned = learning.drawn.step(self.state.global_step, learning.run.weights_S.numpy())
-            batches, items = self._planned_samples(learning.drawn, num_batches, device)
+        after, planned, stream = phase is Phase.AFTER, None, learning.stream
+        if isinstance(stream, PlannedStream):
+            planned = stream.step(self.state.global_step, learning.run.weights_S.numpy())
+            batches, items = self._planned_samples(stream, num_batches, device)
         elif after:
-            resampled = learning.resampled.batches(learning.run.weights_S.numpy())
-            batches, items = self._own_samples(resampled, num_batches, device)
+            batches, items = self._own_samples(stream.batches(learning.run.weights_S.numpy()), num_batches, device)
         else:
             batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._batches = self._step = None
@@ -152,9 +151,9 @@ class ScaleBiOTrainer(ResumableTrainer):
             self._batches = StepBatches.of(batches, learning, 1.0 if sums else 1.0 / len(batches), planned)
         return batches, items
 
-    def _planned_samples(self, drawn: PlannedStream, asked: int, device: torch.device) -> tuple[list[Any], Any]:
+    def _planned_samples(self, stream: PlannedStream, asked: int, device: torch.device) -> tuple[list[Any], Any]:
         """Of the step that was planned last."""
-        batches, items = self._own_samples(drawn.batches(), asked, device)
+        batches, items = self._own_samples(stream.batches(), asked, device)
         step = self.state.global_step
         if not asked == self.micro_batches(step) == len(batches):
             raise ValueError(

@@ -195,7 +195,7 @@ class TestRowsWithoutTarget:
     def test_after_learning(self, folder: Path, tmp_path: Path) -> None:
         block = {"learn": {"steps": 1}, "mixture_learning_rate": 0.0}
         run = host.train(folder, **self.keys(tmp_path / "out", **block), max_steps=3)
-        stream = run.trainer.learning.resampled
+        stream = run.trainer.learning.stream
         assert (stream.drawable == -1).sum() == 100
         labels, of_half = [], []
         for batch in stream.loader_over(stream._rows(stream.table.sampling(np.array([0.5, 0.5]))), 0):

@@ -102,7 +102,7 @@ def test_packed_with_lora_and_accumulation_it_is_the_proportional_run_before_the
     drawn = json.loads((tmp_path / "scalebio/mixture.json").read_text())["drawn"]
     floored = 0.9 * np.array(list(share.values())) + 0.1 / 3  # a tenth from all sources alike
     parts = np.array([drawn[name] for name in share]) / sum(drawn.values())
-    assert parts == pytest.approx(run.trainer.learning.drawn.table.sampling(floored), abs=0.06)
+    assert parts == pytest.approx(run.trainer.learning.stream.table.sampling(floored), abs=0.06)
 
 
 @pytest.mark.parametrize("worst", [False, True], ids=["mean", "worst"])

@@ -80,7 +80,7 @@ def test_what_is_drawn_is_what_is_weighed(
     assert drawn == dict(zip(SOURCES, found.sum(0).tolist(), strict=True))
     learning, weights = run.trainer.learning, np.array(list(RESTING.values()))
     first = learning.run.learn_until if "learn" in block else 0
-    q = (weights if first else (1 - FLOOR) * weights + FLOOR / 3) / learning.drawn.draw.mean_units
+    q = (weights if first else (1 - FLOOR) * weights + FLOOR / 3) / learning.stream.draw.mean_units
     rows = found[first:].sum(0)
     assert (abs(rows - rows.sum() * q / q.sum()) < 4 * (STEPS / 4) ** 0.5).all()  # a step's count is off by one at most
     assert sum("drawn by these fractions" in message for message in messages) == (2 if "learn" in block else 1)

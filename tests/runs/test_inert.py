@@ -214,7 +214,7 @@ class TestAfterLearning:
                     sequences[source] += 1
                     tokens[source] += targets
         assert weights.max() - weights.min() > 0.2
-        wanted = torch.tensor(learned.run.trainer.learning.resampled.table.sampling(weights.numpy()))
+        wanted = torch.tensor(learned.run.trainer.learning.stream.table.sampling(weights.numpy()))
         if learned.lap == 18:
             assert sequences.sum() == 288
             assert (sequences - wanted * 288).abs().max() <= 1

@@ -18,7 +18,6 @@ from scalebio_plugin.report.cost import read_cost
 from scalebio_plugin.report.history import read_history
 from scalebio_plugin.report.mixture_file import read_mixture
 from scalebio_plugin.training import checkpoint
-from scalebio_plugin.training.connect import config_name
 from tests import host
 
 
@@ -113,20 +112,6 @@ def test_a_run_that_is_killed_leaves_the_page_of_its_last_save(inputs: Path, tmp
     assert read_cost(tmp_path / "out/scalebio").phases["learn"].steps == 2
     host.train(inputs, output_dir=out, resume_from_checkpoint=f"{out}/checkpoint-2", **saves)
     assert read_cost(tmp_path / "out/scalebio").phases["learn"].steps == 6
-
-
-@pytest.mark.parametrize(
-    ("path", "name"),
-    [
-        (None, None),
-        ("configs/first.yml", "configs/first.yml"),
-        (Path("first.yml"), "first.yml"),
-        ("/home/somebody/first.yml", "first.yml"),
-        ("/tmp/axolotl_config_x1y2.yml", None),  # what the host makes of a config that is no file
-    ],
-)
-def test_the_config_is_named_as_it_was_typed(path: str | Path | None, name: str | None) -> None:
-    assert config_name({} if path is None else {"axolotl_config_path": path}) == name
 
 
 class FailsAtTheEnd:
