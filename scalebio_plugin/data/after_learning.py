@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 import numpy as np
 
 from .applied import resample, say_learning_is_over
 from .table import SourceTable
-from .tags import rows_of_each
-
-Batch = dict[str, Any]
+from .tags import Batch, rows_of_each
 
 
 class ResampledStream:

@@ -12,8 +12,7 @@ from ..algorithm.saved import refuse_missing
 from .applied import say_fractions, say_learning_is_over
 from .step_plan import SEGMENT, Draw, DrawState, PlannedStep, learning_fractions
 from .table import SourceTable
-
-Batch = dict[str, Any]
+from .tags import Batch
 
 
 class PlannedBatches(BatchSampler):

@@ -17,6 +17,8 @@ ROW = "scalebio_row"  # of a row, while entries are merged: its number in its ow
 SEQUENCE = "scalebio_sequence"  # of a token: the number of its sequence in the batch
 _PADDING = -1  # its sequence
 
+Batch = dict[str, Any]  # collated
+
 
 def tagged(dataset: Dataset, source: int | np.ndarray) -> Dataset:
     """The rows with their source, one of all or (rows,) one of each."""
@@ -69,7 +71,7 @@ class SourceCollator:
         self.collator = collator
         self.padding_side = padding_side
 
-    def __call__(self, features: Sequence[Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def __call__(self, features: Sequence[Any], *args: Any, **kwargs: Any) -> Batch:
         packed = isinstance(features[0], list)
         rows = features if packed else [[feature] for feature in features]
         if COLUMN not in rows[0][0]:

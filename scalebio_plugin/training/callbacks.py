@@ -13,7 +13,7 @@ from transformers import TrainerCallback, TrainerState
 from ..report.history import HistoryRecord
 from ..report.mixture_file import tables_of
 from ..report.tables import drawn_line, layers_line
-from .console import own_line
+from .console import say
 from .dashboards import Dashboards
 from .learning import Learning
 from .trainer import ScaleBiOTrainer
@@ -69,16 +69,15 @@ class ScaleBiOCallback(TrainerCallback):
         run, record = self.learning.run, self.learning.record
         self.learning.pace.end()
         for sign in self.learning.signs:
-            with own_line():
-                LOG.warning(f"scalebio: in optimiser step {state.global_step}, {sign}")
+            say(LOG.warning, f"scalebio: in optimiser step {state.global_step}, {sign}")
         self.learning.signs = []
         if run.ends_early and not self.ended_early and record is not None:
             self.ended_early = True
-            with own_line():
-                LOG.info(
-                    f"scalebio: {record['verdict']} after optimiser step {record['step']}: learning ends with step "
-                    f"{run.learn_until}, of {run.last_step} at most"
-                )
+            say(
+                LOG.info,
+                f"scalebio: {record['verdict']} after optimiser step {record['step']}: learning ends with step "
+                f"{run.learn_until}, of {run.last_step} at most",
+            )
 
     def on_save(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
@@ -124,8 +123,7 @@ class ScaleBiOCallback(TrainerCallback):
         said = ["scalebio: the learned mixture", *tables_of(document)]
         said += [] if document["layer_steps"] is None else [layers_line(document["layer_steps"])]
         said += [] if document["drawn"] is None else [drawn_line(document)]
-        with own_line():
-            LOG.info("\n".join([*said, folder.listing()]))
+        say(LOG.info, "\n".join([*said, folder.listing()]))
         with _not_at_the_price_of_the_model("what an extension does at the end of a run"):
             self.learning.manager.hook.scalebio_run_ended(document=document)
 

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from tqdm import tqdm
+
+
+def say(how: Callable[[str], None], message: str) -> None:
+    """Log a message on lines of its own.
+
+    Args:
+        how: A method of a logger.
+    """
+    with own_line():
+        how(message)
 
 
 @contextmanager

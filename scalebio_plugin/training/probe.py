@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from ..algorithm.alignment import CountSketch, alignment
 from ..algorithm.bilevel import IGNORED, Targets, weighted_loss
+from ..data.tags import Batch
 from .learning import Learning
 from .random_state import same_afterwards
-from .step import Batch, Host, StepBatches, validation_chunks
+from .step import Host, StepBatches, validation_chunks
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Probe:
         chunks, targets = validation_chunks(self.host, self.learning)
         sources, sets = len(self.learning.run.names), len(self.learning.validation.coefficient_V)
         with same_afterwards(), self.host.uncounted():
-            of_sources = self._sketches(batches.batches, batches.targets, sources)
+            of_sources = self._sketches(batches.micro_batches, batches.targets, sources)
             of_sets = self._sketches(chunks, targets, sets)
         both = self.learning.engine.total(torch.cat([of_sources, of_sets])).cpu()
         return alignment(*torch.split(both, [sources, sets]))

@@ -26,14 +26,13 @@ from torch import Tensor, nn
 from ..algorithm.bilevel import Targets, sum_by_source, targets_of, weighted_loss
 from ..algorithm.inner import InnerParameters
 from ..data.step_plan import PlannedStep
-from ..data.tags import COLUMN, SEQUENCE
+from ..data.tags import COLUMN, SEQUENCE, Batch
 from .learning import Learning
 from .model_loss import router_loss
 from .random_state import same_afterwards
 from .step_losses import StepLosses
 from .watch import stopped
 
-Batch = dict[str, Any]
 LossOf = Callable[..., Tensor]  # (outputs, labels, num_items_in_batch) -> loss
 
 
@@ -67,7 +66,7 @@ class StepBatches:
     """The micro-batches of one optimiser step, and what their losses are divided by.
 
     Attributes:
-        batches: Without tags.
+        micro_batches: Without tags.
         targets: One per micro-batch.
         units_S: (S,), n_i over the global accumulated batch.
         share_S: (S,), on the CPU, part of each source in the units that are drawn.
@@ -76,7 +75,7 @@ class StepBatches:
         drawn: Whether rows were drawn by source.
     """
 
-    batches: Sequence[Batch]
+    micro_batches: Sequence[Batch]
     targets: Sequence[Targets]
     units_S: Tensor
     share_S: Tensor
@@ -109,11 +108,9 @@ class Step:
 
     def __init__(self, host: Host, learning: Learning, model: nn.Module, batches: StepBatches):
         self.host, self.learning, self.model = host, learning, model
-        self.batches, self.targets = batches.batches, batches.targets
-        self.units_S, self.total, self.router_scale = batches.units_S, batches.total, batches.router_scale
-        self.drawn = batches.drawn
-        self.share_S, self.coefficient_S = batches.share_S, learning.run.coefficient_S(batches.share_S)
-        self.model_S, self.inner_S = torch.zeros_like(self.units_S), torch.zeros_like(self.units_S)
+        self.batches, self.last = batches, len(batches.micro_batches) - 1
+        self.coefficient_S = learning.run.coefficient_S(batches.share_S)
+        self.model_S, self.inner_S = torch.zeros_like(batches.units_S), torch.zeros_like(batches.units_S)
         self.validation_V = torch.zeros(0)  # units of each validation set in its batch
         self.scaler = host.accelerator.scaler
 
@@ -121,23 +118,22 @@ class Step:
         """The bilevel step: u's passes and its step, w's passes, the validation pass, λ; w steps last, by the host."""
         engine, settings = self.learning.engine, self.learning.run.settings
         mirrored = settings.estimator == "symmetric"
-        last = len(self.batches) - 1
 
         with same_afterwards(), self.learning.begun_inner().in_place(for_passes=True), self.host.uncounted():
-            for index in range(last + 1):
-                with engine.synced(self.model, index == last and not mirrored):
+            for index in range(self.last + 1):
+                with engine.synced(self.model, index == self.last and not mirrored):
                     self._train_pass(index, self.inner_S)
             if mirrored:
                 self._validation_pass(-settings.pull)
             if self.scaler is None:
                 self._step_inner()
         # w sees u's dropout masks
-        for index in range(last):
+        for index in range(self.last):
             yield self._shown(self._train_pass(index, self.model_S))
 
         with engine.hold_steps():
             with engine.synced(self.model, settings.pull == 0.0):
-                loss = self._train_pass(last, self.model_S)
+                loss = self._train_pass(self.last, self.model_S)
             with same_afterwards():
                 val_V = self._validation_pass(settings.pull)
         engine.average_gradients(self.host.trainable_parameters())
@@ -157,9 +153,9 @@ class Step:
 
     def warm_up(self) -> Iterator[Tensor]:
         """w alone on the mixture."""
-        for index in range(len(self.batches) - 1):
+        for index in range(self.last):
             yield self._shown(self._train_pass(index, self.model_S))
-        loss = self._train_pass(len(self.batches) - 1, self.model_S)
+        loss = self._train_pass(self.last, self.model_S)
         self.learning.engine.average_gradients(self.host.trainable_parameters())
         self._refuse_not_finite("the model", self.learning.engine.total(self.model_S))
         yield self._shown(loss)
@@ -168,20 +164,22 @@ class Step:
 
     def _train_pass(self, index: int, sums_S: Tensor) -> Tensor:
         """Backward of L2 on one micro-batch, at whichever set is in place; adds its losses to `sums_S`."""
-        targets, world = self.targets[index], self.learning.engine.world
-        model = self.host.bare_model()
+        batches, world, model = self.batches, self.learning.engine.world, self.host.bare_model()
+        targets = batches.targets[index]
 
         def weighted(losses: Tensor) -> Tensor:
-            return weighted_loss(losses, targets, self.coefficient_S, self.total) * world  # engines average over ranks
+            return (
+                weighted_loss(losses, targets, self.coefficient_S, batches.total) * world
+            )  # engines average over ranks
 
         def loss_of(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
             losses = losses_of(outputs)
             sums_S.add_(sum_by_source(losses.detach() * targets.units, targets.source, len(sums_S)))
             loss, router = weighted(losses), router_loss(outputs, model.config)
-            return loss if router is None else loss + self.router_scale * router.to(loss.device)
+            return loss if router is None else loss + batches.router_scale * router.to(loss.device)
 
         with self.learning.losses.within(model, targets.labels, weighted) as losses_of:
-            return self.host.backward_pass(self.model, self.batches[index], loss_of)
+            return self.host.backward_pass(self.model, batches.micro_batches[index], loss_of)
 
     def _validation_pass(self, pull: float) -> Tensor:
         """Backward of pull · L1; with no pull only the losses. Uses dropout.
@@ -240,14 +238,14 @@ class Step:
 
     def _shown(self, loss: Tensor) -> Tensor:
         """What the host logs: a mean over what came, whatever was expected."""
-        return (loss * (self.total / self._came(self.units_S))).to(loss.dtype)
+        return (loss * (self.batches.total / self._came(self.batches.units_S))).to(loss.dtype)
 
     def _came(self, units_S: Tensor) -> Tensor:
         """What makes a mean of the sum in equation (1): n; where rows are drawn by source, its sum without the losses.
 
         So no number of rows of a source makes a logged loss jump, which of one that `max_repeats` holds back would.
         """
-        if not self.drawn:
+        if not self.batches.drawn:
             return units_S.sum().clamp(min=1.0)
         return (self.coefficient_S.to(units_S.device) * units_S).sum().clamp(min=1e-9)
 
@@ -258,9 +256,9 @@ class Step:
             FloatingPointError: One of them is NaN or infinite.
         """
         total = self.learning.engine.total(torch.cat([self.model_S, self.inner_S, val_V]))
-        counts = [self.units_S, self.validation_V, self.total[None]]
+        counts = [self.batches.units_S, self.validation_V, self.batches.total[None]]
         gathered = torch.cat([total, *counts]).cpu()  # the one synchronisation
-        sources, sets = len(self.units_S), len(self.validation_V)
+        sources, sets = len(self.model_S), len(self.validation_V)
         sizes = [sources, sources, sets, sources, sets, 1]
         model_S, inner_S, val_V, units_S, of_V, of = torch.split(gathered, sizes)
         train = (self.coefficient_S * model_S).sum() / self._came(units_S)
@@ -268,7 +266,7 @@ class Step:
         self._refuse_not_finite("the inner parameters", inner_S)
         if not math.isfinite(float(val_V.sum())):
             raise FloatingPointError(stopped("the validation loss", self._number))
-        return StepLosses(model_S, inner_S, units_S, self.share_S, of[0], float(train), val_V, of_V)
+        return StepLosses(model_S, inner_S, units_S, self.batches.share_S, of[0], float(train), val_V, of_V)
 
     def _refuse_not_finite(self, where: str, sums_S: Tensor) -> None:
         names = self.learning.run.names

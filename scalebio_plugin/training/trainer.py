@@ -17,15 +17,15 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, SequentialSampler
 
 from ..data.planned_stream import PlannedStream
-from ..data.tags import COLUMN, SEQUENCE
+from ..data.tags import COLUMN, SEQUENCE, Batch
 from ..report.history import metrics
 from ..report.tables import progress_table, shorten
-from .console import own_line
+from .console import say
 from .phase import Phase
 from .probe import Probe
 from .random_state import same_afterwards
 from .resumable import ResumableTrainer
-from .step import Batch, LossOf, Step, StepBatches
+from .step import LossOf, Step, StepBatches
 from .watch import stopped, what_is_not_finite
 
 LOG = get_logger("axolotl.scalebio")
@@ -110,16 +110,14 @@ class ScaleBiOTrainer(ResumableTrainer):
         if phase is Phase.AFTER:
             self.end_learning()
         if learning.layers is not None and learning.layers.switch(step, parameters, optimizer, learning.inner):
-            with own_line():
-                LOG.info(f"scalebio: layers {list(learning.layers.layers)} train from optimiser step {step + 1} on")
+            say(LOG.info, f"scalebio: layers {list(learning.layers.layers)} train from optimiser step {step + 1} on")
         if learning.inner is not None:
             learning.inner.follow([name for name, parameter in parameters.items() if parameter.requires_grad])
 
     def end_learning(self) -> None:
         """After the last learning step: what goes on, or is saved, is the set to keep."""
         if self._connected().end():
-            with own_line():
-                LOG.info("scalebio: the model is u, the inner parameters, from here on (keep: inner)")
+            say(LOG.info, "scalebio: the model is u, the inner parameters, from here on (keep: inner)")
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -177,7 +175,7 @@ class ScaleBiOTrainer(ResumableTrainer):
                 learning.engine.average_gradients(self.trainable_parameters())
             return loss
         if self._step is None:
-            self._look_at_own_loss(model, batches.batches[0])
+            self._look_at_own_loss(model, batches.micro_batches[0])
             step = Step(self, learning, model, batches)
             learns = learning.run.phase(self.state.global_step) is Phase.LEARN
             if learns and learning.probes.is_due(self.state.global_step):
@@ -278,8 +276,7 @@ class ScaleBiOTrainer(ResumableTrainer):
             if learning.run.phase(max(0, self.state.global_step - 1)) is Phase.LEARN:
                 step = self.state.global_step
                 said = progress_table(learning.record, learning.left(step))
-                with own_line():
-                    LOG.info(f"scalebio: after optimiser step {step}\n{said}")
+                say(LOG.info, f"scalebio: after optimiser step {step}\n{said}")
         super().log(logs, start_time)
 
     # ---- parameters

@@ -123,7 +123,7 @@ def exact(probe: Probe, batches: Any) -> Tensor:
         return functional.pad(torch.where(of.units > 0, of.source, -1), (1, 0), value=-1)
 
     tags = [chunk.pop("scalebio_source") for chunk in chunks]
-    rows = gradients(list(batches.batches), [padded(of) for of in batches.targets], len(learning.run.names))
+    rows = gradients(list(batches.micro_batches), [padded(of) for of in batches.targets], len(learning.run.names))
     columns = gradients(chunks, tags, 2)
     nothing = torch.tensor(math.nan, dtype=torch.float64)
     return torch.stack(
