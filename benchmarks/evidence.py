@@ -23,8 +23,9 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from scalebio_plugin.algorithm import certainty, evidence, mixture
+from scalebio_plugin.algorithm import certainty, evidence, mixture, moments
 from scalebio_plugin.algorithm.bilevel import mixture_gradient
+from scalebio_plugin.algorithm.moments import Moments
 
 torch.set_num_threads(1)
 
@@ -170,10 +171,10 @@ def inflation_of(rho: float) -> float:
 def told(rho: float) -> AbstractContextManager[object]:
     """The evidence rule knows how correlated the noise is, and need not find out."""
 
-    def inflation(moments: evidence.Moments, doubted: bool = False) -> Tensor:
+    def inflation(moments: Moments, doubted: bool = False) -> Tensor:
         return torch.full_like(moments.sum_S[..., :1], inflation_of(rho))
 
-    return patch.object(evidence.Moments, "inflation", inflation)
+    return patch.object(Moments, "inflation", inflation)
 
 
 def fewest(sources: int, signal: float, rho: float, moves: float = 0.1) -> float:
@@ -302,7 +303,7 @@ class Expected:
 
 
 class _Sums:
-    def __init__(self, known: evidence.Evidence, total: Tensor, standard: evidence.Moments):
+    def __init__(self, known: evidence.Evidence, total: Tensor, standard: Moments):
         self.known, self.total, self.updates, self.standard = known, total, known.updates, standard
         self.per_nat_S = known.per_nat_S
 
@@ -494,12 +495,12 @@ def _forecast(sources: int, rho: float, signal: float, runs: int) -> Iterator[li
 def _one(known: evidence.Evidence, run: int) -> evidence.Evidence:
     """The evidence of one of the runs."""
 
-    def of(moments: evidence.Moments) -> evidence.Moments:
+    def of(moments: Moments) -> Moments:
         picked = {key: value[..., run, :] for key, value in vars(moments).items() if key != "count"}
-        return evidence.Moments(count=moments.count, **picked)
+        return Moments(count=moments.count, **picked)
 
     values = vars(known).items()
-    return evidence.Evidence(**{k: of(v) if isinstance(v, evidence.Moments) else v[run] for k, v in values})
+    return evidence.Evidence(**{k: of(v) if isinstance(v, Moments) else v[run] for k, v in values})
 
 
 def cost(runs: int) -> Iterator[str]:
@@ -626,7 +627,7 @@ def main() -> None:
     parser.add_argument("--recorded", nargs="*", type=Path, default=[], help="history.jsonl of real runs")
     arguments = parser.parse_args()
     for name, value in (given.split("=") for given in arguments.set):
-        modules = [of for of in (evidence, mixture, certainty) if name in vars(of)]
+        modules = [of for of in (evidence, moments, mixture, certainty) if name in vars(of)]
         if not modules:
             parser.error(f"--set: the rule has no constant {name}")
         for module in modules:

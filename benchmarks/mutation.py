@@ -46,6 +46,7 @@ OF = {  # file -> tests, the quick ones first
     f"{ALGORITHM}/bounds.py": (TESTS_OF("mixture"), TESTS_OF("evidence")),
     f"{ALGORITHM}/prior.py": (FROZEN, TESTS_OF("prior"), TESTS_OF("mixture")),
     f"{ALGORITHM}/evidence.py": (FROZEN, TWIN, TESTS_OF("evidence"), TESTS_OF("certainty")),
+    f"{ALGORITHM}/moments.py": (FROZEN, TWIN, TESTS_OF("evidence"), TESTS_OF("certainty")),
     f"{ALGORITHM}/certainty.py": (TESTS_OF("certainty"),),
     f"{ALGORITHM}/inner.py": (TESTS_OF("inner"), TESTS_OF("unscale"), "tests/engines/test_transfer.py"),
     f"{ALGORITHM}/pieces.py": (FROZEN, TESTS_OF("pieces")),

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from scalebio_plugin.algorithm.evidence import DECAY, LAGS
+from scalebio_plugin.algorithm.evidence import DECAY
+from scalebio_plugin.algorithm.moments import LAGS
 from scalebio_plugin.report.history import read_history, series
 
 Floats = NDArray[np.float64]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scalebio_plugin.algorithm import evidence, mixture
+from scalebio_plugin.algorithm import evidence, mixture, moments
 from scalebio_plugin.config import split
 from scalebio_plugin.data.applied import resample
 from scalebio_plugin.data.step_plan import FLOOR, learning_fractions
@@ -137,10 +137,10 @@ def test_a_figure_is_one_that_was_measured(name: str, said: str, benchmark: str,
 def test_the_constants_of_the_method_are_those_of_the_code() -> None:
     text = " ".join(page("method.md").split())
     assert f"a = {evidence.LEVEL:g} / S, r = {evidence.BOUNDARY_START:g}" in text
-    assert f"over {evidence.LAGS} lags, AR(1), batch means), the first taken {evidence.SLOW_DOUBT:g}," in text
+    assert f"over {moments.LAGS} lags, AR(1), batch means), the first taken {moments.ERRORS_OF_SHARE:g}," in text
     assert f"caught up by at most {mixture.MOST:g} of the RMS in an update" in text
     assert f"beyond {evidence.OUTLIER:g} times that it counts" in text
-    assert (mixture.LEAST_OTHERS, evidence.DOUBT, FLOOR, split.MOST) == (0.01, 2.0, 0.1, 200)  # in words
+    assert (mixture.LEAST_OTHERS, moments.ERRORS_OF_FIRST, FLOOR, split.MOST) == (0.01, 2.0, 0.1, 200)  # in words
 
 
 def test_what_the_plugin_adds_is_that_of_the_table() -> None:

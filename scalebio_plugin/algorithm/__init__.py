@@ -9,6 +9,7 @@ docs/bilevel_loop.py is a whole loop made of these. What is public stands in `__
 alignment which source helps which goal: inner products of gradients, from sketches of them
 bilevel   losses per token and per source, the gap between the two parameter sets, the gradient of λ
 evidence  what a series of gaps says of its mean: correlated noise told from a signal, at any time
+moments   running sums of such a series, and how far off its mean may be
 alike     what sources share that are not told apart, so that their odds stay; within `move_on_evidence`
 mixture   weights on the simplex: update rules
 prior     what draws weights to a prior, beside the gaps
@@ -33,7 +34,7 @@ from .bilevel import (
 )
 from .bounds import Bounds
 from .certainty import total_variation, verdict, weight_interval
-from .evidence import Evidence, Moments
+from .evidence import Evidence
 from .inner import InnerParameters
 from .lisa import LayerPlan, draw_layers, find_blocks
 from .mixture import (
@@ -47,6 +48,7 @@ from .mixture import (
     pace_on_evidence,
     weights_of,
 )
+from .moments import Moments
 from .prior import towards_prior
 
 __all__ = [
@@ -66,6 +68,7 @@ __all__ = [
     "weighted_loss",
     # evidence
     "Evidence",
+    # moments
     "Moments",
     # mixture
     "AdamState",

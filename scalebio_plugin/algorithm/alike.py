@@ -16,7 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .evidence import TINY, evident_fraction
+from .evidence import evident_fraction
+from .moments import TINY
 
 ENTRY = 0.2  # of the boundary, beyond it, over which a source comes to share
 NEARER = 0.2  # of the way between two means, beyond its middle, over which a source comes to go along

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from .alike import shared
-from .evidence import LEAST_UPDATES, LEVEL, TINY, Evidence, boundary, evident_fraction, precision_weights
+from .evidence import LEVEL, Evidence, boundary, evident_fraction, precision_weights
 from .mixture import NO_WEIGHT, EvidentState, held, weights_of
+from .moments import LEAST_UPDATES, TINY
 
 LITTLE = 0.02  # total variation that is no movement
 STILL = 0.03  # the same over the recent updates of a mixture that has settled

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from .alike import Shared, shared
-from .evidence import DECAY, LEAST_UPDATES, TINY, Evidence, boundary, refuse_not_finite
+from .evidence import DECAY, Evidence, boundary, refuse_not_finite
+from .moments import LEAST_UPDATES, TINY
 from .saved import restored
 
 
@@ -213,18 +214,11 @@ def move_on_evidence(
     if evidence.updates < LEAST_UPDATES:
         return logits_S, replace(state, shared_S=evidence.sums()[0])
     total, gap, fraction, _ = _shared(evidence)
-    before, regrouped = state.shared_S, total - gap  # the sums before this update, as they are shared now
-    used, largest = held(fraction, torch.where(total * before > 0, state.largest_S, 0.0))
-    taken = _taken(logits_S, state.left_S)
-    moved = state.moved_S - taken / learning_rate
-    barred = DECAY * state.barred_S - _taken(logits_S, state.given_S).clamp(max=0.0) / learning_rate
-    owed = torch.where(taken.abs() > NOTHING, 0.0, state.owed_S)
-    owed = owed + _part(moved + owed, state.used_S * before) * state.used_S * (regrouped - before)
+    used, largest = held(fraction, torch.where(total * state.shared_S > 0, state.largest_S, 0.0))
     kept = torch.where(state.used_S > 0, used / state.used_S.clamp(min=TINY), 0.0).clamp(max=1.0)
-    owed = owed + (used - state.used_S).clamp(min=0.0) * regrouped - (moved + owed) * (1 - kept)
+    moved, owed = _moved_and_owed(state, _taken(logits_S, state.left_S), total - gap, used, kept, learning_rate)
     paid = owed.clamp(-MOST, MOST)
-    barred = torch.where(total < 0, barred * kept, 0.0)
-    along = torch.minimum(barred, (paid.clamp(max=0.0) - paid.amin(-1, keepdim=True)).clamp(min=0.0))
+    barred, along = _along(state, _taken(logits_S, state.given_S), total, paid, kept, learning_rate)
     after = moved + used * gap + paid - along
     after = torch.where((after * total < 0) & (moved * total >= 0), 0.0, after)
     left = logits_S - learning_rate * (after - moved)
@@ -233,6 +227,41 @@ def move_on_evidence(
     given = _within_reach(left, logits_S, lowest)
     state = EvidentState(after, owed - paid, used, largest, left, lowest, total, given, barred - along)
     return given, state
+
+
+def _moved_and_owed(
+    state: EvidentState, taken_S: Tensor, regrouped_S: Tensor, used_S: Tensor, kept_S: Tensor, learning_rate: float
+) -> tuple[Tensor, Tensor]:
+    """(S,) A before this update's gaps, and (S,) what it is short of.
+
+    Args:
+        state: Of the last update.
+        taken_S: (S,), what reach, prior and bounds took from λ since, which is forgotten.
+        regrouped_S: (S,), the sums before this update, as they are shared now.
+        used_S, kept_S: (S,), the fraction that counts now, and how much of the last one that is, at most all of it.
+    """
+    before_S = state.shared_S
+    moved = state.moved_S - taken_S / learning_rate
+    owed = torch.where(taken_S.abs() > NOTHING, 0.0, state.owed_S)
+    owed = owed + _part(moved + owed, state.used_S * before_S) * state.used_S * (regrouped_S - before_S)
+    return moved, owed + (used_S - state.used_S).clamp(min=0.0) * regrouped_S - (moved + owed) * (1 - kept_S)
+
+
+def _along(
+    state: EvidentState, taken_S: Tensor, total_S: Tensor, paid_S: Tensor, kept_S: Tensor, learning_rate: float
+) -> tuple[Tensor, Tensor]:
+    """(S,) `EvidentState.barred_S` now, and (S,) how much of it a source rises by, while others catch up in rising.
+
+    Args:
+        state: Of the last update.
+        taken_S: (S,), what prior and bounds took from λ since.
+        total_S: (S,), the sums.
+        paid_S: (S,), what each catches up in this update.
+        kept_S: (S,), as above.
+    """
+    barred = DECAY * state.barred_S - taken_S.clamp(max=0.0) / learning_rate
+    barred = torch.where(total_S < 0, barred * kept_S, 0.0)
+    return barred, torch.minimum(barred, (paid_S.clamp(max=0.0) - paid_S.amin(-1, keepdim=True)).clamp(min=0.0))
 
 
 def pace_on_evidence(evidence: Evidence) -> Tensor:  # (S,)

@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from ..algorithm.evidence import LEAST_UPDATES, Evidence
+from ..algorithm.evidence import Evidence
+from ..algorithm.moments import LEAST_UPDATES
 from ..config.block import ScaleBiOSettings
 from ..report.history import HistoryRecord
 from .objective import Objective, weighted_mean

@@ -16,8 +16,9 @@ from torch import Tensor
 from benchmarks import evidence as simulated
 from scalebio_plugin.algorithm.bounds import Bounds
 from scalebio_plugin.algorithm.certainty import total_variation, verdict, weight_interval
-from scalebio_plugin.algorithm.evidence import LEAST_UPDATES, Evidence, boundary
+from scalebio_plugin.algorithm.evidence import Evidence, boundary
 from scalebio_plugin.algorithm.mixture import EvidentState, logits_of
+from scalebio_plugin.algorithm.moments import LEAST_UPDATES
 from tests.algorithm.alike_twin import literally_shared
 
 RATE = 0.05

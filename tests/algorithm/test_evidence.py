@@ -17,18 +17,9 @@ from torch import Tensor
 from benchmarks import evidence as simulated
 from scalebio_plugin.algorithm import mixture
 from scalebio_plugin.algorithm.bounds import Bounds
-from scalebio_plugin.algorithm.evidence import (
-    LAGS,
-    LEAST_UPDATES,
-    STRETCHES,
-    Evidence,
-    Moments,
-    boundary,
-    evident_fraction,
-    precision_weights,
-    slow_inflation,
-)
+from scalebio_plugin.algorithm.evidence import Evidence, boundary, evident_fraction, precision_weights
 from scalebio_plugin.algorithm.mixture import EvidentState, logits_of, move_on_evidence, weights_of
+from scalebio_plugin.algorithm.moments import LAGS, LEAST_UPDATES, STRETCHES, Moments, slow_inflation
 from tests.algorithm.alike_twin import literally_shared
 
 CORRELATED = pytest.mark.parametrize("rho", [0.0, 0.5])

@@ -12,7 +12,7 @@ import torch
 from axolotl.utils.dict import DictDefault
 
 from scalebio_plugin.algorithm import AdamState, Evidence, EvidentState, ExponentiatedState, GapBaseline, Moments
-from scalebio_plugin.algorithm.evidence import LAGS, STRETCHES
+from scalebio_plugin.algorithm.moments import LAGS, STRETCHES
 from scalebio_plugin.algorithm.saved import OtherFormat, restored
 from scalebio_plugin.data.step_plan import DrawState
 from scalebio_plugin.training import checkpoint
