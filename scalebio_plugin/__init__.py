@@ -10,8 +10,9 @@ The index of the package, from the floor up:
 - `estimate`: bytes and compute of a run, before anything is loaded.
 - `data`: from `datasets:` to batches of tokens that know their source.
 - `training`: the one overridden training step and what surrounds it.
+- `edit`: configs as text; `compare`: the mixture beside others; `quickstart`: a run whose right answer is known.
 - `plugin`: what the host calls; `boot`: what makes ``plugins: [scalebio]`` a name that it knows.
-- `cli`: the ``scalebio`` command; `quickstart`: a run whose right answer is known.
+- `cli`: the ``scalebio`` command; `commands`: what its subcommands do; `errors`: what a person sees of an error.
 
 Importing the package imports none of them; the three names that the host takes from here are loaded when asked for.
 """

@@ -15,6 +15,8 @@ mixture   weights on the simplex: update rules
 prior     what draws weights to a prior, beside the gaps
 bounds    bounds on weights and on sums of them
 certainty intervals for the weights, and a verdict on the mixture
+saved     states back from the plain values of a checkpoint
+pieces    losses of tokens from what an output head reads, piece by piece, without the logits of a whole batch
 inner     the inner parameters: a second value, gradient and optimizer state for every trainable tensor of one module
 lisa      which transformer blocks train in which period
 """

@@ -9,6 +9,6 @@ raw        the config before the host validates it
 refusals   what cannot be done right, found before a model is loaded
 optimizers optimizers that cannot step two parameter sets
 fused_loss which fused loss a config has
-deepspeed  the same for the JSON of DeepSpeed
+deepspeed  what a DeepSpeed JSON must not ask for
 schema     the block in `axolotl config-schema`
 """

@@ -3,6 +3,7 @@
 base       one process, DDP: every rank holds all parameters
 fsdp2      FSDP2: DTensors, the local shards are exchanged
 deepspeed  ZeRO-1, 2, 3: all that its optimizer owns is exchanged (`zero`)
+transfer   the exchange with the CPU memory in which u rests, beside compute
 """
 
 from __future__ import annotations

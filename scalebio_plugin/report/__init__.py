@@ -8,6 +8,7 @@ picture       weights and losses over the run
 page          all of it on one page: `about_run`, its head; `charts`, drawn by uPlot in `web/`; `evidence_seen`, on what
               the verdict rests; `markup`, what it is made of
 shared_rows   rows that stand in more than one source
+leaks         rows of the training data that stand in the data that judge them
 cost          `cost.json`: what the steps took
 side_by_side  several runs in one table, and on one page
 comparison    what `scalebio compare` left beside a run
