@@ -76,19 +76,17 @@ def test_given_names_are_taken():
     assert source_names([{"path": "a"}, {"path": "b"}], ["one", "two"]) == ["one", "two"]
 
 
+NO_TEXTS = "be texts in a list, got .*; write each in quotes"
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         *((["one"] * count, rf"one name per entry of datasets: \(2\), got {count}") for count in (0, 1, 3)),
         *((["one", name], rf"unique and not empty, got \['one', '{name}'\]; rename") for name in ("one", "", "  ")),
+        *((given, NO_TEXTS) for given in ([2021, 2022], 5, "ab", {"a": 1, "b": 2})),
     ],
 )
 def test_given_names_that_cannot_be_are_refused(given, message):
     with pytest.raises(ValueError, match=r"scalebio\.names must.*" + message):
-        source_names([{"path": "a"}, {"path": "b"}], given)
-
-
-@pytest.mark.parametrize("given", [[2021, 2022], 5, "ab", {"a": 1, "b": 2}])
-def test_given_names_that_are_no_texts_are_refused(given):
-    with pytest.raises(ValueError, match=r"scalebio\.names must be texts in a list, got .*; write each in quotes"):
         source_names([{"path": "a"}, {"path": "b"}], given)

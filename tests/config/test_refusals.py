@@ -419,10 +419,14 @@ def test_validation_data_of_the_last_source_alone_are_refused():
 # ---- datasets, and the block
 
 
-@pytest.mark.parametrize("datasets", [None, [], [{"path": "data/a.jsonl"}]], ids=["none", "empty", "one"])
-def test_a_mixture_of_one_is_refused(datasets):
+@pytest.mark.parametrize(
+    ("datasets", "block"),
+    [(None, {}), ([], {}), ([], {"split_by": "source"}), ([{"path": "data/a.jsonl"}], {})],
+    ids=["none", "empty", "empty, split", "one"],
+)
+def test_a_mixture_of_one_is_refused(datasets, block):
     start = f"datasets: must list at least two sources to weigh against each other, got {len(datasets or [])}; add one"
-    refused(config({"datasets": datasets}), start)
+    refused(config({"datasets": datasets}, scalebio=block), start, "`scalebio.split_by: <column>`")
 
 
 @pytest.mark.parametrize("block", [["penalty"], "on", 3, True], ids=repr)

@@ -50,12 +50,6 @@ class TestConfig:
         assert problems_of(config(ONE, scalebio={"split_by": "source"})) == []
         assert problems_of(config(ONE, scalebio={"split_by": {"a": "source"}, "min_rows": 5})) == []
 
-    def test_a_single_dataset_that_is_not_split_is_refused_with_a_hint(self) -> None:
-        refused(config(ONE), "datasets: must list at least two", "got 1; add one", "scalebio.split_by: <column>")
-
-    def test_no_dataset_is_refused(self) -> None:
-        refused(config({"datasets": []}, scalebio={"split_by": "source"}), "datasets: must list at least two", "got 0")
-
     @pytest.mark.parametrize("empty", ["", {}, {"a": " "}], ids=str)
     def test_no_column(self, empty: object) -> None:
         problems = problems_of(config(scalebio={"split_by": empty}))

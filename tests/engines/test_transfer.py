@@ -16,7 +16,7 @@ from scalebio_plugin.algorithm.inner import InnerParameters
 from scalebio_plugin.engines.transfer import CudaDevice, Transfer
 from tests.algorithm.test_inner import PULL, loss_of, plain
 from tests.engines import simulated
-from tests.engines.simulated import WHEN, SimulatedDevice
+from tests.engines.simulated import WHEN
 from tests.engines.streams import pretend_cuda
 
 STREAMS = "on CUDA's streams"  # the device that GPUs have, on streams that are simulated
@@ -225,11 +225,3 @@ def test_hooks_do_not_keep_u_alive():
     gc.collect()
     assert reference() is None
     loss_of(beside.model, 1)
-
-
-def test_the_simulated_lane_keeps_its_order():
-    lane = SimulatedDevice("at random").lane()
-    a, b, c = torch.ones(1), torch.zeros(1), torch.zeros(1)
-    lane.copy(b, a, [])
-    lane.copy(c, b, []).wait()
-    assert c == 1

@@ -165,25 +165,28 @@ def test_all_extensions_hear_of_events(extension):
     assert heard == [("started", 9)] * 2 + [("updated", 3)] * 2 + [("ended", 9)] * 2
 
 
-def test_a_misspelt_hook_is_an_error_that_names_it(extension):
-    class Misspelt:
-        @hookimpl
-        def scalebio_update_mixtures(self, rule, observation, state):
-            return None
-
-    extension.Misspelt = Misspelt
-    with pytest.raises(ValueError, match=r"scalebio_update_mixtures.*listed in scalebio_plugin\.hooks\.spec"):
-        build_manager(["my_mixture:Misspelt"])
+class MisspeltHook:
+    @hookimpl
+    def scalebio_update_mixtures(self, rule, observation, state):
+        return None
 
 
-def test_a_misspelt_argument_is_an_error_that_names_hook_and_argument(extension):
-    class Misspelt:
-        @hookimpl
-        def scalebio_update_mixture(self, rule, observations, state):
-            return None
+class MisspeltArgument:
+    @hookimpl
+    def scalebio_update_mixture(self, rule, observations, state):
+        return None
 
-    extension.Misspelt = Misspelt
-    with pytest.raises(ValueError, match=r"(?s)scalebio_update_mixture.*observations"):
+
+@pytest.mark.parametrize(
+    ("misspelt", "named"),
+    [
+        (MisspeltHook, r"scalebio_update_mixtures.*listed in scalebio_plugin\.hooks\.spec"),
+        (MisspeltArgument, r"(?s)scalebio_update_mixture.*observations"),
+    ],
+)
+def test_what_is_misspelt_is_an_error_that_names_it(extension, misspelt, named):
+    extension.Misspelt = misspelt
+    with pytest.raises(ValueError, match=named):
         build_manager(["my_mixture:Misspelt"])
 
 

@@ -44,16 +44,17 @@ class TestPlan:
         assert whole / 2.25 / plan(sets, sources, shared_rows=True).interval < 0.052
         assert parts / 2.25 / plan(sets, sources).interval < 0.025
 
-    def test_the_first_update_has_a_probe_and_then_every_so_many(self) -> None:
-        made = plan(probe_interval=3, warmup_steps=2)
-        assert [step for step in range(2, 20) if made.is_due(step)] == [2, 5, 8, 11, 14, 17]
-
-    def test_a_probe_comes_in_the_step_that_ends_in_an_update(self) -> None:
-        made = plan(probe_interval=2, update_interval=4, warmup_steps=1)
-        assert [step for step in range(1, 40) if made.is_due(step)] == [4, 12, 20, 28, 36]
-
-    def test_without_probes_no_step_has_one(self) -> None:
-        assert not any(plan(probe_interval=0).is_due(step) for step in range(50))
+    @pytest.mark.parametrize(
+        ("made", "steps", "due"),
+        [
+            (plan(probe_interval=3, warmup_steps=2), range(2, 20), [2, 5, 8, 11, 14, 17]),
+            (plan(probe_interval=2, update_interval=4, warmup_steps=1), range(1, 40), [4, 12, 20, 28, 36]),
+            (plan(probe_interval=0), range(50), []),
+        ],
+        ids=["from the first update on", "in the step that ends in one", "never"],
+    )
+    def test_steps_with_a_probe(self, made: ProbePlan, steps: range, due: list[int]) -> None:
+        assert [step for step in steps if made.is_due(step)] == due
 
     def test_every_probe_has_a_sketch_of_its_own(self) -> None:
         made = plan()
