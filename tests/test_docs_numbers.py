@@ -139,7 +139,7 @@ def test_the_constants_of_the_method_are_those_of_the_code() -> None:
     assert f"a = {evidence.LEVEL:g} / S, r = {evidence.BOUNDARY_START:g}" in text
     assert f"over {moments.LAGS} lags, AR(1), batch means), the first taken {moments.ERRORS_OF_SHARE:g}," in text
     assert f"caught up by at most {mixture.MOST:g} of the RMS in an update" in text
-    assert f"beyond {evidence.OUTLIER:g} times that it counts" in text
+    assert f"it counts for no more than {evidence.OUTLIER:g} times that," in text
     assert (mixture.LEAST_OTHERS, moments.ERRORS_OF_FIRST, FLOOR, split.MOST) == (0.01, 2.0, 0.1, 200)  # in words
 
 
