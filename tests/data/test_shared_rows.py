@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 from scalebio_plugin.algorithm.bilevel import IGNORED
 from scalebio_plugin.data.table import count
 from scalebio_plugin.data.tags import tagged
-from tests.data.test_leaks import entry, log, write
+from tests.data.test_leaks import entry, write
 from tests.data.test_sources import Loaded
 
-__all__ = ["log"]  # a fixture
 NAMES = ["a", "b", "c", "d"]
 
 
