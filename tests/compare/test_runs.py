@@ -188,8 +188,10 @@ def test_beside_a_living_run_a_second_start_is_refused_and_names_it(plan: Plan, 
 def started(script: str) -> subprocess.Popen[str]:
     """A comparison whose first arm has begun."""
     Path("stand_in.py").write_text(script)
+    main = "import signal, sys; signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # as without nohup
+    main += "from scalebio_plugin.cli import main; sys.exit(main())"
     process = subprocess.Popen(
-        [sys.executable, "-c", "import sys; from scalebio_plugin.cli import main; sys.exit(main())", *command()],
+        [sys.executable, "-c", main, *command()],
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,

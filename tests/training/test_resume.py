@@ -324,11 +324,12 @@ class TestEnded:
     def train_until(inputs: Path, out: Path, number: int, **keys: Any) -> None:
         """A run that is sent the signal in its fifth step, and so are its children: launchers send it to a group."""
 
-        step = ResumableTrainer.training_step
+        step, others = ResumableTrainer.training_step, multiprocessing.active_children()
 
         def tell(trainer: Any, *args: Any, **kwargs: Any) -> Any:
             if trainer.state.global_step == 4 and number not in trainer.learning.signals.noted:
-                for child in multiprocessing.active_children():  # by another process: torch sees who it is from
+                for child in set(multiprocessing.active_children()).difference(others):
+                    # By another process: torch sees who it is from.
                     subprocess.run(["kill", f"-{int(number)}", str(child.pid)], check=True)
                 signal.raise_signal(number)
             return step(trainer, *args, **kwargs)
