@@ -321,13 +321,15 @@ def verdicts(runs: int) -> Iterator[str]:
         for rho in (0.0, 0.5, 0.9):
             cells = _verdicts(sources, kind, rho, runs)
             yield f"| {sources} | {kind} | {rho} | " + " | ".join(cells) + " |"
+    for sources in (3, 10):
+        yield f"| {sources} | none | slow | " + " | ".join(_verdicts(sources, "none", 0.0, runs, "slow")) + " |"
 
 
 class Watched:
     """Runs of the evidence rule, and what is said of each."""
 
-    def __init__(self, runs: int, sources: int, rho: float, seed: int):
-        self.noise, self.run = Noise("AR(1)", rho, runs, sources, seed), Evident(runs, sources)
+    def __init__(self, runs: int, sources: int, rho: float, seed: int, noise: str = "AR(1)"):
+        self.noise, self.run = Noise(noise, rho, runs, sources, seed), Evident(runs, sources)
         self.weights = self.first = self._recent = self._younger = torch.softmax(self.run.first, -1)
 
     def step(self, gap: Tensor) -> Tensor:  # (R, S) -> (R, S) weights
@@ -359,8 +361,8 @@ def _gap_of(kind: str, weights: Tensor) -> Tensor:
     return true
 
 
-def _verdicts(sources: int, kind: str, rho: float, runs: int) -> list[str]:
-    watched, cells = Watched(runs, sources, rho, seed=6), []
+def _verdicts(sources: int, kind: str, rho: float, runs: int, noise: str = "AR(1)") -> list[str]:
+    watched, cells = Watched(runs, sources, rho, 6, noise), []
     for update in range(1, 1001):
         watched.step(_gap_of(kind, watched.weights))
         if update in (100, 300, 1000):
