@@ -45,10 +45,10 @@ class RunFolder:
         """A run starts anew: what an earlier one left is put into `earlier/`, in the place of what is there.
 
         Returns:
-            That folder; None where there was no mixture to keep.
+            That folder; None where nothing was to be kept: a run that was stopped before its first mixture left these.
         """
         left = [path for name in FILES if (path := self.path / name).exists()]
-        if not (self.path / "mixture.json").exists():
+        if {path.name for path in left} <= {"history.jsonl", "cost.json"}:
             for path in left:
                 path.unlink()
             return None

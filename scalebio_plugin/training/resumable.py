@@ -188,6 +188,8 @@ class ResumableTrainer(AxolotlTrainer):
     def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
         """The host's, of all its loaders."""
         loader = super()._get_dataloader(*args, **kwargs)
+        if self.learning is None:
+            return loader
         inside = getattr(loader, "base_dataloader", loader)  # accelerate's hold one
         begin_workers = inside._get_iterator
 

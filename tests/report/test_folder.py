@@ -47,8 +47,16 @@ def test_a_new_run_puts_what_an_earlier_one_left_aside(folder: RunFolder) -> Non
 def test_a_run_that_left_no_mixture_leaves_nothing_to_keep(folder: RunFolder) -> None:
     assert folder.begin() is None
     folder.add(HISTORY[0])
+    (folder.path / "cost.json").write_text("of a warmup")
     assert folder.begin() is None
     assert list(folder.path.iterdir()) == []
+
+
+def test_what_is_left_beside_a_mixture_that_was_moved_away_is_kept(folder: RunFolder) -> None:
+    folder.add(HISTORY[0])
+    (folder.path / "report.html").write_text("of a run")
+    assert folder.begin() == folder.path / "earlier"
+    assert sorted(path.name for path in (folder.path / "earlier").iterdir()) == ["history.jsonl", "report.html"]
 
 
 def test_a_resume_takes_the_history_of_its_checkpoint(folder: RunFolder, copy: Path) -> None:
