@@ -144,6 +144,7 @@ def test_without_a_learning_rate_the_coefficients_stay_exactly_one_and_the_gap_i
         assert record["step"] == step
         assert list(record["gap"]) == NAMES
         assert torch.equal(run.coefficient_S(SHARE), torch.ones(3, dtype=torch.float64))
+    assert run.rule_state is None
 
 
 def test_once_moved_the_coefficients_are_those_of_the_weights():
@@ -164,6 +165,7 @@ def test_before_there_is_evidence_the_coefficients_stay_exactly_one():
     for step, gap in enumerate(gaps(40), start=1):
         observe(run, gap, step)
         assert torch.equal(run.coefficient_S(SHARE), torch.ones(3, dtype=torch.float64))
+    assert run.evidence.updates == 40
 
 
 START = ["uniform", "proportional", {"a": 0.8, "b": 0.1, "c": 0.1}, {"a": 0.5, "b": 0.5, "c": 0.0}]
@@ -204,6 +206,7 @@ def test_a_run_moves_the_logits_by_the_rule(rule):
             state = state or mixture.ExponentiatedState()
             logits, state = mixture.exponentiated_gradient(gap, weights, state, logits, 0.1)
         torch.testing.assert_close(run.logits_S, logits, rtol=1e-9, atol=1e-9)
+    assert run.evidence.updates == 40
     assert float(run.weights_S[0]) > 0.5
 
 
@@ -267,6 +270,7 @@ def test_an_update_interval_averages_the_gaps_and_only_then_moves():
             assert list(record["gap"].values()) == pytest.approx((mean - mean.mean()).tolist(), abs=1e-12)
             torch.testing.assert_close(recorder.seen[-1].gap_S, mean, rtol=0, atol=1e-12)
             assert recorder.seen[-1].step == step
+    assert run.evidence.updates == 3
 
 
 def test_the_symmetric_gap_is_halved():
@@ -494,6 +498,7 @@ def test_a_restored_run_goes_on_with_the_same_bits(rule, interval, init, bounds,
         assert torch.equal(resumed.logits_S, whole.logits_S)
         assert torch.equal(resumed.coefficient_S(SHARE), whole.coefficient_S(SHARE))
         assert resumed.verdict(resumed.interval()) == whole.verdict(whole.interval())
+    assert resumed.evidence.updates == whole.evidence.updates
     assert not torch.equal(whole.weights_S, whole.first_S)
 
 
