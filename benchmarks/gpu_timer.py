@@ -58,7 +58,7 @@ def _sets(trainer: Any) -> dict[str, Any]:
     inner = None if learning is None else learning.inner
     if inner is None:
         return {}
-    inner.settle()
+    inner.arriving.settle()
     apart, largest, model, other = 0, 0.0, 0, 0
     for name, resting in inner.values.items():
         value = inner.parameters[name].detach()

@@ -18,6 +18,7 @@ certainty intervals for the weights, and a verdict on the mixture
 saved     states back from the plain values of a checkpoint
 pieces    losses of tokens from what an output head reads, piece by piece, without the logits of a whole batch
 inner     the inner parameters: a second value, gradient and optimizer state for every trainable tensor of one module
+arrivals  what of their values is on its way to the module, and who waits for it
 lisa      which transformer blocks train in which period
 """
 

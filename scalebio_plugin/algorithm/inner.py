@@ -7,43 +7,22 @@ puts w back. Nothing is computed twice and nothing can differ between the sets b
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from .lisa import LayerPlan, find_blocks
+from .arrivals import Arrivals, Transfer
 from .saved import refuse_missing
 
 # Entries of an optimizer's groups that belong to the run, not to a parameter set: fixed, or moved by the schedule
 # (one cycle moves the momentum too).
 _SHARED = {"params", "param_names", "weight_decay", "lr", "initial_lr", "max_lr", "min_lr"}
 _SHARED |= {"betas", "momentum", "base_momentum", "max_momentum"}
-
-
-class Mark(Protocol):
-    """A point in what a device does."""
-
-    def wait(self) -> None:
-        """Let what the caller computes from here on come after it."""
-
-
-class Transfer(Protocol):
-    """Exchanges contents with the CPU memory in which u rests, beside compute; see `engines.transfer`."""
-
-    def reaches(self, value: Tensor) -> bool:
-        """Whether it can exchange this one."""
-
-    def swap(self, near: Tensor, far: Tensor) -> Mark:
-        """Begin to exchange; from the mark on `near` holds what `far` held."""
-
-    def finish(self) -> None:
-        """Return when the CPU can read what was exchanged."""
 
 
 class InnerParameters:
@@ -78,8 +57,7 @@ class InnerParameters:
         self.optimizer = optimizer
         self.device = device
         self.transfer = transfer
-        self.arriving: dict[str, Mark] = {}  # what of an exchange nobody has waited for yet
-        self.passes_wait = False
+        self.arriving = Arrivals()
         self.values: dict[str, Tensor] = {}
         self.gradients: dict[str, Tensor | None] = {}
         self.states: dict[str, dict[str, Any]] = {}
@@ -94,7 +72,7 @@ class InnerParameters:
         Raises:
             KeyError: One of `names` is none of `parameters`.
         """
-        self.settle()
+        self.arriving.settle()
         for name in names:
             if name not in self.values:
                 parameter = self.parameters[name]
@@ -117,9 +95,9 @@ class InnerParameters:
     def exchange(self) -> None:
         """Swap values, gradients, optimizer state and the groups' own entries between the module and u. In place.
 
-        With a transfer the values are only on their way: see `settle`.
+        With a transfer the values are only on their way: see `Arrivals`.
         """
-        self.settle()
+        self.arriving.settle()
         for name, parameter in self.parameters.items():
             if name not in self.values:
                 continue
@@ -140,10 +118,10 @@ class InnerParameters:
             for_passes: The block begins with a forward pass, and so does what follows it: those wait for each block of
                 the module as they come to it (`wait_in`), so that the exchange runs beside them.
         """
-        passes_follow = for_passes and self.passes_wait
+        passes_follow = for_passes and self.arriving.passes_wait
         self.exchange()
         if not passes_follow:
-            self.settle()
+            self.arriving.settle()
         done = False
         try:
             yield
@@ -151,7 +129,7 @@ class InnerParameters:
         finally:
             self.exchange()
             if not (done and passes_follow):
-                self.settle()
+                self.arriving.settle()
 
     def take_over(self) -> None:
         """The module is u from here on, with u's optimizer state; w is gone, and so is what this holds.
@@ -159,52 +137,19 @@ class InnerParameters:
         Between two steps, once nobody learns any more; not to be used afterwards.
         """
         self.exchange()
-        self.settle()
+        self.arriving.settle()
         if self.transfer is not None:
             self.transfer.finish()
         self.values, self.gradients, self.states, self.groups = {}, {}, {}, []
 
     def wait_in(self, module: nn.Module) -> None:
-        """Let forward passes wait: at their start for what stands outside the blocks, at each block for its own."""
-        self.passes_wait = True
-        try:
-            (_, blocks), plan = find_blocks(module), LayerPlan.of(module, self.parameters)
-        except ValueError:  # no blocks to be found
-            module.register_forward_pre_hook(self._waiting(self.parameters), prepend=True)
-            return
-        sequence = [*plan.others, *(name for names in plan.blocks for name in names)]
-        self.parameters = {name: self.parameters[name] for name in sequence}  # in the order in which they are used
-        module.register_forward_pre_hook(self._waiting(plan.others), prepend=True)
-        for block, names in zip(blocks, plan.blocks, strict=True):
-            block.register_forward_pre_hook(self._waiting(names), prepend=True)
-        module.register_forward_hook(self._waiting(self.parameters))
-
-    def _waiting(self, names: Iterable[str]) -> Callable[..., None]:
-        """A hook, which does not keep u alive."""
-        names, reference = tuple(names), weakref.ref(self)
-
-        def wait(*_: Any) -> None:
-            inner = reference()
-            if inner is not None:
-                inner.wait(names)
-
-        return wait
-
-    def wait(self, names: Iterable[str]) -> None:
-        """What is computed from here on comes after the arrival of these."""
-        if self.arriving:
-            for name in names:
-                mark = self.arriving.pop(name, None)
-                if mark is not None:
-                    mark.wait()
-
-    def settle(self) -> None:
-        """What is computed from here on comes after the arrival of all values."""
-        self.wait(list(self.arriving))
+        """Let the module's forward passes wait for what they use, block by block: see `in_place`."""
+        names = self.arriving.wait_in_passes(module, self.parameters)
+        self.parameters = {name: self.parameters[name] for name in names}
 
     def step(self) -> None:
         """While u is in place: the optimizer's step, which leaves no gradient behind."""
-        self.settle()
+        self.arriving.settle()
         self.optimizer.step()
         for name in self.values:
             self.parameters[name].grad = None
@@ -251,7 +196,7 @@ class InnerParameters:
                 f"the checkpoint's inner parameters {strangers[:3]} ({len(strangers)} in all) do not train in this "
                 "run; resume with the adapter and layers of the run that wrote it"
             )
-        self.settle()
+        self.arriving.settle()
         if self.transfer is not None:
             self.transfer.finish()
         self.values, self.gradients, self.states = {}, {}, {}

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from ..algorithm.inner import InnerParameters, Transfer, copied_state, restored_state
+from ..algorithm.arrivals import Transfer
+from ..algorithm.inner import InnerParameters, copied_state, restored_state
 from ..config.optimizers import saved_by_rank
 from .base import Engine, InnerSet
 from .transfer import transfer_between
@@ -47,7 +48,7 @@ class ShardedInner(InnerParameters):
             if isinstance(module, FSDPModule):
                 module.reshard()
         super().exchange()
-        self.settle()  # FSDP gathers on streams of its own, which nothing but the whole pass waits for
+        self.arriving.settle()  # FSDP gathers on streams of its own, which nothing but the whole pass waits for
 
     def _value(self, parameter: nn.Parameter) -> Tensor:
         return _local(parameter).detach()

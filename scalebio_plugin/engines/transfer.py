@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..algorithm.inner import Mark
+from ..algorithm.arrivals import Mark
 
 CHUNK = 1 << 25  # bytes
 BUFFERS = 4

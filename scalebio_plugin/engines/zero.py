@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..algorithm.inner import Mark, Transfer, copied_state, exchange_entries, own_entries
+from ..algorithm.arrivals import Mark, Transfer
+from ..algorithm.inner import copied_state, exchange_entries, own_entries
 from ..algorithm.saved import refuse_missing
 
 if TYPE_CHECKING:

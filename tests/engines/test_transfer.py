@@ -172,7 +172,7 @@ def test_the_simulation_shows_a_pass_that_does_not_wait():
     alone, beside = Trained(Blocks, None), Trained(Blocks, "late")
     for trained in (alone, beside):
         trained.step(0)
-    beside.inner.passes_wait = True  # which nobody saw to
+    beside.inner.arriving.passes_wait = True  # which nobody saw to
     for trained in (alone, beside):
         trained.step(1)
     assert plain(alone.model.state_dict()) != plain(beside.model.state_dict())
@@ -188,7 +188,7 @@ def test_an_exchange_waits_for_the_one_before(when):
         before = plain(beside.everything())
         beside.inner.exchange()
         beside.inner.exchange()
-        beside.inner.settle()
+        beside.inner.arriving.settle()
         assert plain(beside.everything()) == before
 
 

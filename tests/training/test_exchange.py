@@ -45,7 +45,7 @@ def test_it_trains_the_same_bits(case: str, inputs: Path, tmp_path: Path, reques
     made = request.getfixturevalue("beside")
     late = host.train(inputs, output_dir=str(tmp_path / "late"), parameters=True, **CASES[case])
     assert len(made) == 1
-    assert late.trainer.learning.inner.passes_wait
+    assert late.trainer.learning.inner.arriving.passes_wait
     assert not torch.equal(late.weights[-1], late.weights[0])
     for one, other in zip(late.weights, plain.weights, strict=True):
         assert torch.equal(one, other)
