@@ -106,7 +106,7 @@ def verdict(
         bounded: Weights (S,) -> the closest within the bounds.
         interval: (S,) ends of `weight_interval`. None: a rule whose noise is not known; then they are not asked.
         prior: (S,) weights to which λ is drawn, and by how much: nats of gap for each nat away from them. Then the
-            mixture rests where gap and pull together are 0, and follows them no farther than to there.
+            mixture rests where the gaps with what the prior adds are 0, and follows them no farther than to there.
     """
     if away <= NEAR and not bool((evidence.ratio().abs() > 1).any()):
         return "no signal"
@@ -114,25 +114,25 @@ def verdict(
     if moved > STILL or recent.count < 2 * LEAST_UPDATES:
         return "still moving"
     certain = NormalDist().inv_cdf(1 - LEVEL / (2 * sources)) * recent.error()
-    gap = recent.mean() if prior is None else recent.mean() + _pull(*prior, logits_S, evidence)
+    gap = recent.mean() if prior is None else recent.mean() + _gap_of_prior(*prior, logits_S, evidence)
     if interval is not None and not bool(_settled(evidence, gap, certain, weights_of(logits_S), interval).all()):
         return "still moving"
     told = gap.sign() * (gap.abs() - certain).clamp(min=0.0)
     largest = float(told.abs().max())
     if largest == 0.0:
         return "converged"
-    held_by = 0.0 if prior is None else prior[1]  # told / held_by nats away gap and pull are equal
+    held_by = 0.0 if prior is None else prior[1]  # told / held_by nats away the prior adds as much against it
     followed = bounded(weights_of(logits_S - FOLLOWED * told / max(largest, FOLLOWED * held_by)))
     return "still moving" if total_variation(followed, weights_of(logits_S)) > LITTLE else "converged"
 
 
-def _pull(prior_S: Tensor, strength: float, logits_S: Tensor, evidence: Evidence) -> Tensor:  # (S,), nats
+def _gap_of_prior(prior_S: Tensor, strength: float, logits_S: Tensor, evidence: Evidence) -> Tensor:  # (S,), nats
     """Centred as the gaps are; 0 for a source without weight, which bounds hold there."""
     share_S = precision_weights(evidence.spread_S, evidence.updates)
     free_S = weights_of(logits_S) > NO_WEIGHT
-    pull = torch.where(free_S, strength * (logits_S - prior_S.log()), 0.0)
-    centre = (share_S * pull).sum() / ((share_S * free_S).sum() / share_S.sum())
-    return torch.where(free_S, pull - centre, 0.0)
+    gap = torch.where(free_S, strength * (logits_S - prior_S.log()), 0.0)
+    centre = (share_S * gap).sum() / ((share_S * free_S).sum() / share_S.sum())
+    return torch.where(free_S, gap - centre, 0.0)
 
 
 def _settled(

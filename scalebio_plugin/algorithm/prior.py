@@ -30,7 +30,7 @@ def towards_prior(logits_S: Tensor, prior_S: Tensor, step: float | Tensor) -> Te
     return (logits_S + step * prior_S.log()) / (1 + step)
 
 
-def pull_of_prior(
+def gap_of_prior(
     weights_S: Tensor, prior_S: Tensor, strength: float, bounds: Bounds | None = None
 ) -> Tensor:  # (S,), nats
     """What a prior adds to the gaps, for a rule that moves λ by them: strength · log(p / prior), off its centre.
@@ -62,7 +62,7 @@ def drawn_beside_evidence(
         before_S: (S,), λ before.
         evidence: That it moved it by.
         prior_S: (S,).
-        step: η τ/α, the rule's learning rate times `pull_of_prior`'s strength.
+        step: η τ/α, the rule's learning rate times `gap_of_prior`'s strength.
         bounds: Within which the weights were before.
     """
     if not float(evidence.scale_S.min()) > 0.0:

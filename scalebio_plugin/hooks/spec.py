@@ -47,7 +47,7 @@ class Observation:
     Attributes:
         logits_S, weights_S: (S,), float64 on the CPU, before the update.
         gap_S: (S,), estimate of g_i = L2_i(w) − L2_i(u), in nats; the mean over the steps since the last update. With
-            `prior`, the prior's pull is added, except under `evidence`, which is drawn to it afterwards.
+            `prior`, what that adds to it, except under `evidence`, which is drawn to the prior afterwards.
         gradient_S: (S,), α p ⊙ (g − p·g).
         learning_rate: `mixture_learning_rate`, or its default for the rule.
         step: Optimiser step, from 1.

@@ -18,7 +18,7 @@ from ..algorithm.bilevel import GapBaseline, estimate_gap, mixture_gradient
 from ..algorithm.certainty import total_variation, verdict, weight_interval
 from ..algorithm.evidence import Evidence
 from ..algorithm.mixture import EvidentState, logits_of, weights_of
-from ..algorithm.prior import drawn_beside_evidence, pull_of_prior
+from ..algorithm.prior import drawn_beside_evidence, gap_of_prior
 from ..algorithm.saved import refuse_missing, restored
 from ..config.block import ScaleBiOSettings
 from ..config.names import refuse_other_sources
@@ -163,11 +163,12 @@ class MixtureRun:
         return gap
 
     def _move(self, gap_S: Tensor, step: int) -> None:
-        rate = self.settings.rate
+        rate, rule, weights = self.settings.rate, self.settings.mixture_update, self.weights_S
         if rate == 0.0:
             return
-        weights = self.weights_S
-        gap_S = gap_S + self._pull_of_prior()
+        by_evidence = rule == "evidence"  # its sums are told from noise, and a prior is none: it draws beside them
+        if self.drawn_to is not None and not by_evidence:
+            gap_S = gap_S + gap_of_prior(weights, *self.drawn_to, self.bounds)
         observation = Observation(
             logits_S=self.logits_S,
             weights_S=weights,
@@ -177,31 +178,20 @@ class MixtureRun:
             step=step,
             evidence=self.evidence,
         )
-        rule = self.settings.mixture_update
         moved, self.rule_state = updated(self.manager, rule, observation, self.rule_state)
         _refuse_lost(self.rule_state, rule)
-        self.logits_S = self._drawn_to_prior(moved, self.logits_S, rate)
+        if self.drawn_to is not None and by_evidence:
+            prior_S, strength = self.drawn_to
+            moved = drawn_beside_evidence(moved, self.logits_S, self.evidence, prior_S, rate * strength, self.bounds)
+        self.logits_S = moved
         if self.bounds is not None and not self.bounds.hold(self.weights_S):
             self.logits_S = logits_of(self.bounds.bounded(self.weights_S))
-
-    def _pull_of_prior(self) -> Tensor:  # (S,), nats
-        """What `prior` adds to the gaps. Not for the evidence rule: it is no noise that a sum would be told from."""
-        if self.drawn_to is None or self.settings.mixture_update == "evidence":
-            return torch.zeros_like(self.logits_S)
-        return pull_of_prior(self.weights_S, *self.drawn_to, self.bounds)
 
     @property
     def drawn_to(self) -> tuple[Tensor, float] | None:
         """(S,) a prior's weights, and its strength in nats of gap, of which an infinite penalty leaves none."""
         prior, penalty = self.settings.prior, self.settings.penalty
         return None if prior is None or math.isinf(penalty) else (self.prior_S, prior.strength / penalty)
-
-    def _drawn_to_prior(self, logits_S: Tensor, before_S: Tensor, rate: float) -> Tensor:  # (S,)
-        """What `prior` makes of λ under the evidence rule, beside it."""
-        if self.drawn_to is None or self.settings.mixture_update != "evidence":
-            return logits_S
-        prior_S, strength = self.drawn_to
-        return drawn_beside_evidence(logits_S, before_S, self.evidence, prior_S, rate * strength, self.bounds)
 
     def verdict(self, interval: tuple[Tensor, Tensor] | None) -> str:
         """See `algorithm.certainty.verdict`."""

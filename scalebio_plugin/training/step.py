@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -164,21 +164,13 @@ class Step:
 
     def _train_pass(self, index: int, sums_S: Tensor) -> Tensor:
         """Backward of L2 on one micro-batch, at whichever set is in place; adds its losses to `sums_S`."""
-        batches, world, model = self.batches, self.learning.engine.world, self.host.bare_model()
+        batches, world = self.batches, self.learning.engine.world
         targets = batches.targets[index]
 
-        def weighted(losses: Tensor) -> Tensor:
-            return (
-                weighted_loss(losses, targets, self.coefficient_S, batches.total) * world
-            )  # engines average over ranks
+        def weighted(losses: Tensor) -> Tensor:  # engines average over ranks
+            return weighted_loss(losses, targets, self.coefficient_S, batches.total) * world
 
-        def loss_of(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
-            losses = losses_of(outputs)
-            sums_S.add_(sum_by_source(losses.detach() * targets.units, targets.source, len(sums_S)))
-            loss, router = weighted(losses), router_loss(outputs, model.config)
-            return loss if router is None else loss + batches.router_scale * router.to(loss.device)
-
-        with self.learning.losses.within(model, targets.labels, weighted) as losses_of:
+        with self._loss_of(targets, weighted, sums_S, batches.router_scale) as loss_of:
             return self.host.backward_pass(self.model, batches.micro_batches[index], loss_of)
 
     def _validation_pass(self, pull: float) -> Tensor:
@@ -187,7 +179,7 @@ class Step:
         Returns:
             (V,): this rank's part of the sum of the losses of each validation set.
         """
-        engine = self.learning.engine
+        engine, world = self.learning.engine, self.learning.engine.world
         coefficient_V, factor_V = self.learning.validation.coefficient_V, self.learning.run.objective.factor_V()
         coefficient_V = coefficient_V if factor_V is None else coefficient_V * factor_V
         chunks, targets = validation_chunks(self.host, self.learning)
@@ -195,36 +187,40 @@ class Step:
         self.validation_V = engine.total(torch.stack([target.counts(sets) for target in targets]).sum(0))
         total = self.validation_V.sum().clamp(min=1.0)
         sums_V = torch.zeros(sets, dtype=torch.float64, device=total.device)
+
+        def pulled(losses: Tensor, of: Targets) -> Tensor:
+            return pull * weighted_loss(losses, of, coefficient_V, total) * world
+
+        run = self.host.backward_pass if pull else self.host.forward_pass
         for number, (chunk, target) in enumerate(zip(chunks, targets, strict=True), start=1):
-            with engine.synced(self.model, number == len(chunks)) if pull else nullcontext():
-                self._validation_batch(
-                    chunk,
-                    target,
-                    partial(weighted_loss, targets=target, coefficient_S=coefficient_V, total=total),
-                    pull,
-                    sums_V,
-                )
+            with (
+                engine.synced(self.model, number == len(chunks)) if pull else nullcontext(),
+                self._loss_of(target, partial(pulled, of=target), sums_V) as loss_of,
+                self.host.uncounted(),
+            ):
+                run(self.model, chunk, loss_of)
         return sums_V
 
-    def _validation_batch(
-        self, batch: Batch, targets: Targets, mean: Callable[[Tensor], Tensor], pull: float, sums_V: Tensor
-    ) -> None:
-        """One micro-batch of it; adds its losses to `sums_V`."""
-        model, world = self.host.bare_model(), self.learning.engine.world
+    @contextmanager
+    def _loss_of(
+        self, targets: Targets, mean: Callable[[Tensor], Tensor], sums: Tensor, router_scale: float | None = None
+    ) -> Iterator[LossOf]:
+        """For one pass: its loss, which also adds the losses by source to `sums`.
+
+        Args:
+            mean: Of the losses of the targets.
+            router_scale: With which the model's router loss is added; None: without.
+        """
+        model = self.host.bare_model()
 
         def loss_of(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Tensor:
             losses = losses_of(outputs)
-            sums_V.add_(sum_by_source(losses.detach() * targets.units, targets.source, len(sums_V)))
-            return pull * mean(losses) * world
+            sums.add_(sum_by_source(losses.detach() * targets.units, targets.source, len(sums)))
+            loss, router = mean(losses), router_loss(outputs, model.config)
+            return loss if router is None or router_scale is None else loss + router_scale * router.to(loss.device)
 
-        with (
-            self.learning.losses.within(model, targets.labels, lambda losses: pull * mean(losses) * world) as losses_of,
-            self.host.uncounted(),
-        ):
-            if pull == 0.0:
-                self.host.forward_pass(self.model, batch, loss_of)
-            else:
-                self.host.backward_pass(self.model, batch, loss_of)
+        with self.learning.losses.within(model, targets.labels, mean) as losses_of:
+            yield loss_of
 
     def _step_inner(self) -> None:
         """While u is in place: clip and step it with the host's optimizer, at the learning rate of w's coming step."""

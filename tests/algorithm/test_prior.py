@@ -11,7 +11,7 @@ from torch import Tensor
 from scalebio_plugin.algorithm.bounds import Bounds
 from scalebio_plugin.algorithm.evidence import Evidence
 from scalebio_plugin.algorithm.mixture import logits_of, weights_of
-from scalebio_plugin.algorithm.prior import drawn_beside_evidence, pull_of_prior, towards_prior
+from scalebio_plugin.algorithm.prior import drawn_beside_evidence, gap_of_prior, towards_prior
 
 
 def of(*values: float) -> Tensor:
@@ -28,19 +28,19 @@ def evidence_of(*scale: float) -> Evidence:
     return replace(Evidence.zeros(len(scale)), scale_S=of(*scale))
 
 
-def test_the_pull_is_that_of_the_divergence_from_the_prior() -> None:
+def test_the_gap_is_that_of_the_divergence_from_the_prior() -> None:
     """λ's gradient of strength · KL(p | prior), which of a gap g is p (g − mean)."""
     logits = of(0.3, -0.4, 1.0).requires_grad_()
     weights = weights_of(logits)
     (weights * (weights / PRIOR).log()).sum().mul(0.7).backward()
-    pull = pull_of_prior(weights.detach(), PRIOR, 0.7)
-    torch.testing.assert_close(weights.detach() * pull, logits.grad)
+    gap = gap_of_prior(weights.detach(), PRIOR, 0.7)
+    torch.testing.assert_close(weights.detach() * gap, logits.grad)
 
 
-def test_a_source_whose_way_a_bound_bars_is_not_pulled_and_the_others_are_as_without_it() -> None:
-    pull = pull_of_prior(AT_BOUND, PRIOR, 0.7, HELD)
-    assert float(pull[2]) == 0.0
-    torch.testing.assert_close(pull[:2], pull_of_prior(AT_BOUND[:2] / 0.9, PRIOR[:2] / 0.7, 0.7))
+def test_a_source_whose_way_a_bound_bars_is_not_drawn_and_the_others_are_as_without_it() -> None:
+    gap = gap_of_prior(AT_BOUND, PRIOR, 0.7, HELD)
+    assert float(gap[2]) == 0.0
+    torch.testing.assert_close(gap[:2], gap_of_prior(AT_BOUND[:2] / 0.9, PRIOR[:2] / 0.7, 0.7))
 
 
 def test_while_no_gap_is_there_the_prior_moves_nothing() -> None:
