@@ -184,7 +184,7 @@ def unlike(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
 
 def found_after_a_kill(out: Path) -> dict[str, Any]:
     """Lines of the history, whole checkpoints, and whether one is there that is not whole."""
-    from scalebio_plugin.training.checkpoint import problem_of
+    from scalebio_plugin.training.resume_from import problem_of
 
     history = out / "scalebio/history.jsonl"
     checkpoints = sorted(out.glob("checkpoint-*"))

@@ -76,7 +76,7 @@ class InnerParameters:
         for name in names:
             if name not in self.values:
                 parameter = self.parameters[name]
-                self.values[name] = self._rest(self._value(parameter), copy=True)
+                self.values[name] = resting(self._value(parameter), self.device)
                 self.gradients[name] = None
                 if parameter in self.optimizer.state:
                     # To the parameter's device: paged state (bitsandbytes) looks as if it were on the CPU.
@@ -201,7 +201,7 @@ class InnerParameters:
             self.transfer.finish()
         self.values, self.gradients, self.states = {}, {}, {}
         for name, value in saved["values"].items():
-            self.values[name] = self._rest(self._value(self.parameters[name]), copy=True).copy_(value)
+            self.values[name] = resting(self._value(self.parameters[name]), self.device).copy_(value)
             self.gradients[name] = None
         for name, state in saved["states"].items():
             self.states[name] = self._restored(self.parameters[name], state)
@@ -225,14 +225,16 @@ class InnerParameters:
         if self.transfer is not None and self.transfer.reaches(self._value(parameter)):
             self.arriving[name] = self.transfer.swap(self._value(parameter), value)
             return
-        self.values[name] = self._rest(parameter.data)
+        own = parameter.data
+        self.values[name] = own if self.device in (None, own.device) else resting(own, self.device)
         parameter.data = value.to(parameter.device, non_blocking=True)
 
-    def _rest(self, value: Tensor, *, copy: bool = False) -> Tensor:
-        if self.device is None or value.device == self.device:
-            return value.clone() if copy else value
-        resting = torch.empty_like(value, device=self.device, pin_memory=value.is_cuda)
-        return resting.copy_(value)
+
+def resting(value: Tensor, device: torch.device | None) -> Tensor:
+    """A copy to rest in this memory (that of a CPU pinned, for a GPU's values), or, with None, beside the value."""
+    if device in (None, value.device):
+        return value.clone()
+    return torch.empty_like(value, device=device, pin_memory=value.is_cuda).copy_(value)
 
 
 def own_entries(group: Mapping[str, Any]) -> dict[str, Any]:

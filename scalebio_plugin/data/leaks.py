@@ -28,6 +28,10 @@ BATCH = 1000  # rows that are looked through at a time
 _SAMPLE = 128  # rows of a source by which its templates are known
 _SHOWN = 3  # rows of a source in a set that are shown
 _CHARACTERS = 60  # of each
+_AND = {
+    "drop": "and are dropped from it",
+    "warn": "so that their sources win whatever they are worth (scalebio.on_leak: drop trains without them)",
+}
 
 
 @dataclass(frozen=True)
@@ -81,12 +85,6 @@ def settle_leaks(
     return (_without(rows, np.unique(found.row), source, names) if on_leak == "drop" else rows), leaks
 
 
-_AND = {
-    "drop": "and are dropped from it",
-    "warn": "so that their sources win whatever they are worth (scalebio.on_leak: drop trains without them)",
-}
-
-
 def _without(rows: Dataset, leaking: np.ndarray, source: np.ndarray, names: Sequence[str]) -> Dataset:
     stay = np.setdiff1d(np.arange(len(rows)), leaking)
     lost = np.setdiff1d(source, source[stay])
@@ -104,7 +102,7 @@ class Search:
 
     def __init__(self, rows: Dataset, sets: Mapping[str, Dataset], tokenizer: Any):
         self.rows = rows
-        self.decode = _decoder(tokenizer)
+        self.decode: Callable[[list[int]], str] = lambda tokens: str(tokenizer.decode(tokens))
         self.vocabulary = Vocabulary(self._text_of)
         self._special = set(tokenizer.all_special_ids)
         self.lengths = {name: len(of) for name, of in sets.items()}
@@ -178,7 +176,3 @@ def _leak(found: Found, chosen: np.ndarray) -> Leak:
 
 def _thinned(texts: Texts) -> Texts:
     return texts.of(np.arange(0, len(texts), max(1, -(-len(texts.flat) // MOST))))
-
-
-def _decoder(tokenizer: Any) -> Callable[[list[int]], str]:
-    return lambda tokens: str(tokenizer.decode(tokens))

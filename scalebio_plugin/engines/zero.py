@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ..algorithm.arrivals import Mark, Transfer
-from ..algorithm.inner import copied_state, exchange_entries, own_entries
+from ..algorithm.inner import copied_state, exchange_entries, own_entries, resting
 from ..algorithm.saved import refuse_missing
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class ZeroInner:
         if self.tensors:
             return
         base = self.optimizer.optimizer
-        self.tensors = [self._rest(theirs) for theirs in self._owned()]
+        self.tensors = [resting(theirs, self.device) for theirs in self._owned()]
         self.states = [
             self._rested(copied_state(base.state.get(master, {}), master.device)) for master in self._masters()
         ]
@@ -222,16 +222,12 @@ class ZeroInner:
 
     def _rested(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """Scalars (Adam's step) stay where the optimizer keeps them."""
-        return {key: self._rest(value) if self._rests_elsewhere(value) else value for key, value in state.items()}
+        return {
+            key: resting(value, self.device) if self._rests_elsewhere(value) else value for key, value in state.items()
+        }
 
     def _rests_elsewhere(self, value: Any) -> bool:
         return isinstance(value, Tensor) and value.dim() > 0 and self.device not in (None, value.device)
-
-    def _rest(self, value: Tensor) -> Tensor:
-        if self.device is None:
-            return value.clone()
-        pinned = value.is_cuda and self.device.type == "cpu"
-        return torch.empty_like(value, device=self.device, pin_memory=pinned).copy_(value)
 
 
 @contextmanager
@@ -256,9 +252,9 @@ def _swap(one: Tensor, other: Tensor) -> None:
         b.copy_(aside)
 
 
-def _moved(value: Any, device: torch.device | None) -> Any:
+def _moved(value: Any, device: torch.device) -> Any:
     """Scalars (Adam's step) stay where the optimizer keeps them."""
-    return value.to(device) if isinstance(value, Tensor) and value.dim() > 0 and device is not None else value
+    return value.to(device) if isinstance(value, Tensor) and value.dim() > 0 else value
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

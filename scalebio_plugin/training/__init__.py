@@ -14,6 +14,7 @@ layer_sampling  LISA: which layers train, in both parameter sets
 head_losses     losses of tokens from logits, or inside the head; model_loss: what a model adds to its loss
 random_state    states of the random generators
 checkpoint      what a checkpoint holds, as plain values; state_file, manifest: how it is written, and checked
+resume_from     which checkpoint a run goes on from
 same_run        whether a checkpoint is of this run
 signals         Ctrl-C and SIGTERM, held until a step is over
 prepare_model   the loaded model, before the optimizer is made

@@ -103,7 +103,7 @@ class ScaleBiOCallback(TrainerCallback):
 
     def _show(self, document: dict[str, Any], history: Callable[[], list[HistoryRecord]]) -> None:
         with _not_at_the_price_of_the_model("what the dashboards show of the mixture"):
-            self.dashboards.show(document, history, document["steps"])
+            self.dashboards.show(document, history)
 
     def _leave(self, steps: int) -> None:
         if self.learning.record is None:

@@ -89,7 +89,7 @@ def connect(
         else ResampledStream(table, prepared.drawable, settings.max_repeats, seed, trainer.loader_over),
         layers=layers,
         trainable=trainable,
-        inner_device=_inner_device(settings),
+        inner_device=torch.device("cpu") if settings.inner_rests_on_cpu(gpu=torch.cuda.is_available()) else None,
         manager=manager,
         facts=facts,
         folder=RunFolder(
@@ -178,10 +178,6 @@ def _probes(
         return ProbePlan(0, settings.warmup_steps, settings.update_interval, seed, False)
     compiled = bool(trainer.args.torch_compile)
     return ProbePlan.of(settings, seed, sources=sources, sets=sets, shared_rows=shared_rows, compiled=compiled)
-
-
-def _inner_device(settings: ScaleBiOSettings) -> torch.device | None:
-    return torch.device("cpu") if settings.inner_rests_on_cpu(gpu=torch.cuda.is_available()) else None
 
 
 def _announce_memory(cfg: DictDefault, trainer: ScaleBiOTrainer, learning: Learning) -> None:

@@ -36,7 +36,7 @@ class Tracker:
     def begin(self) -> None:
         """Once the host has begun its own run there."""
 
-    def show(self, document: Mapping[str, Any], history: Sequence[HistoryRecord], step: int) -> None:
+    def show(self, document: Mapping[str, Any], history: Sequence[HistoryRecord]) -> None:
         """The mixture as it is, at a save and at the end: the content of mixture.json, and the updates up to it."""
 
     def keep(self, files: Sequence[Path]) -> None:
@@ -58,7 +58,7 @@ class WandB(Tracker):
 
     name = "W&B"
 
-    def show(self, document: Mapping[str, Any], history: Sequence[HistoryRecord], step: int) -> None:
+    def show(self, document: Mapping[str, Any], history: Sequence[HistoryRecord]) -> None:
         import wandb
 
         names, kept = list(document["weights"]), thinned(history, MOST_POINTS)
@@ -66,7 +66,7 @@ class WandB(Tracker):
         steps, labels = [record["step"] for record in kept], [printable(name) for name in names]
         chart = wandb.plot.line_series(steps, curves, labels, "Mixture weights", "optimiser step")
         table = wandb.Table(columns=list(COLUMNS), data=rows(document))
-        wandb.log({"scalebio/weights": chart, "scalebio/mixture": table, "train/global_step": step})
+        wandb.log({"scalebio/weights": chart, "scalebio/mixture": table, "train/global_step": document["steps"]})
 
     def keep(self, files: Sequence[Path]) -> None:
         import wandb
@@ -102,12 +102,12 @@ class Trackio(Tracker):
 
     name = "trackio"
 
-    def show(self, document: Mapping[str, Any], history: Sequence[HistoryRecord], step: int) -> None:
+    def show(self, document: Mapping[str, Any], history: Sequence[HistoryRecord]) -> None:
         import pandas as pd
         import trackio
 
         table = pd.DataFrame(rows(document), columns=list(COLUMNS))
-        trackio.log({"scalebio/mixture": trackio.Table(dataframe=table), "train/global_step": step})
+        trackio.log({"scalebio/mixture": trackio.Table(dataframe=table), "train/global_step": document["steps"]})
 
 
 _OF: tuple[tuple[type, type[Tracker]], ...] = (
@@ -140,16 +140,16 @@ class Dashboards:
     def begin(self) -> None:
         self._each("its charts", lambda tracker: tracker.begin())
 
-    def show(self, document: Mapping[str, Any], history: Callable[[], Sequence[HistoryRecord]], step: int) -> None:
+    def show(self, document: Mapping[str, Any], history: Callable[[], Sequence[HistoryRecord]]) -> None:
         """The mixture after an optimiser step, once.
 
         Args:
             history: Reads it, where there is a tracker.
         """
-        if self.trackers and step != self.shown_at:
-            self.shown_at = step
+        if self.trackers and document["steps"] != self.shown_at:
+            self.shown_at = document["steps"]
             known = history()
-            self._each("the mixture", lambda tracker: tracker.show(document, known, step))
+            self._each("the mixture", lambda tracker: tracker.show(document, known))
 
     def keep(self, folder: Path) -> None:
         files = [folder / name for name in FILES if (folder / name).is_file()]

@@ -14,6 +14,7 @@ from axolotl.utils.dict import DictDefault
 from ..config.block import ScaleBiOSettings
 from . import checkpoint as checkpoints
 from .mixture_run import states_of
+from .resume_from import newest_whole, refuse_problem
 
 
 def refuse_more_layers_than_there_are(cfg: DictDefault, settings: ScaleBiOSettings) -> None:
@@ -65,9 +66,9 @@ def refuse_unreadable_checkpoints(cfg: DictDefault) -> None:
         return  # the first rank says it for all
     if named and os.path.isdir(str(named)):
         taken = str(named)
-        checkpoints.refuse_problem(taken)
+        refuse_problem(taken)
     elif not named and cfg.auto_resume_from_checkpoints:
-        taken, _ = checkpoints.newest_whole(str(cfg.output_dir))
+        taken, _ = newest_whole(str(cfg.output_dir))
     saved = None if taken is None else checkpoints.read_run(taken)
     if taken is not None and saved is not None:
         with checkpoints.of_this_format(taken):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import pluggy
 import torch
@@ -89,19 +88,6 @@ class Learning:
     @property
     def place(self) -> Place:
         return Place(self.engine.rank, self.engine.world, self.engine.sharded)
-
-    @property
-    def position(self) -> tuple[int, int] | dict[str, Any]:
-        """Of the batches, for a checkpoint: plain values."""
-        return self.stream.state_dict()
-
-    def resume_at(self, position: Any, done: int) -> None:
-        """
-        Args:
-            position: As a checkpoint has it.
-            done: Optimiser steps that were taken.
-        """
-        self.stream.load_state_dict(position, done)
 
     @property
     def drawn_rows(self) -> dict[str, int] | None:

@@ -23,6 +23,7 @@ from .checkpoint import HISTORY, InnerPart, MixturePart
 from .learning import Learning
 from .manifest import write_manifest
 from .phase import Phase
+from .resume_from import is_newest, newer_than, newest_whole, out_of_the_way, refuse_problem
 from .same_run import refuse_another_run
 from .signals import begin_worker, held_from_children
 
@@ -61,13 +62,13 @@ class ResumableTrainer(AxolotlTrainer):
         """
         output_dir, taken = str(self.args.output_dir), None if asked is True else str(asked)
         automatic = bool(self.axolotl_cfg and self.axolotl_cfg.auto_resume_from_checkpoints)
-        if taken is None or (automatic and checkpoints.is_newest(taken, output_dir)):
-            taken, passed_over = checkpoints.newest_whole(output_dir)
-            self._passed_over = checkpoints.newer_than(taken, output_dir)
+        if taken is None or (automatic and is_newest(taken, output_dir)):
+            taken, passed_over = newest_whole(output_dir)
+            self._passed_over = newer_than(taken, output_dir)
             for line in passed_over:
                 LOG.warning(f"scalebio: {line}, so the run " + (f"goes on from {taken}" if taken else "starts anew"))
         else:
-            checkpoints.refuse_problem(taken)
+            refuse_problem(taken)
         if taken is not None and checkpoints.is_unchecked(taken):
             LOG.warning(
                 f"scalebio: {taken} was written by an earlier version, which noted no sizes and digests of its files: "
@@ -112,7 +113,7 @@ class ResumableTrainer(AxolotlTrainer):
         if self.is_world_process_zero():
             write_manifest(folder, self.state.global_step, learning.place.world)
         if self.args.should_save and limit:
-            for line in checkpoints.out_of_the_way(self._passed_over):
+            for line in out_of_the_way(self._passed_over):
                 LOG.warning(f"scalebio: {line}")
             self._passed_over = ()
             rotate_checkpoints(run_dir, limit, self.state.best_model_checkpoint, use_mtime=True)
@@ -128,7 +129,7 @@ class ResumableTrainer(AxolotlTrainer):
             parameters = self.trainable_parameters()
             part = InnerPart(
                 inner=None if learning.inner is None else learning.inner.state_dict(),
-                position=learning.position,
+                position=learning.stream.state_dict(),
                 record=learning.record,
                 model=learning.engine.model_part(parameters),
                 optimizer=learning.engine.optimizer_part(parameters, self.raw_optimizer()),
@@ -160,7 +161,7 @@ class ResumableTrainer(AxolotlTrainer):
         done, parameters = self.state.global_step, self.trainable_parameters()
         phase = learning.run.phase(done)
         with checkpoints.of_this_format(checkpoint):
-            learning.resume_at(saved.position, done)
+            learning.stream.load_state_dict(saved.position, done)
         learning.record = saved.record
         learning.engine.restore_model_part(parameters, saved.model)
         if saved.optimizer is not None:

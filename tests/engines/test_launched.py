@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from scalebio_plugin.training.checkpoint import refuse_problem
+from scalebio_plugin.training.resume_from import refuse_problem
 from tests import host
 from tests.engines.test_engines import LAYOUTS, launch
 

@@ -145,7 +145,7 @@ def test_trackio_takes_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trackio, "log", logged.append)
     history, names = drifting_history(2, 8)
     document = mixture_document(summarise(history, names), facts(dict.fromkeys(names, 900)), None)
-    Dashboards([TrackioCallback()]).show(document, lambda: history, 8)
+    Dashboards([TrackioCallback()]).show({**document, "steps": 8}, lambda: history)
     (line,) = logged
     assert line["train/global_step"] == 8
     table = line["scalebio/mixture"].data
@@ -219,9 +219,9 @@ def test_the_main_process_alone_tells_them(main: bool, told: int) -> None:
 def test_a_mixture_is_shown_once_after_a_step() -> None:
     shown: list[int] = []
     dashboards = Dashboards([])
-    dashboards.trackers = [SimpleNamespace(show=lambda document, history, step: shown.append(step), name="")]  # type: ignore[list-item]
+    dashboards.trackers = [SimpleNamespace(show=lambda document, history: shown.append(document["steps"]), name="")]  # type: ignore[list-item]
     for step in (3, 6, 6):
-        dashboards.show({}, list, step)
+        dashboards.show({"steps": step}, list)
     assert shown == [3, 6]
 
 

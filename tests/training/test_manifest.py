@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from scalebio_plugin.training import checkpoint, manifest
+from scalebio_plugin.training import manifest
+from scalebio_plugin.training.resume_from import newest_whole, problem_of, refuse_problem
 from tests import host
 
 Damage = Callable[[bytes, bytes], bytes | None]  # of a file's content and another step's; None: the file is gone
@@ -59,7 +60,7 @@ def test_a_manifest_has_every_file_of_the_hosts_and_ours(out: Path) -> None:
     ours = {f"scalebio/{name}" for name in ("mixture.safetensors", "inner.safetensors", "history.jsonl")}
     assert hosts | ours <= set(document["files"])
     assert (document["step"], document["ranks"]) == (4, 1)
-    assert checkpoint.newest_whole(str(out)) == (str(newest), [])
+    assert newest_whole(str(out)) == (str(newest), [])
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -74,15 +75,15 @@ def test_a_damaged_file_is_named_and_the_checkpoint_before_is_taken(out: Path, t
             continue
         unlike += 1
         write(path, changed)
-        taken, (line,) = checkpoint.newest_whole(str(tmp_path))
+        taken, (line,) = newest_whole(str(tmp_path))
         assert taken == str(older), name
         said = rf"{name} is ({words})" if name != manifest.NAME else MANIFEST.get(damage, "manifest.json is changed")
         assert re.search(rf"checkpoint-4 .*{said}", line), line
         with pytest.raises(ValueError, match=rf"^scalebio: .*checkpoint-4 .*{said}.*resume from another"):
-            checkpoint.refuse_problem(str(newest))
+            refuse_problem(str(newest))
         path.write_bytes(before)
     assert unlike >= 9
-    assert checkpoint.problem_of(str(newest)) is None
+    assert problem_of(str(newest)) is None
 
 
 def test_every_byte_of_a_manifest_counts(tmp_path: Path) -> None:
@@ -162,7 +163,7 @@ def test_five_faults_are_named_and_the_others_counted(tmp_path: Path, lost: int,
     manifest.write_manifest(tmp_path, 1, 1)
     for name in "abcdefgh"[:lost]:
         (tmp_path / name).unlink()
-    said = checkpoint.problem_of(str(tmp_path))
+    said = problem_of(str(tmp_path))
     assert said is not None
     assert said.startswith("is damaged (a is missing; b is missing")
     assert said.endswith(end)

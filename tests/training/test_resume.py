@@ -25,6 +25,7 @@ from scalebio_plugin.training import checkpoint
 from scalebio_plugin.training.phase import Phase
 from scalebio_plugin.training.random_state import DataOrder
 from scalebio_plugin.training.resumable import ResumableTrainer
+from scalebio_plugin.training.resume_from import newest_whole, problem_of, refuse_problem
 from tests import host
 
 LISA = {"lisa": {"active_layers": 1, "interval": 4}}
@@ -210,7 +211,8 @@ def test_what_our_files_hold_of_the_optimizer_goes_back_into_it() -> None:
     settings = SimpleNamespace(warmup_steps=9)
     run = SimpleNamespace(phase=lambda done: Phase.LEARN, settings=settings, names=["a"], weights_S=torch.ones(1))
     folder = SimpleNamespace(restore_history=lambda path: False)
-    learning = SimpleNamespace(place=None, run=run, engine=engine, folder=folder, resume_at=lambda position, done: None)
+    stream = SimpleNamespace(load_state_dict=lambda position, done: None)
+    learning = SimpleNamespace(place=None, run=run, engine=engine, folder=folder, stream=stream)
     trainer = ResumableTrainer.__new__(ResumableTrainer)
     trainer.optimizer, trainer.state = "the optimizer", SimpleNamespace(global_step=3, max_steps=9)
     saved = checkpoint.InnerPart(None, (0, 0), {}, {"of": "the model"}, {"of": "the optimizer"})
@@ -274,7 +276,7 @@ def test_one_that_is_written_over_another_is_not_whole_before_its_end(
         pytest.raises(KeyboardInterrupt),
     ):
         host.train(inputs, output_dir=str(out), resume_from_checkpoint=f"{out}/checkpoint-6", **ALL)
-    assert "not written to its end" in str(checkpoint.problem_of(f"{out}/checkpoint-9"))
+    assert "not written to its end" in str(problem_of(f"{out}/checkpoint-9"))
 
 
 def test_a_checkpoint_of_an_earlier_version_resumes(
@@ -366,7 +368,7 @@ class TestEnded:
         """The host has one a GPU, of itself; torch's end at SIGTERM, and the run with them, in mid-step."""
         workers = {"dataloader_num_workers": 1, "gradient_accumulation_steps": 4, "micro_batch_size": 1}
         self.train_until(inputs, tmp_path, number, **(ALL | workers))
-        checkpoint.refuse_problem(str(tmp_path / "checkpoint-5"))
+        refuse_problem(str(tmp_path / "checkpoint-5"))
 
     def test_or_the_log_says_that_it_is_not(self, inputs: Path, tmp_path: Path, log: list[str]) -> None:
         self.train_until(inputs, tmp_path, signal.SIGTERM, **{**ALL, "save_strategy": "no", "save_steps": None})
@@ -408,7 +410,7 @@ def test_a_file_that_cannot_be_written_leaves_the_checkpoint_before(
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
     assert any("checkpoint-6 was not written to its end (is the disk full?)" in note for note in error.value.__notes__)
     assert not list(out.rglob("*.tmp"))
-    taken, (passed_over,) = checkpoint.newest_whole(str(out))
+    taken, (passed_over,) = newest_whole(str(out))
     assert taken == f"{out}/checkpoint-3"
     assert "checkpoint-6 was not written to its end" in passed_over
     host.train(inputs, output_dir=str(out), auto_resume_from_checkpoints=True, **ALL)
