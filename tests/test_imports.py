@@ -28,7 +28,7 @@ FLOORS = (
 MAY_IMPORT_THE_HOST = {
     *("plugin", "estimate/model", "estimate/checked", "data/validation", "compare/judge"),
     *(f"data/{name}" for name in ("applied", "carried", "entries", "leaks", "loading", "merging")),
-    *(f"data/{name}" for name in ("small_sets", "sources", "splits", "table", "tags")),
+    *(f"data/{name}" for name in ("small_sets", "sources", "splits", "table", "tags", "validation_data")),
     *(
         f"training/{name}"
         for name in (

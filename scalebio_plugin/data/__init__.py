@@ -10,7 +10,8 @@ merging     entries merged as the host does
 overlap     rows that hold the same text, by their letters
 leaks       training rows that stand in validation or test data
 table       what a set of sources holds
-sources     the training set and the validation data, tagged and counted
+validation_data  the validation data, tagged and counted
+sources     the training set, tagged and counted, and all that it needs beside it
 packing     what a micro-batch looks like, and the bins of a packed one
 validation  the validation batches, a function of (seed, step)
 step_plan   rows of a step, planned by source as the weights have it; planned_stream: fetched by the host's loader

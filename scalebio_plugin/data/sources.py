@@ -14,44 +14,25 @@ from dataclasses import dataclass, field
 import numpy as np
 from axolotl.common.datasets import TrainDatasetMeta
 from axolotl.loaders import load_tokenizer
-from axolotl.utils.data.shared import merge_datasets
 from axolotl.utils.dict import DictDefault
 from axolotl.utils.logging import get_logger
 from axolotl.utils.trainer import calculate_total_num_steps
 from datasets import Dataset
 
-from ..algorithm.bilevel import NO_SOURCE
 from ..config.block import ScaleBiOSettings
 from ..config.names import numbered, source_names
 from ..report.leaks import Leaks
 from ..report.shared_rows import shared_lines
 from ..report.tables import shorten
-from .entries import without_weight
 from .leaks import looks_here, settle_leaks
 from .loading import load_evaluation, training_parts
 from .merging import aligned, merged_parts
 from .splits import sources_of_parts, splits_of
-from .table import SourceTable, count
+from .table import SourceTable, count, refuse_empty
 from .tags import COLUMN, sources_in, tagged, untagged, with_numbers, without_numbers
+from .validation_data import Validation, load_validation
 
 LOG = get_logger("axolotl.scalebio")
-
-
-@dataclass(frozen=True)
-class Validation:
-    """L1's data.
-
-    Attributes:
-        rows: Tagged with the index of their validation dataset.
-        table: What each validation dataset holds.
-        weights: (V,), v_j, sum 1.
-        held_out: Whether the host's eval_loss is measured on other data.
-    """
-
-    rows: Dataset
-    table: SourceTable
-    weights: np.ndarray
-    held_out: bool
 
 
 @dataclass(frozen=True)
@@ -99,7 +80,7 @@ def prepare(cfg: DictDefault, settings: ScaleBiOSettings) -> Prepared:
     merged, number = without_numbers(merged)
     learns, looks = settings.apply is None, looks_here(settings)
     has_validation = settings.validation_datasets is not None or evaluation is not None
-    validation = _load_validation(cfg, settings, evaluation) if learns or (looks and has_validation) else None
+    validation = load_validation(cfg, settings, evaluation) if learns or (looks and has_validation) else None
     each = tests if len(tests) > 1 and (learns or looks) else []
     test_sets = {
         name: load_evaluation(cfg, loaded[0], [one]) for name, one in zip(source_names(each), each, strict=True)
@@ -111,7 +92,7 @@ def prepare(cfg: DictDefault, settings: ScaleBiOSettings) -> Prepared:
     if len(merged) != merged.data.num_rows:
         merged = merged.flatten_indices()  # the host counts tokens on the plain column, rows left out included
     table, drawable = count(merged, names)
-    _refuse_empty(table, "datasets", names)
+    refuse_empty(table, "datasets")
     held_out: dict[str, Dataset] = {}
     if settings.held_out_rows is not None:
         merged, held_out = _hold_out(merged, drawable, names, settings.held_out_rows, int(cfg.seed or 0))
@@ -227,33 +208,6 @@ def _refuse_unpackable(cfg: DictDefault, evaluation: Dataset) -> None:
         )
 
 
-def _load_validation(cfg: DictDefault, settings: ScaleBiOSettings, evaluation: Dataset | None) -> Validation:
-    entries = settings.validation_datasets
-    if entries is None:
-        names, parts = ["validation"], [] if evaluation is None else [tagged(evaluation, 0)]
-    else:
-        plain = [DictDefault(without_weight(entry)) for entry in entries]
-        names = source_names(plain)
-        loaded = training_parts(cfg, "scalebio.validation_datasets", plain)
-        parts = [tagged(part, i) for i, part in enumerate(loaded)]
-    if not parts or not any(len(part) for part in parts):
-        where = "test_datasets" if cfg.test_datasets else "val_set_size"
-        raise ValueError(
-            f"scalebio: the validation data ({where}) holds no example after tokenising: it is empty, or all are "
-            f"longer than sequence_len {cfg.sequence_len} or without answer tokens; give another validation set"
-        )
-    rows = merge_datasets(aligned(parts), DictDefault({"shuffle_merged_datasets": False}))
-    table, drawable = count(rows, names)
-    _refuse_empty(table, "validation data", names)
-    if (drawable == NO_SOURCE).any():
-        rows = rows.select(np.flatnonzero(drawable != NO_SOURCE))
-    weights = table.shares("token")
-    if entries is not None and any("weight" in entry for entry in entries):
-        given = np.array([entry.get("weight", 1.0) for entry in entries], dtype=np.float64)
-        weights = given / given.sum()
-    return Validation(rows, table, weights, held_out=entries is not None)
-
-
 def _refuse_out_of_reach(table: SourceTable, settings: ScaleBiOSettings) -> None:
     """Bounds that the sizes of the sources do not allow, before anything is trained.
 
@@ -278,13 +232,4 @@ def _refuse_out_of_reach(table: SourceTable, settings: ScaleBiOSettings) -> None
             "scalebio.bounds ask for more than the sources hold, each of whose rows is drawn at most max_repeats "
             f"({settings.max_repeats}) times in an epoch:\n" + "\n".join(problems) + "\nlower the bounds or raise "
             "scalebio.max_repeats"
-        )
-
-
-def _refuse_empty(table: SourceTable, where: str, names: Sequence[str]) -> None:
-    empty = [name for name, tokens in zip(names, table.tokens, strict=True) if tokens == 0]
-    if empty:
-        raise ValueError(
-            f"scalebio: {where} {empty} tokenise to nothing that is trained on (all examples too long, or no answer "
-            "tokens); check their type:, sequence_len and train_on_inputs, or remove them"
         )

@@ -118,6 +118,16 @@ def _shared_rows(hashes: np.ndarray, source: np.ndarray, names: Sequence[str]) -
     }
 
 
+def refuse_empty(table: SourceTable, where: str) -> None:
+    """Raise a ValueError that names the sources without a target."""
+    empty = [name for name, tokens in zip(table.names, table.tokens, strict=True) if tokens == 0]
+    if empty:
+        raise ValueError(
+            f"scalebio: {where} {empty} tokenise to nothing that is trained on (all examples too long, or no answer "
+            "tokens); check their type:, sequence_len and train_on_inputs, or remove them"
+        )
+
+
 def sequence_lengths(dataset: Dataset) -> np.ndarray:  # (rows,)
     """Tokens of each row of a tagged dataset."""
     return np.concatenate([np.diff(starts) for _, starts, _ in _batches(dataset, "labels")])

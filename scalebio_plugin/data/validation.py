@@ -19,8 +19,8 @@ from torch import Tensor
 from ..algorithm.bilevel import IGNORED
 from ..config.block import ScaleBiOSettings, validation_rows
 from .packing import Bins, MicroBatches
-from .sources import Validation
 from .table import sequence_lengths
+from .validation_data import Validation
 
 Collate = Callable[[list[Any]], dict[str, Any]]
 

@@ -19,11 +19,12 @@ from ..config.fused_loss import fused_loss_of
 from ..data.after_learning import ResampledStream
 from ..data.packing import MicroBatches
 from ..data.planned_stream import PlannedStream
-from ..data.sources import Prepared, Validation
+from ..data.sources import Prepared
 from ..data.step_plan import Draw
 from ..data.table import SourceTable, sequence_lengths
 from ..data.tags import SourceCollator
 from ..data.validation import ValidationStream, stream_of
+from ..data.validation_data import Validation
 from ..engines import engine_of
 from ..engines.base import Engine, plain_name
 from ..estimate.estimator import from_model

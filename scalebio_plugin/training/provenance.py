@@ -13,7 +13,8 @@ from axolotl.utils.dict import DictDefault
 from axolotl.utils.logging import get_logger
 
 from ..config.block import ScaleBiOSettings
-from ..data.sources import Prepared, Validation
+from ..data.sources import Prepared
+from ..data.validation_data import Validation
 from ..hooks.spec import RunFacts
 from ..report.folder import fingerprint
 from ..report.identity import RunIdentity

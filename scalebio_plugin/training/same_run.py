@@ -10,7 +10,8 @@ from axolotl.utils.logging import get_logger
 from transformers import Trainer
 
 from ..config.block import ScaleBiOSettings
-from ..data.sources import Prepared, Validation
+from ..data.sources import Prepared
+from ..data.validation_data import Validation
 from ..engines.base import plain_name
 from ..report.folder import fingerprint
 from ..report.identity import KEYS, RunIdentity, differences, read_identity
