@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from axolotl.prompt_tokenizers import DatasetWrappingStrategy
@@ -25,43 +26,55 @@ VALUE = "scalebio_value"
 _OURS = "scalebio_split"  # key of an entry: what it was, and its column
 
 
-def carrying(entry: Mapping[str, Any], place: str, column: str, min_rows: int, least: int) -> DictDefault:
-    """The entry of `datasets:` that is loaded as `entry` and carries a column.
+@dataclass(frozen=True)
+class Split:
+    """An entry of `datasets:` that is split by a column.
 
-    Args:
-        place: As errors name the entry.
+    Attributes:
+        entry: Plain values.
+        place: As errors name it.
         least: Sources that it must make, see `refuse_split`.
     """
-    plain = DictDefault(entry).to_dict()
-    several = isinstance(plain.get("name"), list) or plain.get("preprocess_shards")
-    least = 1 if several else least  # the host wraps it part by part
-    ours = {"entry": plain, "place": place, "column": column, "min_rows": min_rows, "least": least}
-    # Of an entry's keys the host's prepared caches go by `type` and `field`, among others.
-    key = json.dumps([plain.get("type"), plain.get("field"), column], sort_keys=True, default=str)
-    return DictDefault({**plain, "type": __name__, "field": key, _OURS: ours})
+
+    entry: dict[str, Any]
+    place: str
+    column: str
+    min_rows: int
+    least: int
+
+    @property
+    def loaded(self) -> DictDefault:
+        """What the host loads in its place: it carries the column."""
+        # Of an entry's keys the host's prepared caches go by `type` and `field`, among others.
+        of_cache = [self.entry.get("type"), self.entry.get("field"), self.column]
+        key = json.dumps(of_cache, sort_keys=True, default=str)
+        return DictDefault({**self.entry, "type": __name__, "field": key, _OURS: vars(self)})
+
+    @property
+    def least_of_a_part(self) -> int:
+        """The same of what the host wraps at once: of some entries a part after the other."""
+        return 1 if isinstance(self.entry.get("name"), list) or self.entry.get("preprocess_shards") else self.least
 
 
-def values_of(part: Dataset, column: str, place: str) -> tuple[Dataset, list[str]]:
-    """The rows of an entry that was `carrying` a column, without it, and the value of each."""
+def values_of(part: Dataset, split: Split) -> tuple[Dataset, list[str]]:
+    """The rows of an entry that was split, without what they carry, and the value of each."""
     if VALUE in part.column_names:
         (carried,) = part.select_columns([VALUE]).with_format("arrow")[:].columns
         return part.remove_columns(VALUE), [NO_VALUE if value is None else value for value in carried.to_pylist()]
-    values = list(_values(part, column, place))
-    return part.remove_columns(_top(part, column)), values
+    values = list(_values(part, split))
+    return part.remove_columns(_top(part, split.column)), values
 
 
 def load(tokenizer: Any, cfg: DictDefault, ds_cfg: DictDefault, processor: Any = None) -> _Carrying:
-    """Called by the host for the `type` of an entry that is `carrying`."""
-    return _Carrying(tokenizer, cfg, ds_cfg[_OURS].to_dict(), processor)
+    """Called by the host for the `type` of `Split.loaded`."""
+    return _Carrying(tokenizer, cfg, Split(**ds_cfg[_OURS].to_dict()), processor)
 
 
 class _Carrying(DatasetWrappingStrategy):
-    def __init__(self, tokenizer: Any, cfg: DictDefault, ours: dict[str, Any], processor: Any):
+    def __init__(self, tokenizer: Any, cfg: DictDefault, split: Split, processor: Any):
         self.tokenizer = tokenizer
         self.cfg = cfg
-        self.entry = DictDefault(ours["entry"])
-        self.place, self.column = ours["place"], ours["column"]
-        self.min_rows, self.least = ours["min_rows"], ours["least"]
+        self.split = split
         self.processor = processor
 
     def wrap_dataset(
@@ -72,29 +85,30 @@ class _Carrying(DatasetWrappingStrategy):
         Raises:
             ValueError: Before they are: the column is not there, has no plain values, or makes no mixture.
         """
-        rows = Counter(_values(dataset, self.column, self.place))
+        split, rows = self.split, Counter(_values(dataset, self.split))
         if rows:
-            refuse_split(self.place, self.column, rows, self.min_rows, least=self.least)
-        carried = _Carried(self._hosts(dataset), self.column)
+            refuse_split(split.place, split.column, rows, split.min_rows, least=split.least_of_a_part)
+        carried = _Carried(self._hosts(dataset), split.column)
         return wrap_dataset_for_tokenized_prompt(
             carried, dataset, process_count=process_count, keep_in_memory=keep_in_memory
         )
 
     def _hosts(self, dataset: Dataset) -> Any:
         """The host's strategy for the entry: it comes with what it makes of no row."""
-        base, _, style = str(self.entry.type).partition(":")
+        entry = DictDefault(self.split.entry)
+        base, _, style = str(entry.type).partition(":")
         made, _ = get_dataset_wrapper(
-            dataset_config=self.entry,
+            dataset_config=entry,
             tokenizer=self.tokenizer,
             cfg=self.cfg,
-            dataset_base_type=base if isinstance(self.entry.type, str) else None,
+            dataset_base_type=base if isinstance(entry.type, str) else None,
             dataset=Dataset.from_dict({name: [] for name in dataset.features}, features=dataset.features),
             dataset_prompt_style=style or None,
             processor=self.processor,
         )
         if not hasattr(made, "prompt_tokenizer"):
             raise ValueError(
-                f"scalebio.split_by: type {self.entry.type!r} of {self.place} does not tokenise row by row, so "
+                f"scalebio.split_by: type {entry.type!r} of {self.split.place} does not tokenise row by row, so "
                 "that a row cannot be told from the others; write an entry for each source, or use another type"
             )
         return made.prompt_tokenizer
@@ -126,17 +140,16 @@ class _Carried:
 # ---- the column
 
 
-def _values(dataset: Dataset, column: str, place: str) -> Iterator[str]:
+def _values(dataset: Dataset, split: Split) -> Iterator[str]:
     """Of every raw row.
 
     Raises:
         ValueError: There is no such column, or it holds lists or blocks.
     """
-    top = _top(dataset, column)
-    known = _names(dataset.features)
+    column, place, known = split.column, split.place, _names(dataset.features)
     if column not in known:
         raise ValueError(f"scalebio.split_by: {place} has no column {column!r}; its columns are {known}")
-    for row in dataset.select_columns([top]):
+    for row in dataset.select_columns([_top(dataset, column)]):
         value = _at(row, column)
         if isinstance(value, (list, dict)):
             raise ValueError(

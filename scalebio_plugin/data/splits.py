@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from axolotl.utils.dict import DictDefault
@@ -17,26 +16,10 @@ from ..config.refusals import refuse
 from ..config.sources import problems_of_sources
 from ..config.split import OTHER, columns_of, refuse_split, refuse_too_many, sources_of
 from ..report.words import printable
-from .carried import carrying, values_of
+from .carried import Split, values_of
 
 LOG = get_logger("axolotl.scalebio")
 _SHOWN = 20  # rare values that the log names
-
-
-@dataclass(frozen=True)
-class Split:
-    """The entry of a list that is split.
-
-    Attributes:
-        place: As errors name it.
-        loaded: What the host loads in its place.
-        least: Sources that it must make.
-    """
-
-    place: str
-    column: str
-    loaded: DictDefault
-    least: int
 
 
 def splits_of(entries: Sequence[DictDefault], names: Sequence[str], settings: ScaleBiOSettings) -> list[Split | None]:
@@ -47,15 +30,11 @@ def splits_of(entries: Sequence[DictDefault], names: Sequence[str], settings: Sc
     """
     columns = columns_of(settings.split_by, names)
     least = 2 if len(entries) == 1 or isinstance(settings.split_by, dict) else 1  # meant to be several
-    splits: list[Split | None] = []
-    for index, (entry, column) in enumerate(zip(entries, columns, strict=True)):
-        if column is None:
-            splits.append(None)
-        else:
-            place = f"datasets[{index}] ({entry.path})"
-            loaded = carrying(entry, place, column, settings.min_rows, least)
-            splits.append(Split(place, column, loaded, least))
-    return splits
+    places = [f"datasets[{index}] ({entry.path})" for index, entry in enumerate(entries)]
+    return [
+        None if column is None else Split(DictDefault(entry).to_dict(), place, column, settings.min_rows, least)
+        for entry, place, column in zip(entries, places, columns, strict=True)
+    ]
 
 
 def sources_of_parts(
@@ -74,8 +53,8 @@ def sources_of_parts(
         if split is None:
             own, source = [name], np.zeros(len(part), dtype=np.int64)
         else:
-            part, values = values_of(part, split.column, split.place)
-            own, source = _sources_of_values(values, split, settings.min_rows)
+            part, values = values_of(part, split)
+            own, source = _sources_of_values(values, split)
             own = own if len(parts) == 1 else [f"{name}/{one}" for one in own]
         plain.append(part)
         sources.append(source + len(found))
@@ -86,18 +65,18 @@ def sources_of_parts(
     return plain, sources, found
 
 
-def _sources_of_values(values: list[str], split: Split, min_rows: int) -> tuple[list[str], np.ndarray]:
+def _sources_of_values(values: list[str], split: Split) -> tuple[list[str], np.ndarray]:
     """Names of the sources of one entry, and for each of its rows which of them it is."""
     rows = Counter(values)
-    refuse_split(split.place, split.column, rows, min_rows, least=split.least)
-    source_of = sources_of(rows, min_rows)
+    refuse_split(split.place, split.column, rows, split.min_rows, least=split.least)
+    source_of = sources_of(rows, split.min_rows)
     names = list(dict.fromkeys(source_of.values()))
     number = {name: index for index, name in enumerate(names)}
-    _say_which_are_rare(rows, source_of, split, min_rows)
+    _say_which_are_rare(rows, source_of, split)
     return names, np.array([number[source_of[value]] for value in values], dtype=np.int64)
 
 
-def _say_which_are_rare(rows: Counter[str], source_of: dict[str, str], split: Split, min_rows: int) -> None:
+def _say_which_are_rare(rows: Counter[str], source_of: dict[str, str], split: Split) -> None:
     rare = [value for value, _ in rows.most_common() if source_of[value] == OTHER and value != OTHER]
     if not rare:
         return
@@ -105,8 +84,8 @@ def _say_which_are_rare(rows: Counter[str], source_of: dict[str, str], split: Sp
     more = f", and {len(rare) - _SHOWN} more" if len(rare) > _SHOWN else ""
     LOG.info(
         f"scalebio: column {split.column!r} of {split.place}: {len(rare)} of {len(rows)} values have fewer than "
-        f"min_rows ({min_rows}) rows and are the source {OTHER!r} together, {sum(rows[value] for value in rare)} rows: "
-        f"{shown}{more}"
+        f"min_rows ({split.min_rows}) rows and are the source {OTHER!r} together, "
+        f"{sum(rows[value] for value in rare)} rows: {shown}{more}"
     )
 
 
