@@ -91,7 +91,6 @@ def losses_of_targets(
     head: Callable[[Tensor], Tensor], read: Tensor, labels: Tensor, pieces: Pieces, foreseen: Tensor | None = None
 ) -> Tensor:
     """The same of targets alone: (n, H), (n,), (n,) -> (n,)."""
-
     number = pieces.number(len(labels))
     if _separable(head, read):
         later = torch.ones(len(labels), device=read.device) if foreseen is None else foreseen

@@ -53,12 +53,12 @@ def _unknown(path: Path, block: type[BaseModel]) -> str:
 def leaves(block: type[BaseModel], before: str = "") -> Iterator[str]:
     """Names of all keys, those of blocks inside with dots."""
     for name, field in block.model_fields.items():
-        inside = [of for of in (field.annotation, *getattr(field.annotation, "__args__", ())) if _is_block(of)]
+        inside = [of for of in (field.annotation, *getattr(field.annotation, "__args__", ())) if _is_model(of)]
         if inside:
             yield from leaves(inside[0], f"{before}{name}.")
         else:
             yield f"{before}{name}"
 
 
-def _is_block(annotation: Any) -> bool:
+def _is_model(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)

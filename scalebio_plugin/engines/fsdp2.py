@@ -37,8 +37,8 @@ class ShardedInner(InnerParameters):
         model: nn.Module,
         parameters: Mapping[str, nn.Parameter],
         optimizer: torch.optim.Optimizer,
-        device: torch.device | None = None,
-        transfer: Transfer | None = None,
+        device: torch.device | None,
+        transfer: Transfer | None,
     ):
         super().__init__(parameters, optimizer, device, transfer)
         self.model = model
@@ -54,10 +54,10 @@ class ShardedInner(InnerParameters):
         return _local(parameter).detach()
 
     def _put(self, name: str, parameter: nn.Parameter) -> None:
-        mine, value = _local(parameter), self.values[name]
         if self.transfer is not None:
             super()._put(name, parameter)
             return
+        mine, value = _local(parameter), self.values[name]
         theirs = mine.clone()
         mine.copy_(value)
         value.copy_(theirs)

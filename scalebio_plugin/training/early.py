@@ -69,7 +69,6 @@ def refuse_unreadable_checkpoints(cfg: DictDefault) -> None:
         refuse_problem(taken)
     elif not named and cfg.auto_resume_from_checkpoints:
         taken, _ = newest_whole(str(cfg.output_dir))
-    saved = None if taken is None else checkpoints.read_run(taken)
-    if taken is not None and saved is not None:
+    if taken is not None and (saved := checkpoints.read_run(taken)) is not None:
         with checkpoints.of_this_format(taken):
             states_of(saved)

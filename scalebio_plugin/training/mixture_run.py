@@ -44,7 +44,7 @@ class MixtureRun:
         manager: With the hooks that move λ.
         max_steps: Optimiser steps of the run.
         objective: The validation sets.
-        most_S: The largest weight that each source can have by its size; None: 1.
+        most_S: The largest weight that each source can have by its size.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class MixtureRun:
         manager: pluggy.PluginManager,
         max_steps: int,
         objective: Objective,
-        most_S: Tensor | None = None,
+        most_S: Tensor,
     ):
         self.settings = settings
         self.names = list(names)

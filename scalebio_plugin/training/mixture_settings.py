@@ -29,10 +29,9 @@ def prior_of(prior: PriorArgs, names: Sequence[str], first_S: Tensor) -> Tensor:
     return torch.tensor([prior.weights[name] for name in names], dtype=torch.float64)
 
 
-def bounds_of(settings: ScaleBiOSettings, names: Sequence[str], most_S: Tensor | None = None) -> Bounds | None:
+def bounds_of(settings: ScaleBiOSettings, names: Sequence[str], most_S: Tensor) -> Bounds | None:
     """The config's bounds, and none above `most_S`; None where nothing is bounded."""
-    most = torch.ones(len(names), dtype=torch.float64) if most_S is None else most_S.to(torch.float64)
-    if not settings.bounds and bool((most == 1).all()):
+    if not settings.bounds and bool((most_S == 1).all()):
         return None
     pairs = [settings.bounds.get(name, (0.0, 1.0)) for name in names]
     groups = [
@@ -41,4 +40,4 @@ def bounds_of(settings: ScaleBiOSettings, names: Sequence[str], most_S: Tensor |
         if group in settings.bounds
     ]
     low, high = (torch.tensor(column, dtype=torch.float64) for column in zip(*pairs, strict=True))
-    return Bounds(low, torch.minimum(high, most), groups)
+    return Bounds(low, torch.minimum(high, most_S), groups)

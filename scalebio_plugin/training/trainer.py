@@ -221,11 +221,12 @@ class ScaleBiOTrainer(ResumableTrainer):
                 own, outputs = self.compute_loss(model, dict(inputs), return_outputs=True)
             unwrapped, labels, losses = self.bare_model(), inputs["labels"][:, 1:], self._connected().losses
             outputs = outputs if losses.reads_outputs else {}  # else logits of the host's would lie beside ours
-
             with same_afterwards():  # and another pass has the same masks
                 again = partial(self.forward_pass, model, inputs)
                 losses.check(own, outputs, unwrapped, labels, again)
         self._own_loss_seen = True
+
+    # ---- evaluations and logs
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """The host's, callbacks too (they generate samples), at the set to keep; and the loss of each test set."""

@@ -36,17 +36,16 @@ RULES = pytest.mark.parametrize("rule", ["adam", "evidence", "exponentiated_grad
 def run_of(
     max_steps: int = 100,
     extensions: tuple[object, ...] = (),
-    most: list[float] | None = None,
+    most: Sequence[float] = (1.0, 1.0, 1.0),
     goals: Sequence[str] = ("goal",),
     **block: Any,
 ) -> MixtureRun:
     manager = build_manager()
     for extension in extensions:
         manager.register(extension)
-    most_S = None if most is None else torch.tensor(most, dtype=torch.float64)
     settings = ScaleBiOSettings(**{"sampling": "host", "mixture_init": "uniform", **block})
     of = Objective(goals, torch.full((len(goals),), 1 / len(goals)), worst=settings.objective == "worst")
-    return MixtureRun(settings, NAMES, SHARE, manager, max_steps, of, most_S)
+    return MixtureRun(settings, NAMES, SHARE, manager, max_steps, of, torch.tensor(most, dtype=torch.float64))
 
 
 def losses_of(gap: Tensor | list[float], units: Tensor = UNITS) -> StepLosses:
@@ -453,11 +452,12 @@ def test_no_weight_is_above_its_bound_or_its_size(bounds, most, high):
 
 def test_bounds_of_the_settings_are_in_the_order_of_the_sources():
     settings = ScaleBiOSettings(bounds={"c": (0.2, 0.3), "g": (0.1, 0.6)}, groups={"g": ["b", "a"], "free": ["c"]})
-    bounds = bounds_of(settings, NAMES)
+    free = torch.ones(3, dtype=torch.float64)
+    bounds = bounds_of(settings, NAMES, free)
     assert bounds.low_S.tolist() == [0.0, 0.0, 0.2]
     assert bounds.high_S.tolist() == [1.0, 1.0, 0.3]
     assert [(sorted(members), low, high) for members, low, high in bounds.groups] == [([0, 1], 0.1, 0.6)]
-    assert bounds_of(ScaleBiOSettings(), NAMES) is None
+    assert bounds_of(ScaleBiOSettings(), NAMES, free) is None
 
 
 # ---- the line for the history
