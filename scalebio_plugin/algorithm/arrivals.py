@@ -33,23 +33,40 @@ class Transfer(Protocol):
 class Arrivals(dict[str, Mark]):
     """What of an exchange nobody has waited for yet, by parameter name.
 
+    Args:
+        transfer: None: nothing is ever on its way.
+
     Attributes:
         passes_wait: Whether forward passes do, so that nobody else has to before them.
     """
 
-    passes_wait = False
+    def __init__(self, transfer: Transfer | None):
+        super().__init__()
+        self.transfer = transfer
+        self.passes_wait = False
+
+    def begin(self, name: str, near: Tensor, far: Tensor) -> bool:
+        """Begin to exchange the values of a parameter; False: they are not within reach of a transfer."""
+        if self.transfer is None or not self.transfer.reaches(near):
+            return False
+        self[name] = self.transfer.swap(near, far)
+        return True
 
     def wait(self, names: Iterable[str]) -> None:
         """What is computed from here on comes after the arrival of these."""
-        if self:
-            for name in names:
-                mark = self.pop(name, None)
-                if mark is not None:
-                    mark.wait()
+        for name in names:
+            if name in self:
+                self.pop(name).wait()
 
     def settle(self) -> None:
         """What is computed from here on comes after the arrival of all."""
         self.wait(list(self))
+
+    def finish(self) -> None:
+        """The same, and the CPU can read what was exchanged."""
+        self.settle()
+        if self.transfer is not None:
+            self.transfer.finish()
 
     def wait_in_passes(self, module: nn.Module, names: Iterable[str]) -> list[str]:
         """Let forward passes wait: at their start for what stands outside the blocks, at each block for its own.

@@ -56,8 +56,7 @@ class InnerParameters:
         self.parameters = dict(parameters)
         self.optimizer = optimizer
         self.device = device
-        self.transfer = transfer
-        self.arriving = Arrivals()
+        self.arriving = Arrivals(transfer)
         self.values: dict[str, Tensor] = {}
         self.gradients: dict[str, Tensor | None] = {}
         self.states: dict[str, dict[str, Any]] = {}
@@ -137,9 +136,7 @@ class InnerParameters:
         Between two steps, once nobody learns any more; not to be used afterwards.
         """
         self.exchange()
-        self.arriving.settle()
-        if self.transfer is not None:
-            self.transfer.finish()
+        self.arriving.finish()
         self.values, self.gradients, self.states, self.groups = {}, {}, {}, []
 
     def wait_in(self, module: nn.Module) -> None:
@@ -175,8 +172,7 @@ class InnerParameters:
 
     def state_dict(self) -> dict[str, Any]:
         """All of u, on the CPU. Not to be called while exchanged."""
-        if self.transfer is not None:
-            self.transfer.finish()
+        self.arriving.finish()
         return {
             "values": {name: value.detach().cpu().clone() for name, value in self.values.items()},
             "states": {name: copied_state(self._saved(state), "cpu") for name, state in self.states.items()},
@@ -196,9 +192,7 @@ class InnerParameters:
                 f"the checkpoint's inner parameters {strangers[:3]} ({len(strangers)} in all) do not train in this "
                 "run; resume with the adapter and layers of the run that wrote it"
             )
-        self.arriving.settle()
-        if self.transfer is not None:
-            self.transfer.finish()
+        self.arriving.finish()
         self.values, self.gradients, self.states = {}, {}, {}
         for name, value in saved["values"].items():
             self.values[name] = resting(self._value(self.parameters[name]), self.device).copy_(value)
@@ -221,13 +215,10 @@ class InnerParameters:
 
     def _put(self, name: str, parameter: nn.Parameter) -> None:
         """Begin to make u's value the parameter's, and what it had the one that rests."""
-        value = self.values[name]
-        if self.transfer is not None and self.transfer.reaches(self._value(parameter)):
-            self.arriving[name] = self.transfer.swap(self._value(parameter), value)
-            return
-        own = parameter.data
-        self.values[name] = own if self.device in (None, own.device) else resting(own, self.device)
-        parameter.data = value.to(parameter.device, non_blocking=True)
+        own, value = parameter.data, self.values[name]
+        if not self.arriving.begin(name, own, value):
+            self.values[name] = own if self.device in (None, own.device) else resting(own, self.device)
+            parameter.data = value.to(own.device, non_blocking=True)
 
 
 def resting(value: Tensor, device: torch.device | None) -> Tensor:

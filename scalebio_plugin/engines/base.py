@@ -141,10 +141,9 @@ class Engine:
     def inner(
         self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, device: torch.device | None
     ) -> InnerSet:
-        inner = InnerParameters(
-            parameters, optimizer, device, transfer_between(self.trainer.accelerator.device, device)
-        )
-        if inner.transfer is not None and not self.trainer.args.torch_compile:  # hooks would cut a compiled graph
+        transfer = transfer_between(self.trainer.accelerator.device, device)
+        inner = InnerParameters(parameters, optimizer, device, transfer)
+        if transfer is not None and not self.trainer.args.torch_compile:  # hooks would cut a compiled graph
             inner.wait_in(self.trainer.bare_model())
         return inner
 

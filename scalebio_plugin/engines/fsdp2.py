@@ -54,13 +54,11 @@ class ShardedInner(InnerParameters):
         return _local(parameter).detach()
 
     def _put(self, name: str, parameter: nn.Parameter) -> None:
-        if self.transfer is not None:
-            super()._put(name, parameter)
-            return
-        mine, value = _local(parameter), self.values[name]
-        theirs = mine.clone()
-        mine.copy_(value)
-        value.copy_(theirs)
+        mine, value = self._value(parameter), self.values[name]
+        if not self.arriving.begin(name, mine, value):
+            theirs = mine.clone()
+            mine.copy_(value)
+            value.copy_(theirs)
 
     def _saved(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
         return _local_state(state)

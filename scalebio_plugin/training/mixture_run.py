@@ -249,24 +249,14 @@ class MixtureRun:
         """
         baseline, evidence = states_of(saved)
         refuse_other_sources(saved["names"], self.names, "the checkpoint")
-        sampling = saved.get("sampling", "host")  # what there was before the option
-        if sampling != self.settings.sampling:
-            raise ValueError(
-                f"scalebio: the checkpoint was learned with sampling {sampling!r}, this run has "
-                f"{self.settings.sampling!r}: its batches cannot go on from there; set scalebio.sampling back, or "
-                "start a new output_dir"
-            )
-        if saved["rule"] != self.settings.mixture_update:
-            raise ValueError(
-                f"scalebio: the checkpoint was learned with mixture_update {saved['rule']!r}, this run has "
-                f"{self.settings.mixture_update!r}; set it back, or start a new output_dir"
-            )
-        kept = saved.get("keep", "model")  # 0.1.0 wrote none
-        if kept != self.settings.keep:
-            raise ValueError(
-                f"scalebio: the checkpoint was written with keep: {kept}, this run has keep: {self.settings.keep}; set "
-                "it back, or start a new output_dir"
-            )
+        before = {"sampling": "host", "keep": "model", **saved}  # what there was before there were these options
+        for key, name in (("sampling", "sampling"), ("mixture_update", "rule"), ("keep", "keep")):
+            here = getattr(self.settings, key)
+            if before[name] != here:
+                raise ValueError(
+                    f"scalebio: the checkpoint was learned with {key} {before[name]!r}, this run has {here!r}; set "
+                    "it back, or start a new output_dir"
+                )
         self.logits_S, self.rule_state = saved["logits"], saved["rule_state"]
         self.baseline = baseline
         self.pending_gap_S, self.pending_steps = saved["pending_gap"], saved["pending_steps"]

@@ -405,7 +405,7 @@ def test_it_trains_on_as_a_set_that_never_felt_the_pull(make, device):
 def test_what_is_still_on_its_way_arrives_before_it_takes_over(when):
     """With an accelerator whose copies run late, or at random."""
     plainly, late = Ours.after(2), Ours(OPTIMIZERS["adam"])
-    late.inner.transfer = simulated_transfer(when)
+    late.inner.arriving.transfer = simulated_transfer(when)
     late.follow()
     for step in range(2):
         late.step(step)

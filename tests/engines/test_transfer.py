@@ -183,7 +183,7 @@ def test_an_exchange_waits_for_the_one_before(when):
     """Also where there are buffers enough for both."""
     for seed in range(3):
         beside = Trained(flat, when, seed, hooked=True)
-        beside.inner.transfer = simulated_transfer(when, seed=seed, buffers=64)
+        beside.inner.arriving.transfer = simulated_transfer(when, seed=seed, buffers=64)
         beside.step(0)
         before = plain(beside.everything())
         beside.inner.exchange()

@@ -587,7 +587,7 @@ def test_a_checkpoint_from_before_the_option_is_one_in_the_hosts_order():
 @pytest.mark.parametrize(("saved", "here"), [("inner", "model"), ("model", "inner")])
 def test_a_checkpoint_of_a_run_that_keeps_the_other_set_is_refused(saved, here):
     written, run = run_of(keep=saved).state_dict(), run_of(keep=here)
-    with pytest.raises(ValueError, match=f"with keep: {saved}, this run has keep: {here}; set it back, or start a new"):
+    with pytest.raises(ValueError, match=f"with keep '{saved}', this run has '{here}'; set it back, or start a new"):
         run.load_state_dict(written)
     run_of(keep=saved).load_state_dict(written)
 
@@ -596,7 +596,7 @@ def test_a_checkpoint_of_the_first_version_is_one_of_a_run_that_keeps_w():
     written = run_of().state_dict()
     del written["keep"]
     run_of().load_state_dict(written)
-    with pytest.raises(ValueError, match="with keep: model, this run has keep: inner"):
+    with pytest.raises(ValueError, match="with keep 'model', this run has 'inner'"):
         run_of(keep="inner").load_state_dict(written)
 
 
