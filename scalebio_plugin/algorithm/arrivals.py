@@ -31,7 +31,7 @@ class Transfer(Protocol):
 
 
 class Arrivals(dict[str, Mark]):
-    """What of an exchange nobody has waited for yet, by parameter name.
+    """What of an exchange nobody has waited for yet, by name.
 
     Args:
         transfer: None: nothing is ever on its way.
@@ -46,7 +46,7 @@ class Arrivals(dict[str, Mark]):
         self.passes_wait = False
 
     def begin(self, name: str, near: Tensor, far: Tensor) -> bool:
-        """Begin to exchange the values of a parameter; False: they are not within reach of a transfer."""
+        """Begin to exchange what a name stands for; False: they are not within reach of a transfer."""
         if self.transfer is None or not self.transfer.reaches(near):
             return False
         self[name] = self.transfer.swap(near, far)

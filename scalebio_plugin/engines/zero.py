@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..algorithm.arrivals import Mark, Transfer
+from ..algorithm.arrivals import Arrivals, Transfer
 from ..algorithm.inner import copied_state, exchange_entries, own_entries, resting
 from ..algorithm.saved import refuse_missing
 
@@ -45,8 +45,7 @@ class ZeroInner:
     def __init__(self, engine: DeepSpeedEngine, device: torch.device | None = None, transfer: Transfer | None = None):
         self.engine = engine
         self.device = device
-        self.transfer = transfer
-        self.arriving: list[Mark] = []
+        self.arriving = Arrivals(transfer)
         self.tensors: list[Tensor] = []
         self.states: list[dict[str, Any]] = []
         self.groups: list[dict[str, Any]] = []
@@ -91,14 +90,10 @@ class ZeroInner:
         for index, master in enumerate(self._masters()):
             self._exchange_state(index, master, base.state)
         exchange_entries(base.param_groups, self.groups)
-        for mark in self.arriving:  # ZeRO gathers and reduces on streams of its own: nothing runs beside the exchange
-            mark.wait()
-        self.arriving.clear()
+        self.arriving.settle()  # ZeRO gathers and reduces on streams of its own: nothing runs beside the exchange
 
     def _swap(self, mine: Tensor, theirs: Tensor) -> None:
-        if self.transfer is not None and self.transfer.reaches(theirs):
-            self.arriving.append(self.transfer.swap(theirs, mine))
-        else:
+        if not self.arriving.begin(str(len(self.arriving)), theirs, mine):
             _swap(mine, theirs)
 
     @contextmanager
@@ -114,8 +109,7 @@ class ZeroInner:
     def take_over(self) -> None:
         """The engine is u from here on, masters and optimizer state too; w is gone. Not to be used afterwards."""
         self.exchange()
-        if self.transfer is not None:
-            self.transfer.finish()
+        self.arriving.finish()
         self.tensors, self.states, self.groups = [], [], []
 
     def step(self) -> None:
@@ -136,8 +130,7 @@ class ZeroInner:
 
     def state_dict(self) -> dict[str, Any]:
         """This rank's part of u, on the CPU: the values are the masters, rounded. Not to be called while exchanged."""
-        if self.transfer is not None:
-            self.transfer.finish()
+        self.arriving.finish()
         return {
             "masters": [tensor.cpu().clone() for tensor in self.tensors[-len(self._masters()) :]],
             "states": [copied_state(state, "cpu") for state in self.states],
@@ -159,8 +152,7 @@ class ZeroInner:
                 "model, adapter, ZeRO stage and number of GPUs of the run that wrote it"
             )
         self.follow()
-        if self.transfer is not None:
-            self.transfer.finish()
+        self.arriving.finish()
         states = zip(saved["states"], self._masters(), strict=True)
         self.states = [self._rested(copied_state(state, master.device)) for state, master in states]
         self.groups = [dict(group) for group in saved["groups"]]
