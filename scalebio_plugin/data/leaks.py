@@ -106,7 +106,8 @@ class Search:
         self.vocabulary = Vocabulary(self._text_of)
         self._special = set(tokenizer.all_special_ids)
         self.lengths = {name: len(of) for name, of in sets.items()}
-        wanted = [_thinned(self._texts(of)) for of in sets.values()]
+        texts = [self._texts(of) for of in sets.values()]
+        wanted = [one.spaced(MOST, len(one.flat)) for one in texts]
         self.bounds = np.cumsum([*map(len, wanted)])  # (sets,), ends
         self.index = Index(wanted, self._samples())
 
@@ -172,7 +173,3 @@ class Search:
 def _leak(found: Found, chosen: np.ndarray) -> Leak:
     rows, same, wanted = found.row[chosen], found.row[chosen & found.same], found.wanted[chosen]
     return Leak(*(len(np.unique(of)) for of in (rows, same, wanted)))
-
-
-def _thinned(texts: Texts) -> Texts:
-    return texts.of(np.arange(0, len(texts), max(1, -(-len(texts.flat) // MOST))))

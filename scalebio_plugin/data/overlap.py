@@ -51,9 +51,9 @@ class Texts:
     def __len__(self) -> int:
         return len(self.starts) - 1
 
-    def spaced(self, rows: int) -> Texts:
-        """At most so many of them, evenly spaced."""
-        return self.of(np.arange(0, len(self), max(1, -(-len(self) // rows))))
+    def spaced(self, most: int, size: int) -> Texts:
+        """Evenly spaced ones, about `most` of the `size` that all have together."""
+        return self.of(np.arange(0, len(self), max(1, -(-size // most))))
 
     def of(self, rows: np.ndarray) -> Texts:
         """Those rows."""
@@ -189,7 +189,7 @@ class Index:
     """
 
     def __init__(self, wanted: Sequence[Texts], samples: Iterable[Texts]):
-        framed = (windows_of(one.spaced(FRAMED)) for one in (*wanted, *samples))
+        framed = (windows_of(one.spaced(FRAMED, len(one))) for one in (*wanted, *samples))
         self.shared = np.unique(np.concatenate([*map(shared_windows, framed)]))
         windows = [windows_of(one, self.shared) for one in wanted]
         bases = np.cumsum([0, *map(len, wanted)])

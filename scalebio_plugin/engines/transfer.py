@@ -126,12 +126,8 @@ class CudaMark:
         torch.cuda.current_stream(self.device).wait_event(self.event)
 
 
-def cuda_transfer(device: torch.device) -> Transfer:
-    """With buffers of its own on this GPU, BUFFERS × CHUNK bytes of them."""
-    buffers = [torch.empty(CHUNK, dtype=torch.uint8, device=device) for _ in range(BUFFERS)]
-    return Transfer(CudaDevice(device), buffers)
-
-
 def transfer_between(here: torch.device, rest: torch.device | None) -> Transfer | None:
     """For values that are used `here` and rest in CPU memory; None where pointers or plain copies will do."""
-    return cuda_transfer(here) if here.type == "cuda" and rest is not None and rest.type == "cpu" else None
+    if here.type != "cuda" or rest is None or rest.type != "cpu":
+        return None
+    return Transfer(CudaDevice(here), [torch.empty(CHUNK, dtype=torch.uint8, device=here) for _ in range(BUFFERS)])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from .checkpoint import HISTORY, InnerPart, MixturePart
 from .learning import Learning
 from .manifest import write_manifest
 from .phase import Phase
-from .resume_from import is_newest, newer_than, newest_whole, out_of_the_way, refuse_problem
+from .resume_from import is_newest, newest_whole, out_of_the_way, refuse_problem
 from .same_run import refuse_another_run
 from .signals import begin_worker, held_from_children
 
@@ -36,7 +37,7 @@ class ResumableTrainer(AxolotlTrainer):
     learning: Learning | None = None
     optimizer: Any
     _is_over = False  # it was when it was resumed
-    _passed_over: Sequence[str] = ()  # newer checkpoints than the one that this run goes on from
+    _passed_over: Mapping[str, str] = MappingProxyType({})  # newer checkpoints, not gone on from, and their problems
     _bare: tuple[nn.Module, nn.Module] | None = None  # what `bare_model` found last, and in what
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
@@ -63,10 +64,10 @@ class ResumableTrainer(AxolotlTrainer):
         output_dir, taken = str(self.args.output_dir), None if asked is True else str(asked)
         automatic = bool(self.axolotl_cfg and self.axolotl_cfg.auto_resume_from_checkpoints)
         if taken is None or (automatic and is_newest(taken, output_dir)):
-            taken, passed_over = newest_whole(output_dir)
-            self._passed_over = newer_than(taken, output_dir)
-            for line in passed_over:
-                LOG.warning(f"scalebio: {line}, so the run " + (f"goes on from {taken}" if taken else "starts anew"))
+            taken, self._passed_over = newest_whole(output_dir)
+            goes_on = f"goes on from {taken}" if taken else "starts anew"
+            for newer, problem in self._passed_over.items():
+                LOG.warning(f"scalebio: {newer} {problem}, so the run {goes_on}")
         else:
             refuse_problem(taken)
         if taken is not None and checkpoints.is_unchecked(taken):
@@ -115,7 +116,7 @@ class ResumableTrainer(AxolotlTrainer):
         if self.args.should_save and limit:
             for line in out_of_the_way(self._passed_over):
                 LOG.warning(f"scalebio: {line}")
-            self._passed_over = ()
+            self._passed_over = {}
             rotate_checkpoints(run_dir, limit, self.state.best_model_checkpoint, use_mtime=True)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from .checkpoint import FOLDER, is_unchecked
@@ -50,24 +50,24 @@ def refuse_problem(checkpoint: str) -> None:
         )
 
 
-def newest_whole(output_dir: str) -> tuple[str | None, list[str]]:
-    """The newest checkpoint without a problem, and the newer ones with theirs, for the log.
+def newest_whole(output_dir: str) -> tuple[str | None, dict[str, str]]:
+    """The newest checkpoint without a problem, and the problem of each newer one.
 
     None where there is none yet: those that there are were never written to their end.
 
     Raises:
         ValueError: There are damaged ones, and none is whole.
     """
-    passed_over: list[str] = []
+    passed_over: dict[str, str] = {}
     for checkpoint in _newest_first(output_dir):
         problem = problem_of(checkpoint)
         if problem is None:
             return checkpoint, passed_over
-        passed_over.append(f"{checkpoint} {problem}")
-    if any(" is damaged (" in line for line in passed_over):
+        passed_over[checkpoint] = problem
+    if any(problem.startswith("is damaged (") for problem in passed_over.values()):
         raise ValueError(
             "scalebio: there are checkpoints, but none is whole:\n  "
-            + "\n  ".join(passed_over)
+            + "\n  ".join(f"{checkpoint} {problem}" for checkpoint, problem in passed_over.items())
             + "\nBring the files back; or, to start anew and lose what was learned, move the checkpoints away or set "
             "another output_dir"
         )
@@ -79,13 +79,7 @@ def is_newest(checkpoint: str, output_dir: str) -> bool:
     return any(os.path.abspath(newest) == os.path.abspath(checkpoint) for newest in _newest_first(output_dir)[:1])
 
 
-def newer_than(taken: str | None, output_dir: str) -> list[str]:
-    """What a resume passes over that takes this one; all where it takes none."""
-    steps = -1 if taken is None else _step_of(taken)
-    return [checkpoint for checkpoint in _newest_first(output_dir) if _step_of(checkpoint) > steps]
-
-
-def out_of_the_way(passed_over: Sequence[str]) -> Iterator[str]:
+def out_of_the_way(passed_over: Iterable[str]) -> Iterator[str]:
     """Once a newer one is whole, what a resume passed over would take a place of `save_total_limit`.
 
     What was never whole goes, what is damaged gets a name that the host does not count; each in a sentence for the log.

@@ -60,7 +60,7 @@ def test_a_manifest_has_every_file_of_the_hosts_and_ours(out: Path) -> None:
     ours = {f"scalebio/{name}" for name in ("mixture.safetensors", "inner.safetensors", "history.jsonl")}
     assert hosts | ours <= set(document["files"])
     assert (document["step"], document["ranks"]) == (4, 1)
-    assert newest_whole(str(out)) == (str(newest), [])
+    assert newest_whole(str(out)) == (str(newest), {})
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -75,10 +75,11 @@ def test_a_damaged_file_is_named_and_the_checkpoint_before_is_taken(out: Path, t
             continue
         unlike += 1
         write(path, changed)
-        taken, (line,) = newest_whole(str(tmp_path))
+        taken, passed_over = newest_whole(str(tmp_path))
         assert taken == str(older), name
         said = rf"{name} is ({words})" if name != manifest.NAME else MANIFEST.get(damage, "manifest.json is changed")
-        assert re.search(rf"checkpoint-4 .*{said}", line), line
+        assert list(passed_over) == [str(newest)]
+        assert re.search(said, passed_over[str(newest)]), passed_over
         with pytest.raises(ValueError, match=rf"^scalebio: .*checkpoint-4 .*{said}.*resume from another"):
             refuse_problem(str(newest))
         path.write_bytes(before)

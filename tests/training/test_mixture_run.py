@@ -564,40 +564,29 @@ def test_what_was_saved_does_not_change_later(rule):
     assert str(saved) == str(before)
 
 
-def test_a_checkpoint_of_another_rule_is_refused():
-    saved = run_of(mixture_update="adam").state_dict()
-    with pytest.raises(ValueError, match=r"'adam'.*'evidence'; set it back, or start a new output_dir"):
-        run_of().load_state_dict(saved)
+@pytest.mark.parametrize(
+    ("key", "saved", "here"),
+    [
+        ("mixture_update", "adam", "evidence"),
+        ("sampling", "mixture", "host"),
+        ("keep", "inner", "model"),
+        ("keep", "model", "inner"),
+    ],
+)
+def test_a_checkpoint_of_another_rule_sampling_or_set_to_keep_is_refused(key, saved, here):
+    written, said = run_of(**{key: saved}).state_dict(), f"learned with {key} '{saved}', this run has '{here}'; set it"
+    with pytest.raises(ValueError, match=f"{said} back, or start a new output_dir"):
+        run_of(**{key: here}).load_state_dict(written)
+    run_of(**{key: saved}).load_state_dict(written)
 
 
-def test_a_checkpoint_of_another_sampling_is_refused():
-    saved = run_of(sampling="mixture").state_dict()
-    with pytest.raises(ValueError, match=r"sampling 'mixture', this run has 'host'.*start a new output_dir"):
-        run_of().load_state_dict(saved)
-
-
-def test_a_checkpoint_from_before_the_option_is_one_in_the_hosts_order():
-    saved = run_of().state_dict()
-    del saved["sampling"]
-    run_of().load_state_dict(saved)
-    with pytest.raises(ValueError, match="sampling 'host', this run has 'mixture'"):
-        run_of(sampling="mixture").load_state_dict(saved)
-
-
-@pytest.mark.parametrize(("saved", "here"), [("inner", "model"), ("model", "inner")])
-def test_a_checkpoint_of_a_run_that_keeps_the_other_set_is_refused(saved, here):
-    written, run = run_of(keep=saved).state_dict(), run_of(keep=here)
-    with pytest.raises(ValueError, match=f"with keep '{saved}', this run has '{here}'; set it back, or start a new"):
-        run.load_state_dict(written)
-    run_of(keep=saved).load_state_dict(written)
-
-
-def test_a_checkpoint_of_the_first_version_is_one_of_a_run_that_keeps_w():
-    written = run_of().state_dict()
-    del written["keep"]
-    run_of().load_state_dict(written)
-    with pytest.raises(ValueError, match="with keep 'model', this run has 'inner'"):
-        run_of(keep="inner").load_state_dict(written)
+@pytest.mark.parametrize(("key", "before", "here"), [("sampling", "host", "mixture"), ("keep", "model", "inner")])
+def test_a_checkpoint_from_before_an_option_is_of_what_there_was(key, before, here):
+    written = run_of(**{key: before}).state_dict()
+    del written[key]
+    run_of(**{key: before}).load_state_dict(written)
+    with pytest.raises(ValueError, match=f"{key} '{before}', this run has '{here}'"):
+        run_of(**{key: here}).load_state_dict(written)
 
 
 @pytest.mark.parametrize(

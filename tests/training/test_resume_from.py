@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from scalebio_plugin.training.checkpoint import MixturePart, write_mixture
-from scalebio_plugin.training.resume_from import is_newest, newer_than, newest_whole, out_of_the_way, refuse_problem
+from scalebio_plugin.training.resume_from import is_newest, newest_whole, out_of_the_way, refuse_problem
 from tests.training.test_checkpoint import write
 
 
@@ -36,7 +36,7 @@ def test_a_checkpoint_that_was_not_written_to_its_end_is_known(tmp_path: Path, f
     taken, passed_over = newest_whole(str(tmp_path))
     assert taken == str(whole if half else newer)
     assert len(passed_over) == half
-    assert all("checkpoint-10 was not written to its end" in line for line in passed_over)
+    assert all(path == str(newer) and "was not written to its end" in said for path, said in passed_over.items())
     if half:
         with pytest.raises(ValueError, match=r"checkpoint-10 was not written to its end.*the newest whole one$"):
             refuse_problem(str(newer))
@@ -57,7 +57,7 @@ class TestWhereNoneIsWhole:
     """What was never whole is begun anew; what was, and is lost, is for the user to decide."""
 
     def test_no_folder(self, tmp_path: Path) -> None:
-        assert newest_whole(str(tmp_path / "out")) == (None, [])
+        assert newest_whole(str(tmp_path / "out")) == (None, {})
 
     def test_killed_while_the_first_was_written(self, tmp_path: Path) -> None:
         write_half(tmp_path / "checkpoint-3")
@@ -82,7 +82,8 @@ def test_what_a_resume_passed_over_goes_if_it_never_was_whole_and_is_kept_aside_
     (tmp_path / "checkpoint-16").mkdir()  # killed before any file
     (tmp_path / "checkpoint-9000").mkdir()
     (tmp_path / "checkpoint-9000/model.safetensors").touch()  # a user's
-    passed_over = newer_than(str(tmp_path / "checkpoint-9"), str(tmp_path))
+    taken, passed_over = newest_whole(str(tmp_path))
+    assert taken == str(tmp_path / "checkpoint-9")
     lines = list(out_of_the_way(passed_over))
     kept = {"checkpoint-3", "checkpoint-6", "checkpoint-9", "damaged-checkpoint-12", "checkpoint-9000"}
     assert {path.name for path in tmp_path.iterdir()} == kept
@@ -95,7 +96,7 @@ def test_what_a_resume_passed_over_goes_if_it_never_was_whole_and_is_kept_aside_
 def test_one_that_was_passed_over_and_written_anew_stays(tmp_path: Path) -> None:
     write(tmp_path / "checkpoint-3", step=3)
     write_half(tmp_path / "checkpoint-6")
-    passed_over = newer_than(None, str(tmp_path))
-    assert [Path(path).name for path in passed_over] == ["checkpoint-6", "checkpoint-3"]
+    _, passed_over = newest_whole(str(tmp_path))
+    assert [Path(path).name for path in passed_over] == ["checkpoint-6"]
     write(tmp_path / "checkpoint-6", step=6)
-    assert list(out_of_the_way([*passed_over, str(tmp_path / "checkpoint-9")])) == []
+    assert list(out_of_the_way([*passed_over, *(str(tmp_path / f"checkpoint-{step}") for step in (3, 9))])) == []

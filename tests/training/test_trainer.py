@@ -146,7 +146,7 @@ def test_a_history_that_is_torn_in_mid_run_does_not_lose_the_model(inputs: Path,
 
     host.train(inputs, output_dir=str(out), on_batch=tear, max_steps=4, save_strategy="steps", save_steps=2)
     assert (out / "model.safetensors").exists()
-    assert newest_whole(str(out)) == (f"{out}/checkpoint-4", [])
+    assert newest_whole(str(out)) == (f"{out}/checkpoint-4", {})
     assert read_mixture(out / "scalebio/mixture.json")["steps"] == 2, "it is left as the second step had it"
 
 
