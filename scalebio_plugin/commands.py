@@ -58,7 +58,7 @@ def estimate(arguments: argparse.Namespace) -> int:
 def check(arguments: argparse.Namespace) -> int:
     from .errors import problems_in
     from .estimate.checked import checked
-    from .estimate.setting import read_config
+    from .estimate.given import read_config
 
     config = read_config(arguments.config)
     found = checked(config)
@@ -140,7 +140,7 @@ def report_bug(arguments: argparse.Namespace) -> int:
 
     config, log = arguments.config, arguments.log
     if config is not None:
-        from .estimate.setting import read_config
+        from .estimate.given import read_config
 
         config = read_config(config)
     if log is not None and not log.is_file():
@@ -153,7 +153,7 @@ def report_bug(arguments: argparse.Namespace) -> int:
 def init(arguments: argparse.Namespace) -> int:
     from .edit.begin import begun
     from .edit.text import difference, read_text, write_text
-    from .estimate.setting import read_config
+    from .estimate.given import read_config
 
     path, target = arguments.config, arguments.output or arguments.config
     config, text = read_config(path), read_text(path)
@@ -172,7 +172,7 @@ def init(arguments: argparse.Namespace) -> int:
 def apply(arguments: argparse.Namespace) -> int:
     from .edit.apply import applied, as_weights, explained, refuse_unfit
     from .edit.text import read_text, write_text
-    from .estimate.setting import read_config
+    from .estimate.given import read_config
     from .report.mixture_file import mixture_at, read_mixture
 
     path, mixture = arguments.config, mixture_at(arguments.mixture)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..config.raw import whole_number
-from ..estimate.setting import read_config
+from ..estimate.given import read_config
 from ..report.comparison import sentences
 from ..report.mixture_file import mixture_at, read_mixture
 from ..report.page import draw_again

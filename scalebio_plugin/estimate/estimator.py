@@ -21,10 +21,11 @@ from ..config.fused_loss import fused_loss_of
 from ..config.raw import with_lisa_keys
 from ..config.refusals import inside
 from . import model as models
+from .given import read_config
 from .layout import Kind, Layout
 from .memory import Parameter, StateBytes, Training, state_bytes
 from .passes import Pass, PassBytes, measure, rule_of_thumb
-from .setting import Setting, read_config, setting_of
+from .setting import Setting, setting_of
 
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 ALLOWANCE = 1.0 * 2**30  # CUDA context, cuBLAS workspaces and the allocator's rounding: a round number, not measured

@@ -9,20 +9,29 @@ from typing import Any
 import yaml
 
 
-def yaml_at(path: Path) -> Any:
-    """The content of a file of YAML.
+def read_config(path: Path) -> dict[str, Any]:
+    """The Axolotl config at `path`, as it stands.
 
     Raises:
-        ValueError: It is none.
+        FileNotFoundError, ValueError: There is none.
     """
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}; give an Axolotl config")
     try:
-        return yaml.safe_load(_text_at(path))
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
-        raise ValueError(f"{path} is no YAML: {error.problem or error.context}{place}; correct it there") from error
+        cfg = yaml.safe_load(_text_at(path))
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}; correct it there") from error
+        raise ValueError(f"{path} is no YAML: {_said_of(error)}; correct it there") from error
+    if not isinstance(cfg, dict):
+        raise ValueError(f"{path} is no Axolotl config: it must be a block of keys")
+    return cfg
+
+
+def _said_of(error: yaml.YAMLError) -> str:
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return " ".join(str(error).split())
+    mark = error.problem_mark or error.context_mark
+    place = f", line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
+    return f"{error.problem or error.context}{place}"
 
 
 def json_at(path: Path) -> dict[str, Any]:

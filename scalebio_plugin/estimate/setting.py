@@ -9,9 +9,52 @@ from typing import Any
 
 from ..config.block import ScaleBiOSettings, settings_of, validation_rows
 from ..config.raw import count, refuse_shapes, whole_number, with_lisa_keys
-from .cost import Cost
-from .given import yaml_at
 from .layout import Layout, layout_of
+
+FORWARD = 1.0 / 3.0  # of a forward and backward pass, where all weights train: 2 of 6 operations per weight and token
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Compute per optimiser step, in passes over the training batch (forward and backward); the ordinary run's is 1.
+
+    Attributes:
+        block: The `scalebio:` block.
+        validation: Validation rows per optimiser step over training rows per step.
+        max_steps: Optimiser steps of the run, above 0, where the config says.
+    """
+
+    block: ScaleBiOSettings
+    validation: float
+    max_steps: int | None = None
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether u has a validation pass, too."""
+        return self.block.estimator == "symmetric"
+
+    @property
+    def while_learning(self) -> float:
+        """Passes per step: w and u on the training batch, w (and u) on the validation batch."""
+        if self.block.pull == 0.0:
+            return 2.0 + self.validation * FORWARD
+        return 2.0 + self.validation * (2 if self.symmetric else 1)
+
+    @property
+    def whole_run(self) -> float | None:
+        """Mean passes per step over the run, with `learn.until` at most; None where it hangs on a length not given."""
+        learning = self._learning_share()
+        return None if learning is None else 1.0 + learning * (self.while_learning - 1.0)
+
+    def _learning_share(self) -> float | None:
+        """Part of the run's optimiser steps that learn."""
+        learn, warmup = self.block.learn, self.block.warmup_steps
+        if learn.steps is None and warmup == 0:
+            return learn.part
+        if self.max_steps is None:
+            return None
+        after = max(0, self.max_steps - warmup)
+        return min(learn.last(after), after) / self.max_steps
 
 
 @dataclass(frozen=True)
@@ -65,20 +108,6 @@ class Setting:
         rows = self.block.validation_batch_size or validation_rows(*step)
         steps = whole_number(self.cfg, "max_steps", 0)  # none, 0 or less: as many as there are epochs
         return Cost(self.block, rows / (step[0] * step[1] * step[2]), steps if steps > 0 else None)
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """The Axolotl config at `path`, as it stands.
-
-    Raises:
-        FileNotFoundError, ValueError: There is none.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}; give an Axolotl config")
-    cfg = yaml_at(path)
-    if not isinstance(cfg, dict):
-        raise ValueError(f"{path} is no Axolotl config: it must be a block of keys")
-    return cfg
 
 
 def setting_of(cfg: Mapping[str, Any], folder: Path, gpus: int) -> Setting:

@@ -13,11 +13,11 @@ import pytest
 
 from scalebio_plugin.config.block import ScaleBiOSettings
 from scalebio_plugin.config.refusals import problems_of
-from scalebio_plugin.estimate.cost import Cost
+from scalebio_plugin.estimate.given import read_config
 from scalebio_plugin.estimate.layout import Kind, layout_of
 from scalebio_plugin.estimate.lines import lines_of
 from scalebio_plugin.estimate.model import config_of
-from scalebio_plugin.estimate.setting import precision_of, read_config, setting_of
+from scalebio_plugin.estimate.setting import Cost, precision_of, setting_of
 
 from .tiny import estimated, rows
 
