@@ -101,7 +101,7 @@ def of_setting(setting: Setting, model_config: Path | None = None) -> Estimate:
     cfg = setting.cfg
     trust = bool(cfg.get("trust_remote_code"))
     config, origin = models.config_of(str(cfg["base_model"]), setting.folder, model_config, trust_remote_code=trust)
-    attention = "eager" if cfg.get("attn_implementation") == "eager" else "sdpa"
+    attention = "eager" if cfg.get("attn_implementation") == "eager" else None
     model = models.build(config, attention, inside(cfg, "overrides_of_model_config"))
     name = type(model).__name__
     with contextlib.redirect_stdout(sys.stderr):  # libraries of the host talk as they are imported

@@ -30,8 +30,9 @@ def config_of(base_model: str, folder: Path, given: Path | None, *, trust_remote
     Raises:
         ValueError: None of them has it.
     """
-    local = [place / base_model / "config.json" for place in (folder, Path())]
-    for path in [given] if given is not None else [path for path in local if path.is_file()]:
+    local = (place / base_model / "config.json" for place in (folder, Path()))
+    path = given or next(filter(Path.is_file, local), None)
+    if path is not None:
         return _from_dict(json_at(path), str(path)), str(path)
     known = known_models()
     if base_model in known:
@@ -62,11 +63,14 @@ def _from_dict(data: Mapping[str, Any], where: str) -> Any:
     return CONFIG_MAPPING[kind].from_dict(dict(data))
 
 
-def build(config: Any, attention: str, overrides: Mapping[str, Any] | None = None) -> nn.Module:
+def build(config: Any, attention: str | None = None, overrides: Mapping[str, Any] | None = None) -> nn.Module:
     """The causal language model on the meta device, every parameter trainable.
 
+    Args:
+        attention: None: a fused one (`sdpa`), where the family has it.
+
     Raises:
-        ValueError: There is none of these shapes.
+        ValueError: There is none of these shapes, or its code needs a package that is not there.
     """
     from transformers import AutoModelForCausalLM
 
@@ -75,6 +79,10 @@ def build(config: Any, attention: str, overrides: Mapping[str, Any] | None = Non
             setattr(config, key, value)
         with torch.device("meta"):
             model: nn.Module = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    except ImportError as error:
+        raise ValueError(
+            f"base_model: its code needs a package that is not installed ({_said(error)}); install it"
+        ) from error
     except Exception as error:  # of any kind: each family has rules of its own
         key = "overrides_of_model_config" if overrides else "base_model"
         raise ValueError(f"{key}: no model has these shapes ({_said(error)}); correct them") from error
@@ -188,16 +196,14 @@ def _quantised(model: nn.Module, cfg: Mapping[str, Any]) -> set[str]:
     eight = cfg.get("adapter") == "lora" and cfg.get("load_in_8bit")
     if not four and not eight:
         return set()
+    from transformers.pytorch_utils import Conv1D
+
     head = embedding_and_head(model)[1]
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) or _is_conv1d(module)]
+    linear = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))]
     matrices = {f"{name}.weight" for name in linear if name.rsplit(".", 1)[-1] != head}
     if cfg.get("quantize_moe_experts"):
         matrices |= {name for name, parameter in model.named_parameters() if "expert" in name and parameter.dim() == 3}
     return {name for name, parameter in model.named_parameters() if name in matrices and not parameter.requires_grad}
-
-
-def _is_conv1d(module: nn.Module) -> bool:
-    return type(module).__name__ == "Conv1D"
 
 
 def packed(shape: torch.Size, *, four_bits: bool) -> float:

@@ -34,7 +34,7 @@ HEAD_SAVED = {**LORA, "lora_modules_to_save": ["embed_tokens", "lm_head"]}
 def test_known_shapes_give_the_published_number_of_parameters(name: str) -> None:
     config, origin = model.config_of(name, Path(), None)
     assert origin == "known shapes"
-    assert sum(p.numel() for p in model.build(config, "sdpa").parameters()) == PARAMETERS[name]
+    assert sum(p.numel() for p in model.build(config).parameters()) == PARAMETERS[name]
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
@@ -54,12 +54,33 @@ def test_a_given_config_goes_before_a_folder_and_a_folder_before_the_known(tmp_p
     assert model.config_of(name, tmp_path, tmp_path / "mine.json")[0].n_layer == 5
 
 
+def test_a_family_without_a_fused_attention_is_built_as_the_host_does() -> None:
+    built = model.build(CONFIG_MAPPING["gptj"](n_embd=32, n_layer=2, n_head=2, rotary_dim=4, vocab_size=64))
+    assert built.config._attn_implementation == "eager"
+    assert model.build(config_of("llama")).config._attn_implementation == "sdpa"
+    assert model.build(config_of("llama"), "eager").config._attn_implementation == "eager"
+
+
+def test_a_package_that_the_model_needs_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Gemma 3n does without timm."""
+
+    def needs_it(*args: Any, **kwargs: Any) -> None:
+        raise ImportError("\nGemma3n requires the timm library")
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_config", needs_it)
+    with pytest.raises(
+        ValueError,
+        match=r"base_model: its code needs .* \(ImportError: Gemma3n requires the timm library\); install it",
+    ):
+        model.build(config_of("llama"))
+
+
 @pytest.mark.host_contract
 @pytest.mark.parametrize("kind", SHAPES)
 def test_adapters_are_those_that_the_host_makes(kind: str) -> None:
     from axolotl.loaders.utils import get_linear_embedding_layers
 
-    plain = model.build(config_of(kind), "sdpa")
+    plain = model.build(config_of(kind))
     assert list(model.embedding_and_head(plain)) == get_linear_embedding_layers(kind)
     assert _trained(on_meta(kind, lora(kind))) == _trained(hosts_adapters(plain, lora(kind)))
 
@@ -121,7 +142,7 @@ def test_experts_are_quantised_where_it_is_asked_for(asked: bool, of_16_bits: fl
     sizes = {"hidden_size": 64, "moe_intermediate_size": 128, "num_experts": 16, "num_experts_per_tok": 2}
     heads = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 32}
     config = CONFIG_MAPPING["qwen3_moe"](**sizes, **heads, intermediate_size=64, vocab_size=128)
-    plain = model.choose_what_trains(model.build(config, "sdpa"), cfg)
+    plain = model.choose_what_trains(model.build(config), cfg)
     types = model.stored_types(plain, cfg, torch.bfloat16, fsdp=False)
     loaded = model.parameters_to_load(plain, "base_model.model.model.layers", cfg, types)
     stored = {

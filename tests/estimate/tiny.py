@@ -42,7 +42,7 @@ def config_of(kind: str, **changed: Any) -> Any:
 
 
 def on_meta(kind: str, cfg: dict[str, Any]) -> nn.Module:
-    return model.choose_what_trains(model.build(config_of(kind), "sdpa"), cfg)
+    return model.choose_what_trains(model.build(config_of(kind)), cfg)
 
 
 def real(kind: str, cfg: dict[str, Any]) -> nn.Module:
