@@ -36,17 +36,15 @@ class Run:
     """Memory of one way to run a config.
 
     Attributes:
-        state: Weights and what hangs on them. passes: Activations and logits; None where only state was counted.
+        state: Weights and what hangs on them. passes: Activations and logits; of nothing where only state was counted.
     """
 
     state: StateBytes
-    passes: PassBytes | None = None
+    passes: PassBytes = PassBytes(0.0, 0.0)
 
     @property
     def peak(self) -> float:
-        """Bytes on one GPU, the allowance included where passes were counted."""
-        if self.passes is None:
-            return self.state.peak(0.0)
+        """Bytes on one GPU, the allowance included."""
         return self.state.peak(self.passes.total) + ALLOWANCE
 
 

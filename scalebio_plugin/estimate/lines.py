@@ -10,7 +10,6 @@ from .estimator import ALLOWANCE, Estimate, Run
 from .layout import Layout
 from .memory import Bytes
 from .optimizers import STATES
-from .passes import PassBytes
 from .setting import Setting
 
 GIB = 2**30
@@ -24,8 +23,8 @@ _ROWS: dict[str, Callable[[Run], float]] = {
     "inner optimizer states": lambda run: run.state.inner_optimizer.gpu,
     "gradient buckets": lambda run: run.state.buckets.gpu,
     # For a while: of a pass, a step and an exchange the largest counts.
-    "activations": lambda run: (run.passes or PassBytes(0, 0)).activations,
-    "logits and their loss": lambda run: (run.passes or PassBytes(0, 0)).logits,
+    "activations": lambda run: run.passes.activations,
+    "logits and their loss": lambda run: run.passes.logits,
     "gathered in a pass": lambda run: run.state.gathered.gpu,
     "(or: in the step)": lambda run: run.state.step.gpu,
     "(or: in an exchange)": lambda run: run.state.exchange.gpu,

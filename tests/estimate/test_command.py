@@ -174,7 +174,6 @@ def test_a_model_whose_code_needs_data_is_estimated_roughly(tmp_path: Path, monk
 
     monkeypatch.setattr("scalebio_plugin.estimate.estimator.measure", needs_data)
     found = estimated(bilevel(tmp_path), tmp_path)
-    assert found.run.passes is not None
     assert found.run.passes.activations > found.run.passes.logits > 0
     assert any("activations: rough" in line for line in lines_of(found, 8.0))
 
@@ -246,7 +245,7 @@ def test_yi_34b_fits_where_the_readme_says() -> None:
 def test_every_example_can_be_estimated(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(path.parent)  # where one has its DeepSpeed JSON
     found = estimate(path)
-    assert found.run.passes is not None
+    assert found.run.passes.total > 0
     assert not found.rough
     assert math.isfinite(found.run.peak)
 
