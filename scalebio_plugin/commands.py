@@ -71,19 +71,10 @@ def check(arguments: argparse.Namespace) -> int:
 
 
 def compare(arguments: argparse.Namespace) -> int:
-    from .compare.arms import refuse_unknown
     from .compare.command import compare as compare_arms
+    from .compare.command import plan_of
 
-    refuse_unknown(arguments.arms or [])
-    return compare_arms(
-        arguments.config,
-        folder=arguments.dir,
-        as_json=arguments.json,
-        **{
-            key: vars(arguments)[key]
-            for key in ("arms", "seeds", "mixture", "single", "random", "steps", "launch", "keep")
-        },
-    )
+    return compare_arms(plan_of(arguments), as_json=arguments.json)
 
 
 def show(arguments: argparse.Namespace) -> int:

@@ -94,11 +94,11 @@ def run_config(config: Mapping[str, Any], folder: Path, seed: int, steps: int | 
     by_metric = ("save_strategy",) if config.get("save_strategy") == "best" else ()
     dropped = (*_DROPPED, *OF_THE_RUN, *by_metric)
     plain = {key: copy.deepcopy(value) for key, value in config.items() if key not in dropped}
-    plugins = [*(plain.get("plugins") or []), JUDGE]
-    if "scalebio" in plain:  # no arm evaluates on the way, and all are to train on the same rows
-        plain["scalebio"] = {key: value for key, value in plain["scalebio"].items() if key != "held_out_rows"}
+    # No arm evaluates on the way, and all are to train on the same rows.
+    block = {key: value for key, value in plain["scalebio"].items() if key != "held_out_rows"}
     own = {
-        "plugins": plugins,
+        "plugins": [*plain["plugins"], JUDGE],
+        "scalebio": block,
         "output_dir": str(folder),
         "seed": seed,
         "eval_strategy": "no",
@@ -110,7 +110,7 @@ def run_config(config: Mapping[str, Any], folder: Path, seed: int, steps: int | 
 
 def applied_config(config: Mapping[str, Any], mixture: Path, **block: Any) -> Config:
     """An ordinary run on that mixture. `config`: of `run_config`."""
-    return {**config, "scalebio": {**applied_block(config.get("scalebio") or {}, str(mixture)), **block}}
+    return {**config, "scalebio": {**applied_block(config["scalebio"], str(mixture)), **block}}
 
 
 def plain_config(config: Mapping[str, Any], *, with_validation: bool = False) -> Config:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 import signal
 import sys
@@ -15,7 +16,7 @@ from ..report.comparison import sentences
 from ..report.mixture_file import mixture_at, read_mixture
 from ..report.page import draw_again
 from ..report.words import printable_lines
-from .arms import DEFAULT, OWN, RANDOM
+from .arms import DEFAULT, OWN, RANDOM, refuse_unknown
 from .picture import draw
 from .process import Ended
 from .result import table
@@ -24,43 +25,31 @@ from .runs import Comparison, Plan, launch_of, written
 _GOES_ON = "what is done stays, the same command goes on from there"
 
 
-def compare(
-    config: Path,
-    *,
-    folder: Path | None,
-    arms: Sequence[str] | None,
-    seeds: int,
-    mixture: Sequence[str],
-    single: bool,
-    random: int,
-    steps: int | None,
-    launch: str | None,
-    keep: bool,
-    as_json: bool,
-) -> int:
-    """Run what is missing, print what came of it; returns the exit status.
+def plan_of(arguments: argparse.Namespace) -> Plan:
+    """What was asked for.
 
-    Args:
-        folder: Of the arms; None: `<config>-compare` beside the working directory.
-        seeds: How many, from the config's own on.
-        mixture: A mixture.json or the folder of a run, or `name=weight` for each source, of the user's own.
-        random: How many mixtures drawn at random.
+    Raises:
+        FileNotFoundError, ValueError: There is no such arm, mixture or config.
     """
-    read = read_config(config)
-    own = weights_given(mixture)
-    chosen = [*(arms or DEFAULT), *([OWN] if own else []), *(f"{RANDOM}{k}" for k in range(1, random + 1))]
-    first = whole_number(read, "seed", 0)
-    plan = Plan(
-        config=read,
-        folder=folder or Path(f"{config.stem}-compare"),
-        arms=list(dict.fromkeys(chosen)),
-        seeds=range(first, first + seeds),
-        launch=launch_of(launch),
+    refuse_unknown(arguments.arms or [])
+    config, own = read_config(arguments.config), weights_given(arguments.mixture)
+    random = [f"{RANDOM}{number}" for number in range(1, arguments.random + 1)]
+    first = whole_number(config, "seed", 0)
+    return Plan(
+        config=config,
+        folder=arguments.dir or Path(f"{arguments.config.stem}-compare"),
+        arms=list(dict.fromkeys([*(arguments.arms or DEFAULT), *([OWN] if own else []), *random])),
+        seeds=range(first, first + arguments.seeds),
+        launch=launch_of(arguments.launch),
         own=own,
-        steps=steps,
-        single=single,
-        keep=keep,
+        steps=arguments.steps,
+        single=arguments.single,
+        keep=arguments.keep,
     )
+
+
+def compare(plan: Plan, *, as_json: bool) -> int:
+    """Run what is missing, print what came of it; returns the exit status."""
     try:
         document = Comparison(plan).run()
     except RuntimeError as error:
@@ -92,10 +81,14 @@ def weights_given(given: Sequence[str]) -> dict[str, float] | None:
         return read
     pairs = [text.rpartition("=") for text in given]
     try:
-        weights = {name: float(weight) for name, _, weight in pairs if name or _refuse(given)}
+        weights = {name: float(weight) for name, _, weight in pairs}
     except ValueError:
-        _refuse(given)
-        raise
+        weights = {}
+    if not weights or "" in weights:
+        raise ValueError(
+            "--mixture: must be a mixture.json, the folder of a run, or name=weight for each source, got "
+            f"{' '.join(given)}"
+        )
     repeated = sorted(name for name, count in Counter(name for name, _, _ in pairs).items() if count > 1)
     if repeated:
         raise ValueError(
@@ -104,9 +97,3 @@ def weights_given(given: Sequence[str]) -> dict[str, float] | None:
     if not all(math.isfinite(weight) and weight >= 0 for weight in weights.values()):
         raise ValueError(f"--mixture: must give finite weights of at least 0, got {' '.join(given)}; correct them")
     return weights
-
-
-def _refuse(given: Sequence[str]) -> bool:
-    raise ValueError(
-        f"--mixture: must be a mixture.json, the folder of a run, or name=weight for each source, got {' '.join(given)}"
-    ) from None

@@ -59,10 +59,8 @@ def row_losses(trainer: Trainer) -> Tensor:  # (R, 2)
         return of_rows[:, 0].sum() / of_rows[:, 1].sum().clamp(min=1)
 
     before = trainer.compute_loss_func, trainer.args.dataloader_drop_last
-    trainer.compute_loss_func, trainer.args.dataloader_drop_last = (
-        collect,
-        False,
-    )  # with packing the host drops the last
+    trainer.compute_loss_func = collect
+    trainer.args.dataloader_drop_last = False  # with packing the host drops the last
     try:
         trainer.evaluation_loop(trainer.get_eval_dataloader(), "Judging", prediction_loss_only=True)
     finally:

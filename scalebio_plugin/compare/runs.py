@@ -185,14 +185,12 @@ class Comparison:
         print(f"scalebio: {printable(line)}", file=sys.stderr, flush=True)
 
 
-def default_launch() -> list[str]:
-    """`axolotl train` of the environment that this runs in."""
+def launch_of(command: str | None) -> list[str]:
+    """In words; None: `axolotl train` of the environment that this runs in."""
+    if command is not None:
+        return shlex.split(command)
     beside = Path(sys.executable).with_name("axolotl")
     return [str(beside) if beside.is_file() else "axolotl", "train"]
-
-
-def launch_of(command: str | None) -> list[str]:
-    return default_launch() if command is None else shlex.split(command)
 
 
 def folder_name(arm: str, seed: int) -> str:
