@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from typing import Any
 
 from ..report.comparison import best_first, is_finite
 from ..report.files import StrPath, replace_file
-from ..report.picture import GREY, INK, PALETTE
+from ..report.picture import GREY, INK, PALETTE, png_of, style
 from ..report.tables import shorten
 
 
@@ -33,11 +32,6 @@ def draw(document: Mapping[str, Any], path: StrPath) -> None:
     axes.set_yticks(range(len(arms)), [shorten(name, 28) for name, _ in arms], fontsize=8, parse_math=False)
     axes.set_ylim(-0.6, len(arms) - 0.2)
     axes.set_xlabel("test loss, nats a token (a dot for each seed, a bar for their mean)", color=INK, fontsize=8)
-    axes.tick_params(labelsize=8, color=INK, labelcolor=INK)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="x", color="#ececec", linewidth=0.8)
-    axes.set_axisbelow(True)
+    style(axes, grid="x")
     axes.margins(x=0.08)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", bbox_inches="tight")
-    replace_file(path, buffer.getvalue())
+    replace_file(path, png_of(figure))

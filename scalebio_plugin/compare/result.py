@@ -13,14 +13,14 @@ import json
 import math
 import statistics
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..report.comparison import MOST_SEEDS, SCHEMA, compared
+from ..report.comparison import MOST_SEEDS, SCHEMA, compared, head_of
 from ..report.tables import shorten
 
 JUDGED = "judged.json"
@@ -183,12 +183,8 @@ def document_of(arms: Mapping[str, Seeds], reference: str, learning: str | None)
 
 def _arm(name: str, arms: Mapping[str, Seeds], reference: str, learning: str | None, ordinary: float) -> dict[str, Any]:
     seeds = arms[name]
-    time = statistics.fmean(of.seconds for of in seeds.values()) / ordinary
-    before = (
-        statistics.fmean(of.seconds for of in arms[learning].values()) / ordinary
-        if learning is not None and learning in arms
-        else 0.0
-    )
+    time = _mean_seconds(seeds) / ordinary
+    before = _mean_seconds(arms.get(learning or "", {})) / ordinary if name == reference else 0.0
     losses = [of.loss for of in seeds.values()]
     told = not _diverged(seeds)
     arm = {
@@ -197,10 +193,11 @@ def _arm(name: str, arms: Mapping[str, Seeds], reference: str, learning: str | N
         "seed_error": statistics.stdev(losses) / math.sqrt(len(losses)) if told and len(losses) > 1 else None,
         "steps": max(of.steps for of in seeds.values()),
         "time": None if math.isnan(time) else time,
-        "time_with_learning": None if math.isnan(time) else time + (before if name == reference else 0.0),
+        "time_with_learning": None if math.isnan(time) else time + before,
     }
     beside = arms.get(reference, {})
-    if name == reference or not set(seeds) & set(beside) or not told or _diverged(beside) or _too_few_rows(seeds):
+    few_rows = any(rows_of(of.tokens) < FEWEST_ROWS for of in seeds.values())
+    if name == reference or not set(seeds) & set(beside) or not told or _diverged(beside) or few_rows:
         return arm
     found = difference(beside, seeds)
     return arm | {
@@ -213,8 +210,8 @@ def _arm(name: str, arms: Mapping[str, Seeds], reference: str, learning: str | N
     }
 
 
-def _too_few_rows(seeds: Seeds) -> bool:
-    return any(rows_of(of.tokens) < FEWEST_ROWS for of in seeds.values())
+def _mean_seconds(seeds: Seeds) -> float:
+    return statistics.fmean(of.seconds for of in seeds.values()) if seeds else 0.0
 
 
 def _diverged(seeds: Seeds) -> bool:
@@ -223,10 +220,8 @@ def _diverged(seeds: Seeds) -> bool:
 
 def table(document: Mapping[str, Any]) -> str:
     """In the terminal; best first."""
-    reference = document["reference"]
-    head = ["arm", "test loss", "± seeds", f"{reference} less it", "95%", "verdict", "time"]
-    rows = [head, *([shorten(arm.name), *astuple(arm)[1:]] for arm in compared(document))]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    rows = [head_of(document), *([shorten(name), *words] for name, *words in compared(document))]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )

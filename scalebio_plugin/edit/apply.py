@@ -15,7 +15,7 @@ from ..config.refusals import host_is_0_19
 from ..config.split import columns_of
 from ..report.mixture_file import fractions_of_rows, rows_of_an_epoch, times_drawn
 from ..report.next_config import OF_THE_RUN, applied_config
-from ..report.tables import align, shorten
+from ..report.tables import align, by_weight, shorten
 from .text import (
     Entry,
     appended,
@@ -151,7 +151,7 @@ def kept_of(document: Mapping[str, Any]) -> dict[str, float]:
 
 def explained(document: Mapping[str, Any], block: Mapping[str, Any]) -> Iterator[str]:
     """The mixture as numbers, and what each of them means."""
-    names = sorted(document["weights"], key=lambda name: -document["weights"][name])
+    names = by_weight(document["weights"])
     weights = {name: f"{document['weights'][name]:.4f}" for name in names}
     if document.get("sources") is None:
         yield align([("source", "weight"), *((shorten(name), weights[name]) for name in names)])

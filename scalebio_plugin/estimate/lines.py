@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from ..report.words import counted
 from .estimator import ALLOWANCE, Estimate, Run
 from .layout import Layout
 from .memory import Bytes
@@ -122,7 +123,7 @@ def _method(setting: Setting) -> str:
 
 def _processes(layout: Layout, on_gpu: bool) -> str:
     if on_gpu:
-        return f"{layout}, {layout.world} GPU{'s' * (layout.world > 1)}"
+        return f"{layout}, {counted(layout.world, 'GPU')}"
     return f"{layout}, {layout.world} processes on the CPU" if layout.world > 1 else f"{layout} on the CPU"
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from .history import Floats, HistoryRecord, series, spread
 from .picture import PALETTE, colours_of, interval_ends, running_mean
-from .tables import decimals_of
+from .tables import by_weight, decimals_of
 from .words import printable
 
 MOST_POINTS = 500  # of a curve
@@ -62,7 +62,7 @@ def charts(history: Sequence[HistoryRecord]) -> str:
 def _data(history: Sequence[HistoryRecord]) -> dict[str, Any]:
     """Sources in the order of their last weights, which is that of their colours."""
     last = history[-1]["weights"]
-    names = sorted(last, key=lambda name: -last[name])
+    names = by_weight(last)
     colours = colours_of(np.array([last[name] for name in names]))
     at = positions(len(history), len(names) * 4 + len(colours) * 4)
     kept, window = [history[i] for i in at], 2 * (len(history) // 60) + 1

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NotRequired
+from typing import Annotated, Any, NamedTuple, NotRequired
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass as pydantic_dataclass
@@ -15,13 +14,12 @@ from typing_extensions import TypedDict  # pydantic takes the one of `typing` fr
 
 from .files import StrPath
 from .parsed import Count, Many, Name, NotNegative, Text, at_most, content_of, parsed
-from .words import printable
+from .words import counted, printable
 
 SCHEMA = 1
 MOST_BYTES = 64 * 2**20
 MOST_SEEDS = 100  # that are looked at for how many would do
 _OF_A_VERDICT = ("difference", "interval", "difference_seed_error", "more_seeds")
-
 
 Measured = Annotated[float, Field(strict=True)]  # older versions wrote NaN where an arm diverged
 
@@ -76,9 +74,8 @@ def comparison_beside(folder: StrPath) -> dict[str, Any] | None:
     return document
 
 
-@dataclass(frozen=True)
-class ComparedArm:
-    """An arm in words, as tables have it; `less` and `interval`: of the reference's loss less this arm's, nats."""
+class ComparedArm(NamedTuple):
+    """An arm in words, a line of a table; `less` and `interval`: of the reference's loss less this arm's, nats."""
 
     name: str
     loss: str
@@ -92,6 +89,11 @@ class ComparedArm:
 def compared(document: Mapping[str, Any]) -> list[ComparedArm]:
     """Best first, then those that diverged."""
     return [_in_words(name, document["arms"][name]) for name in best_first(document)]
+
+
+def head_of(document: Mapping[str, Any]) -> list[str]:
+    """Of that table."""
+    return ["arm", "test loss", "± seeds", f"{document['reference']} less it", "95%", "verdict", "time"]
 
 
 def best_first(document: Mapping[str, Any]) -> list[str]:
@@ -156,4 +158,4 @@ def _what_would(arm: Mapping[str, Any]) -> str:
         return "one seed says nothing of another, and is not in the interval; more seeds are needed"
     if more is None:
         return f"not even {MOST_SEEDS} seeds would, more test rows might"
-    return f"{more} more seed{'s' if more != 1 else ''} would, if the difference stayed"
+    return f"{counted(more, 'more seed')} would, if the difference stayed"

@@ -14,6 +14,7 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 from .files import StrPath, replace_file
 from .parsed import Count, NotNegative, content_of, parsed
 from .tables import time_in_words
+from .words import counted
 
 MOST_BYTES = 2**20
 PhaseName = Literal["warmup", "learn", "after"]
@@ -74,5 +75,4 @@ def cost_lines(cost: Cost) -> Iterator[tuple[str, str]]:
 
 
 def _in_words(name: PhaseName, of: PhaseCost, total: float) -> str:
-    steps = f"{of.steps} {_OF[name]} step{'s' if of.steps > 1 else ''}"
-    return f"{steps} {of.seconds / total:.0%} ({of.seconds / of.steps:.3g} s each)"
+    return f"{counted(of.steps, f'{_OF[name]} step')} {of.seconds / total:.0%} ({of.seconds / of.steps:.3g} s each)"

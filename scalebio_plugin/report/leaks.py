@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from .markup import cell, many, shown
 from .parsed import Count, Many, Name, Text
 from .tables import shorten
+from .words import counted
 
 
 @dataclass(frozen=True)
@@ -52,25 +53,18 @@ class Leaks:
     def any(self) -> bool:
         return any(of.sources for of in self.sets.values())
 
-    def document(self) -> dict[str, Any]:
-        """For `mixture.json`."""
-        return asdict(self)
-
 
 def leak_line(name: str, of: LeakSet, source: str) -> str:
     """One source in one set."""
     leak = of.sources[source]
     same = f", {leak.same} of them letter for letter" if leak.same else ""
-    return f"{shorten(name)}: {leak.found} of its {of.rows} rows stand in {shorten(source)} ({_rows(leak.rows)}{same})"
+    found = f"{leak.found} of its {of.rows} rows stand in {shorten(source)}"
+    return f"{shorten(name)}: {found} ({counted(leak.rows, 'row')}{same})"
 
 
 def nothing_found(leaks: Leaks) -> str:
     each = [f"{of.compared} of the {of.rows} rows of {shorten(name)}" for name, of in leaks.sets.items()]
     return f"no training row holds the text of one of {', '.join(each)} (the others are too short to tell)"
-
-
-def _rows(count: int) -> str:
-    return "1 row" if count == 1 else f"{count} rows"
 
 
 def leaks_section(document: Mapping[str, Any]) -> str:

@@ -52,8 +52,8 @@ class Provenance:
     transformer block trained, under LISA; `drawn`: rows drawn of each source, where rows are drawn by source; `keep`:
     which set the run saves, w (`model`) or u (`inner`); `validation`: weight, tokens and examples of each set;
     `digests`: of each source's rows (`identity.Part`); `config`: name of its file; `output_dir`: as the config has it;
-    `settings`: what else was set, plain values by key; `leaks`: `leaks.Leaks` as plain values; `shared_rows`: by source
-    and other source, examples of the former that stand in the latter, too.
+    `settings`: what else was set, plain values by key; `shared_rows`: by source and other source, examples of the
+    former that stand in the latter, too.
     """
 
     penalty: float
@@ -76,7 +76,7 @@ class Provenance:
     config: str | None = None
     output_dir: str | None = None
     settings: dict[str, Any] | None = None
-    leaks: dict[str, Any] | None = None
+    leaks: Leaks | None = None
     shared_rows: dict[str, dict[str, int]] | None = None
 
 
@@ -97,7 +97,7 @@ def mixture_document(
         for name, summary in ordered.items()
     }
     weights = {name: summary.weight for name, summary in ordered.items()}
-    helped = None if goals is None else {name: _as_values(goals[name]) for name in ordered}
+    helped = {name: {goal: asdict(of) for goal, of in goals[name].items()} for name in ordered} if goals else None
     said = {"verdict": verdict, "told_at": told_at}
     return {"schema": SCHEMA, "weights": weights, **said, "sources": sources, "goals": helped, **run}
 
@@ -129,10 +129,6 @@ def parts_of(document: Mapping[str, Any]) -> dict[str, Part]:
     sources = document.get("sources") or {}
     parts = {name: Part(of["examples"], of["digest"]) for name, of in sources.items() if of.get("digest")}
     return parts if parts.keys() == sources.keys() else {}
-
-
-def _as_values(row: Mapping[str, Cosine]) -> dict[str, Any]:
-    return {goal: asdict(cosine) for goal, cosine in row.items()}
 
 
 def goals_of(document: Mapping[str, Any]) -> Goals | None:

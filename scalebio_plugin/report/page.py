@@ -12,7 +12,7 @@ import numpy as np
 
 from .about_run import about
 from .charts import charts, policy, style
-from .comparison import compared, comparison_beside, sentences
+from .comparison import compared, comparison_beside, head_of, sentences
 from .evidence_seen import rests_on
 from .files import StrPath, replace_file
 from .history import Floats, HistoryRecord, read_history, series
@@ -23,6 +23,7 @@ from .picture import drawn_mixture, embedded
 from .shared_rows import shared_rows_section
 from .summary import Cosine, Goals, SourceSummary
 from .tables import cosine_in_words, interval_in_words, layers_line, told_at_in_words, verdict_in_words
+from .words import counted
 
 _HOW_TO_READ = """
 <p>The <b>weights</b> p are those of the training loss &Sigma; p<sub>i</sub> L<sub>i</sub>, where L<sub>i</sub> is a
@@ -232,25 +233,20 @@ def _comparison(document: Mapping[str, Any] | None) -> str:
     if document is None:
         return ""
     reference = shown(document["reference"])
-    head = ["arm", "test loss", "± seeds", f"{reference} less it", "95%", "verdict", "time"]
     lines = [
-        [cell(shown(arm.name), "text"), *(cell(of) for of in (arm.loss, arm.seed_error, arm.less, arm.interval))]
-        + [cell(shown(arm.verdict), "text grey"), cell(arm.time)]
-        for arm in compared(document)
+        [cell(shown(name), "text"), *map(cell, numbers), cell(shown(verdict), "text grey"), cell(time)]
+        for name, *numbers, verdict, time in compared(document)
     ]
+    arms = many(lines, [shown(name) for name in head_of(document)])
     said = "".join(f"<li>{shown(line)}.</li>" for line in sentences(document))
-    timed = any(arm["time"] is not None for arm in document["arms"].values())
-    time = (
-        "that of an ordinary arm is 1"
-        if timed
-        else f"not told, as no ordinary arm beside {reference} is there to count it in"
-    )
     seeds = max((len(arm["losses"]) for arm in document["arms"].values()), default=0)
+    unit = "that of an ordinary arm is 1"
+    if all(arm["time"] is None for arm in document["arms"].values()):
+        unit = f"not told, as no ordinary arm beside {reference} is there to count it in"
     return (
-        f"<h2>Beside other mixtures</h2><ul>{said}</ul>{many(lines, head)}<p>By scalebio compare, {seeds} "
-        f"seed{'s' if seeds != 1 else ''}: losses of the test rows, nats a token. Of a difference below 0 {reference} "
-        "is the better one; its 95% interval has what seeds and test rows may have made of it. "
-        f"Time: {time}.</p>"
+        f"<h2>Beside other mixtures</h2><ul>{said}</ul>{arms}<p>By scalebio compare, {counted(seeds, 'seed')}: losses "
+        f"of the test rows, nats a token. Of a difference below 0 {reference} is the better one; its 95% interval has "
+        f"what seeds and test rows may have made of it. Time: {unit}.</p>"
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from .tables import shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Petroff (2021), arXiv:2107.02270: ten colours told apart under every colour vision; here its two greys come last.
 PALETTE = ["#3f90da", "#ffa90e", "#bd1f01", "#832db6", "#e76300", "#92dadd", "#a96b59", "#b9ac70", "#717581", "#94a4a2"]
@@ -39,10 +40,7 @@ def drawn_mixture(history: Sequence[HistoryRecord], names: Sequence[str]) -> byt
     panels = figure.subplots(3, 1, sharex=True, gridspec_kw={"height_ratios": [3, 3, 1.5], "hspace": 0.1})
     for axes, label in zip(panels, ("mixture weight", "training loss", "validation loss"), strict=True):
         axes.set_ylabel(label, color=INK, fontsize=9)
-        axes.tick_params(labelsize=8, color=INK, labelcolor=INK)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", color="#ececec", linewidth=0.8)
-        axes.set_axisbelow(True)
+        style(axes, grid="y")
     figure.align_ylabels(panels)
     panels[-1].set_xlabel("optimiser step", color=INK, fontsize=9)
     if history:
@@ -51,6 +49,18 @@ def drawn_mixture(history: Sequence[HistoryRecord], names: Sequence[str]) -> byt
         for axes in panels:
             axes.set(xticks=[], yticks=[], xlim=(0, 1), ylim=(0, 1))
         panels[0].text(0.5, 0.5, "no mixture update yet", color=INK, ha="center", va="center")
+    return png_of(figure)
+
+
+def style(axes: Axes, *, grid: Literal["x", "y"]) -> None:
+    """As all axes of ours are, with the grid lines of one axis."""
+    axes.tick_params(labelsize=8, color=INK, labelcolor=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis=grid, color="#ececec", linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def png_of(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", bbox_inches="tight")
     return buffer.getvalue()

@@ -16,7 +16,7 @@ from .markup import cell, page, shown, table
 from .mixture_file import read_mixture, summaries_of
 from .picture import drawn_mixture, embedded
 from .summary import SourceSummary
-from .tables import align, interval_in_words, shorten, verdict_in_words
+from .tables import align, by_weight, interval_in_words, shorten, verdict_in_words
 
 _WIDTH = 24  # of a run's name in a terminal
 
@@ -53,7 +53,7 @@ def names_of(runs: Sequence[Learned]) -> list[str]:
     for run in runs:
         for name, weight in run.document["weights"].items():
             weights[name] = max(weight, weights.get(name, 0.0))
-    return sorted(weights, key=lambda name: -weights[name])
+    return by_weight(weights)
 
 
 def weights_beside(runs: Sequence[Learned]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from .history import HistoryRecord
 from .summary import Cosine, Goals, SourceSummary, largest_first
-from .words import printable
+from .words import counted, printable
 
 MOST_ROWS = 20  # sources that the log shows of an update
 
@@ -84,9 +84,14 @@ def interval_in_words(interval: tuple[float, float] | None) -> str:
     return "-" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"
 
 
+def by_weight(weights: Mapping[str, float]) -> list[str]:
+    """The names, largest weight first."""
+    return sorted(weights, key=lambda name: -weights[name])
+
+
 def weights_line(weights: Mapping[str, float]) -> str:
     """The weights in one line, largest first."""
-    names = sorted(weights, key=lambda name: -weights[name])
+    names = by_weight(weights)
     text = ", ".join(f"{shorten(name)} {_number(weights[name])}" for name in names[:MOST_ROWS])
     return text + (f", and {len(names) - MOST_ROWS} more" if len(names) > MOST_ROWS else "")
 
@@ -117,7 +122,7 @@ def progress_table(record: HistoryRecord, left: str = "") -> str:
     Args:
         left: How long learning goes on, in words.
     """
-    names = sorted(record["weights"], key=lambda name: -record["weights"][name])
+    names = by_weight(record["weights"])
     decimals = decimals_of(record["gap_mean"].values())
     rows = [("source", "weight", "95% interval", "loss", "gap", "evidence")]
     intervals = record["interval"] or {}
@@ -154,7 +159,7 @@ def time_left(steps: int, seconds: float | None, most: str = "") -> str:
     if steps <= 0:
         return ""
     about = "" if seconds is None else f", about {time_in_words(seconds)}"
-    return f"{steps} learning step{'s' if steps > 1 else ''} left{most}{about}"
+    return f"{counted(steps, 'learning step')} left{most}{about}"
 
 
 def time_in_words(seconds: float) -> str:

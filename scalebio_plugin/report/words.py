@@ -17,3 +17,8 @@ def printable(text: str, keep: str = "") -> str:
 
 def printable_lines(text: str) -> str:
     return printable(text, keep="\n\t")
+
+
+def counted(count: int, what: str) -> str:
+    """A number of things: 1 row, 2 rows."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"

@@ -69,7 +69,7 @@ def provenance_of(
         validation=_sets_of(validation),
         base_model=str(cfg.base_model),
         digests=dict(zip(facts.sources, prepared.table.digests, strict=True)),
-        leaks=None if prepared.leaks is None else prepared.leaks.document(),
+        leaks=prepared.leaks,
         shared_rows={name: dict(of) for name, of in prepared.table.shared_rows.items()},
         config=config_name(written),
         output_dir=str(cfg.output_dir),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def tokens(of: Loaded) -> list[tuple[int, str]]:
 
 
 def counted(of: Loaded) -> dict[str, Any]:
-    return {name: one["sources"] for name, one in of.prepared.leaks.document()["sets"].items()}
+    return {name: one["sources"] for name, one in asdict(of.prepared.leaks)["sets"].items()}
 
 
 FOUND = {"rows": 5, "same": 3, "found": 5}  # a row in capitals is the same one
@@ -93,7 +94,7 @@ FOUND = {"rows": 5, "same": 3, "found": 5}  # a row in capitals is the same one
 def test_a_fifth_of_the_validation_rows_is_found_in_its_source_and_told(leaky: Path, log: list[str]) -> None:
     found = loaded(leaky)
     assert counted(found) == {"validation: validation": {"two": FOUND}}
-    assert found.prepared.leaks.document()["sets"]["validation: validation"]["compared"] == 25
+    assert found.prepared.leaks.sets["validation: validation"].compared == 25
     (said,) = [line for line in log if "stand in the data that judge them" in line]
     assert "validation: validation: 5 of its 25 rows stand in two (5 rows, 3 of them letter for letter)" in said
     shown = [line.split(maxsplit=3) for line in said.splitlines() if line.startswith("    row ")]

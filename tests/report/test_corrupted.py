@@ -43,7 +43,7 @@ def run_of(sources: int = 3) -> tuple[dict[str, Any], list[Any]]:
         dict.fromkeys(names, 900),
         **{"steps": 9, "layer_steps": [3, 0], "drawn": dict.fromkeys(names, 7), "config": "a.yml", "output_dir": "out"},
         validation={name: {"weight": 0.5, "tokens": 70, "examples": 7} for name in ("x", "y")},
-        leaks=Leaks("warn", {"validation: x": LeakSet(9, 8, {names[0]: Leak(2, 1, 2)})}).document(),
+        leaks=Leaks("warn", {"validation: x": LeakSet(9, 8, {names[0]: Leak(2, 1, 2)})}),
         shared_rows={names[0]: {names[1]: 100}, names[1]: {names[0]: 200}},
         settings={"scalebio.bounds": {names[0]: [0.1, 0.5]}, "scalebio.max_repeats": 1, "sample_packing": True},
     )

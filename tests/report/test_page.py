@@ -251,16 +251,14 @@ def test_of_a_single_validation_set_it_says_what_it_holds(tmp_path: Path) -> Non
 def test_it_says_which_training_rows_stand_in_what_judges_them(tmp_path: Path, on_leak: str, said: str) -> None:
     sources = {ODD: (0.6, 0.02, 0.004, 1000, 100, 1.5), "b": (0.4, -0.02, 0.004, 1000, 100, -1.5)}
     found = Leaks(on_leak, {"validation: x<y": LeakSet(1200, 1100, {ODD: Leak(7, 5, 6)}), "test: t": LeakSet(9, 9, {})})
-    shown = Page(
-        write_report(tmp_path, document({"leaks": found.document()}, **sources), []).read_text(encoding="utf-8")
-    )
+    shown = Page(write_report(tmp_path, document({"leaks": found}, **sources), []).read_text(encoding="utf-8"))
     assert ["validation: x<y", "1,200", "1,100", ODD, "7", "5", "6"] in shown.rows
     assert f"These training rows {said}" in shown.text
 
 
 def test_it_says_that_nothing_was_found_where_it_was_looked_for(tmp_path: Path, page: Page) -> None:
     sources = {"a": (0.6, 0.02, 0.004, 1000, 100, 1.5), "b": (0.4, -0.02, 0.004, 1000, 100, -1.5)}
-    found = Leaks("warn", {"validation: v": LeakSet(1200, 1100, {})}).document()
+    found = Leaks("warn", {"validation: v": LeakSet(1200, 1100, {})})
     shown = Page(write_report(tmp_path, document({"leaks": found}, **sources), []).read_text(encoding="utf-8"))
     assert "looked for were 1,100 of 1,200 rows of validation: v" in shown.text
     assert "row it is judged by" not in page.text
