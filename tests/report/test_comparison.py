@@ -10,11 +10,7 @@ import pytest
 
 from scalebio_plugin.report.charts import script
 from scalebio_plugin.report.comparison import comparison_beside
-from scalebio_plugin.report.page import write_report
-from tests.report.histories import record
-from tests.report.test_page import ODD, SOURCES, Page, document
-
-HISTORY = [record(step, {name: source[0] for name, source in SOURCES.items()}) for step in (1, 2)]
+from tests.report.test_page import ODD, SOURCES, Page, document, shown_of
 
 
 def arm(loss: float, **others: Any) -> dict[str, Any]:
@@ -50,7 +46,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def page(folder: Path) -> Page:
-    return Page(write_report(folder, document(**SOURCES), HISTORY).read_text(encoding="utf-8"))
+    return shown_of(folder, document(**SOURCES))
 
 
 def test_its_table_and_sentences_are_on_the_page(folder: Path) -> None:
