@@ -201,10 +201,19 @@ def test_a_reader_that_has_enough_ends_it_without_a_word(mixture: Path) -> None:
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-@pytest.mark.parametrize("arguments", [[], ["show"], ["quickstart", "--steps", "0"], ["unknown"]], ids=" ".join)
-def test_a_wrong_use_is_an_error(arguments: list[str]) -> None:
+@pytest.mark.parametrize(
+    "typed",
+    ["", "unknown", "show", "estimate", "quickstart --steps 0", "estimate c --gpus 0", "estimate c --gpu-memory -1"],
+)
+def test_a_wrong_use_is_an_error(typed: str) -> None:
     with pytest.raises(SystemExit, match="2"):
-        cli.main(arguments)
+        cli.main(typed.split())
+
+
+@pytest.mark.parametrize("command", ["check", "estimate", "init", "apply", "compare", "report-bug"])
+def test_a_config_that_is_not_there_is_a_line(mixture: Path, capsys: pytest.CaptureFixture[str], command: str) -> None:
+    assert cli.main([command, "none.yml", *([str(mixture)] if command == "apply" else [])]) == 2
+    assert capsys.readouterr() == ("", "scalebio: no file none.yml; give an Axolotl config\n")
 
 
 def commands() -> dict[str, argparse.ArgumentParser]:

@@ -102,10 +102,7 @@ def test_an_arm_of_other_weights_is_not_gone_on_with(plan: Plan, judged: bool) -
 
 
 def test_each_source_has_a_folder_and_a_mixture_of_its_own(plan: Plan) -> None:
-    names = ["a/b", "a_b", "v1.5", "v1.6"]
-    script = STAND_IN.replace(repr(DOCUMENT), repr(document_of_sources(names)))
-    Path("stand_in.py").write_text(script)
-    config = {**CONFIG, "datasets": [{"path": name} for name in names]}
+    config = learning_on("a/b", "a_b", "v1.5", "v1.6")
     Comparison(replace(plan, config=config, arms=["run"], single=True, seeds=[7])).run()
     assert len(set(calls())) == len(calls()) == 5
     for folder in Path("arms").glob("single-*/"):
@@ -115,13 +112,12 @@ def test_each_source_has_a_folder_and_a_mixture_of_its_own(plan: Plan) -> None:
     assert {"single-a_b-7", "single-v1.5-7", "single-v1.6-7"} < set(calls())  # as an older version named them
 
 
-def document_of_sources(names: list[str]) -> dict[str, Any]:
-    source = DOCUMENT["sources"]["math"]
-    return {
-        **DOCUMENT,
-        "weights": dict.fromkeys(names, 1 / len(names)),
-        "sources": {name: {**source, "weight": 1 / len(names)} for name in names},
-    }
+def learning_on(*names: str) -> dict[str, Any]:
+    """A config of these sources, of which the stand-in learns a mixture."""
+    source = {**DOCUMENT["sources"]["math"], "weight": 1 / len(names)}
+    learned = {"weights": dict.fromkeys(names, 1 / len(names)), "sources": dict.fromkeys(names, source)}
+    Path("stand_in.py").write_text(STAND_IN.replace(repr(DOCUMENT), repr(DOCUMENT | learned)))
+    return {**CONFIG, "datasets": [{"path": name} for name in names]}
 
 
 def test_an_arm_that_diverges_does_not_end_the_comparison(plan: Plan, capsys) -> None:
@@ -129,7 +125,6 @@ def test_an_arm_that_diverges_does_not_end_the_comparison(plan: Plan, capsys) ->
     Path("stand_in.py").write_text(
         script.replace("loss = len", 'loss = float("nan") if "learned" in out.name else len')
     )
-    Path("config.yml").write_text(yaml.safe_dump(CONFIG))
     assert main(command("--arms", "learned", "uniform", "--json")) == 0
     printed = capsys.readouterr().out
     assert "NaN" not in printed + Path("config-compare/compare.json").read_text()
@@ -288,8 +283,8 @@ def test_with_split_by_the_arm_that_needs_sources_of_its_own_is_left_out(plan: P
     assert "validation-drawn is left out" in capsys.readouterr().err
 
 
-def command(*further: str) -> list[str]:
-    Path("config.yml").write_text(yaml.safe_dump(CONFIG))
+def command(*further: str, config: dict[str, Any] = CONFIG) -> list[str]:
+    Path("config.yml").write_text(yaml.safe_dump(config))
     launch = f"{sys.executable} stand_in.py"
     return ["compare", "config.yml", "--seeds", "2", "--launch", launch, *further]
 
@@ -306,21 +301,13 @@ def test_command_prints_table_and_sentences_and_draws(plan: Plan, capsys) -> Non
 
 
 def test_a_name_of_mathematics_is_drawn_as_it_stands(plan: Plan, capsys) -> None:
-    names = ["$a_", "b"]
-    Path("stand_in.py").write_text(STAND_IN.replace(repr(DOCUMENT), repr(document_of_sources(names))))
-    arguments = command("--arms", "run", "--single")
-    Path("config.yml").write_text(yaml.safe_dump({**CONFIG, "datasets": [{"path": name} for name in names]}))
-    assert main(arguments) == 0
+    assert main(command("--arms", "run", "--single", config=learning_on("$a_", "b"))) == 0
     assert "single-$a_" in capsys.readouterr().out
     assert Path("config-compare/compare.png").is_file()
 
 
 def test_a_name_moves_nothing_on_the_screen(plan: Plan, capsys) -> None:
-    names = ["a\n\x1b[2Jb", "\u202eb"]
-    Path("stand_in.py").write_text(STAND_IN.replace(repr(DOCUMENT), repr(document_of_sources(names))))
-    arguments = command("--arms", "run", "--single")
-    Path("config.yml").write_text(yaml.safe_dump({**CONFIG, "datasets": [{"path": name} for name in names]}))
-    assert main(arguments) == 0
+    assert main(command("--arms", "run", "--single", config=learning_on("a\n\x1b[2Jb", "\u202eb"))) == 0
     printed = capsys.readouterr()
     assert not {"\x1b", "\u202e"} & set(printed.out + printed.err)
     assert "\nsingle-a\\n\\x1b[2Jb " in printed.out

@@ -142,8 +142,3 @@ def test_the_same_for_a_program(tmp_path: Path, capsys) -> None:
     assert found.pop("ignored") == ["zzz: the host knows no such key and ignores it"]
     assert [line.split(":")[0] for line in found.pop("refused")] == ["micro_batch_size"]
     assert not found
-
-
-def test_no_file_is_a_line(tmp_path: Path, capsys) -> None:
-    assert main(["check", str(tmp_path / "none.yml")]) == 2
-    assert "no file" in capsys.readouterr().err

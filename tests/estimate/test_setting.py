@@ -95,8 +95,9 @@ def test_a_number_that_is_none_is_named(tmp_path: Path, key: str, value: Any) ->
         (b"a: 1\nb: [1, 2\nc: 3\n", r"is no YAML: .*expected ',' or ']'.*line 3, column 2"),
         (b"a: 1\nb: \x00\n", "is no YAML: .*special characters"),
         ("a: café\n".encode("latin-1"), "is no text in UTF-8.*line 1; save it as UTF-8"),
+        (b"- a\n", "is no Axolotl config: it must be a block of keys"),
     ],
-    ids=["flow", "control", "latin-1"],
+    ids=["flow", "control", "latin-1", "a list"],
 )
 def test_a_config_that_cannot_be_read_says_where_and_why(tmp_path: Path, content: bytes, said: str) -> None:
     (tmp_path / "config.yml").write_bytes(content)
