@@ -301,8 +301,8 @@ def test_command_prints_table_and_sentences_and_draws(plan: Plan, capsys) -> Non
 
 
 def test_a_name_of_mathematics_is_drawn_as_it_stands(plan: Plan, capsys) -> None:
-    assert main(command("--arms", "run", "--single", config=learning_on("$a_", "b"))) == 0
-    assert "single-$a_" in capsys.readouterr().out
+    assert main(command("--arms", "run", "--single", config=learning_on("$a_$", "b"))) == 0
+    assert "single-$a_$" in capsys.readouterr().out
     assert Path("config-compare/compare.png").is_file()
 
 
