@@ -11,18 +11,10 @@ from ..config.raw import refuse_shapes
 from ..config.refusals import problems_of, refuse
 from .text import appended, dumped, entries, parses_to, with_plugin
 
-_PLACES = [
-    "path",
-    "name",
-    "data_files",
-    "split",
-    "revision",
-    "shards",
-    "shards_idx",
-    "preprocess_shards",
-    "weight",
-    "ds_type",
-]
+_PLACES = (
+    *("path", "name", "data_files", "split", "revision", "shards", "shards_idx", "preprocess_shards"),
+    *("weight", "ds_type"),
+)
 _FILES = {".json", ".jsonl", ".parquet", ".csv", ".txt", ".arrow"}
 _BLOCK = """\
 scalebio:  # learns, while the model trains, how much each of datasets: should count

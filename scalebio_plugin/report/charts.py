@@ -72,7 +72,8 @@ def _data(history: Sequence[HistoryRecord]) -> dict[str, Any]:
 
     how = f"running mean of {window} updates" if window > 1 else "by update"
     sets, of_sets = _validation(history)
-    weights, intervals = series(kept, "weights", names), _intervals(kept, names)
+    weights = series(kept, "weights", names)
+    intervals = np.stack([interval_ends(kept, name) for name in names], axis=1)  # (N, S, 2)
     losses = [smooth("loss", names), smooth("inner_loss", names)]
     found = [
         _chart("Weights", "with the 95% intervals of the largest", names, [weights], colours, intervals),
@@ -102,10 +103,6 @@ def _gaps(kept: Sequence[HistoryRecord], names: Sequence[str], colours: Mapping[
     error = np.array([[of[name] for name in names] for of in errors], dtype=np.float64)
     band = np.stack([mean - 2 * error, mean + 2 * error], axis=2)
     yield _chart("Gaps", "recent means ± 2 s.e.; above 0 a source loses weight", names, [mean], colours, band)
-
-
-def _intervals(kept: Sequence[HistoryRecord], names: Sequence[str]) -> Floats:  # (N, S, 2)
-    return np.stack([interval_ends(kept, name) for name in names], axis=1)
 
 
 def _validation(history: Sequence[HistoryRecord]) -> tuple[list[str], Floats]:  # names, (N, V)

@@ -80,9 +80,8 @@ def _until(document: Mapping[str, Any], history: Sequence[HistoryRecord]) -> lis
 
 
 def _write(folder: StrPath, document: Mapping[str, Any], history: Sequence[HistoryRecord], picture: str) -> Path:
-    path, comparison = Path(folder) / "report.html", comparison_beside(folder)
-    run = about(folder, document, history)
-    replace_file(path, _page(document, picture, history, run, _comparison(comparison)).encode())
+    path = Path(folder) / "report.html"
+    replace_file(path, _page(folder, document, history, picture).encode())
     return path
 
 
@@ -98,19 +97,17 @@ def draw_again(mixture: Path) -> Path:
     return write_report(mixture.parent, read_mixture(mixture, NEEDED), read_history(history, cut_off=True))
 
 
-def _page(
-    document: Mapping[str, Any], picture: str, history: Sequence[HistoryRecord], run: str, comparison: str
-) -> str:
+def _page(folder: StrPath, document: Mapping[str, Any], history: Sequence[HistoryRecord], picture: str) -> str:
     title = f"Learned mixture of {len(document['weights'])} sources"
     parts = [
         f"<h1>{title}</h1>",
         f"<p>{_in_a_sentence(document)} {_kept(document)}</p>",
-        run,
+        about(folder, document, history),
         "<h2>Weights</h2>" + _weights(document) + _held(document),
         picture,
         charts(history),
         rests_on(summaries_of(document)),
-        comparison,
+        _comparison(comparison_beside(folder)),
         _validation_sets(document, history),
         leaks_section(document),
         shared_rows_section(document),

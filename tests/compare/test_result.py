@@ -9,15 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scalebio_plugin.compare.result import (
-    JUDGED,
-    Difference,
-    Judged,
-    difference,
-    document_of,
-    read_judged,
-    table,
-)
+from scalebio_plugin.compare.result import JUDGED, Difference, Judged, difference, document_of, read_judged, table
 from scalebio_plugin.report.comparison import sentences
 
 
