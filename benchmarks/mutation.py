@@ -38,6 +38,7 @@ TWIN = f"{TESTS_OF('evidence')}::test_the_rule_is_what_the_slow_twin_does"
 RESUME = "tests/training/test_resume.py"
 OF = {  # file -> tests, the quick ones first
     f"{TRAINING}/checkpoint.py": ("tests/training/test_checkpoint.py", "tests/training/test_manifest.py"),
+    f"{TRAINING}/resume_from.py": ("tests/training/test_resume_from.py", "tests/training/test_manifest.py"),
     f"{TRAINING}/manifest.py": ("tests/training/test_manifest.py", "tests/training/test_checkpoint.py"),
     f"{TRAINING}/state_file.py": ("tests/training/test_state_file.py",),
     f"{ALGORITHM}/bilevel.py": (FROZEN, TESTS_OF("bilevel"), TESTS_OF("closed_form")),
@@ -49,6 +50,7 @@ OF = {  # file -> tests, the quick ones first
     f"{ALGORITHM}/moments.py": (FROZEN, TWIN, TESTS_OF("evidence"), TESTS_OF("certainty")),
     f"{ALGORITHM}/certainty.py": (TESTS_OF("certainty"),),
     f"{ALGORITHM}/inner.py": (TESTS_OF("inner"), TESTS_OF("unscale"), "tests/engines/test_transfer.py"),
+    f"{ALGORITHM}/arrivals.py": (TESTS_OF("inner"), "tests/engines/test_transfer.py"),
     f"{ALGORITHM}/pieces.py": (FROZEN, TESTS_OF("pieces")),
     f"{TRAINING}/resumable.py": (f"{RESUME}::test_resume_from_an_older_checkpoint_forgets_what_came_later", RESUME),
 }
