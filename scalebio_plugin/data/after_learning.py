@@ -21,9 +21,10 @@ class ResampledStream:
         table: Of the training set.
         drawable: (rows,), source of each row, see `Prepared.drawable`.
         loader_over: (row indices, micro-batches to skip) -> the host's loader over those rows, in that order.
+        size: Rows of a micro-batch, of all ranks together.
 
     Attributes:
-        lap, batch: Position: the lap, and the micro-batches taken from it.
+        lap, batch: Position: the lap, and the micro-batches of a rank taken from it.
     """
 
     def __init__(
@@ -33,12 +34,14 @@ class ResampledStream:
         max_repeats: int,
         seed: int,
         loader_over: Callable[[np.ndarray, int], Iterable[Batch]],
+        size: int,
     ):
         self.table = table
         self.drawable = drawable
         self.max_repeats = max_repeats
         self.seed = seed
         self.loader_over = loader_over
+        self.size = size
         self.lap = 0
         self.batch = 0
         self._iterator: Iterator[Batch] | None = None
@@ -49,13 +52,14 @@ class ResampledStream:
             self._iterator = self._laps(weights)
         return self._iterator
 
-    def state_dict(self) -> tuple[int, int]:
-        """Plain values: the position."""
-        return self.lap, self.batch
+    def state_dict(self) -> tuple[int, int, int]:
+        """Plain values: the position, and the size of what it counts."""
+        return self.lap, self.batch, self.size
 
-    def load_state_dict(self, saved: tuple[int, int], done: int) -> None:
-        """Of a run that had taken so many steps."""
-        self.lap, self.batch = saved
+    def load_state_dict(self, saved: tuple[int, ...], done: int) -> None:
+        """Of a run that had taken so many steps; without a size, which an earlier version did not save, of this one."""
+        self.lap, batch, size = (*saved, self.size)[:3]
+        self.batch = batch * size // self.size
 
     def _laps(self, weights: np.ndarray) -> Iterator[Batch]:
         fractions, names = self.table.sampling(weights), self.table.names

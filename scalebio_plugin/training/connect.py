@@ -87,7 +87,9 @@ def connect(
         rows=len(prepared.drawable),
         stream=_planned_stream(run, prepared, trainer, like, seed, steps)
         if settings.sampling == "mixture"
-        else ResampledStream(table, prepared.drawable, settings.max_repeats, seed, trainer.loader_over),
+        else ResampledStream(
+            table, prepared.drawable, settings.max_repeats, seed, trainer.loader_over, like.rows * like.ranks
+        ),
         layers=layers,
         trainable=trainable,
         inner_device=torch.device("cpu") if settings.inner_rests_on_cpu(gpu=torch.cuda.is_available()) else None,

@@ -267,7 +267,8 @@ class MixtureRun:
             self.first_S, self.recent_from_S = saved["first"], saved["recent_from"]
             self.younger_from_S = saved["younger_from"]
             self.objective.load_state_dict(saved["objective"])
-            self.learn_until = saved["learn_until"] or self.learn_until
+            if self.settings.learn.until is not None:
+                self.learn_until = min(saved["learn_until"] or self.last_step, self.last_step)
 
 
 def states_of(saved: Mapping[str, Any]) -> tuple[GapBaseline, Evidence | None]:

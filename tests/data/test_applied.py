@@ -165,7 +165,7 @@ HELD_BACK = "scalebio: held at max_repeats (4) to these fractions: s0 0.190"
 
 
 def resampled() -> ResampledStream:
-    return ResampledStream(LONG, LONG_ROWS, 4, 0, lambda rows, batch: [{}, {}])
+    return ResampledStream(LONG, LONG_ROWS, 4, 0, lambda rows, batch: [{}, {}], 1)
 
 
 def drawn() -> PlannedStream:
@@ -185,6 +185,30 @@ def test_the_draws_after_learning_say_once_which_source_is_held_at_max_repeats(s
             for step in range(32):
                 stream.step(step, weights)
     assert [record.getMessage() for record in caplog.records if "held at" in record.getMessage()] == said
+
+
+@pytest.mark.parametrize(("before", "after"), [(4, 2), (2, 4), (4, 4), (6, 4)])
+def test_a_lap_goes_on_at_its_row_whatever_a_micro_batch_holds(before: int, after: int) -> None:
+    """Of all ranks together: after a resume two of them may have what one had in two micro-batches."""
+
+    def stream_of(size: int) -> ResampledStream:
+        def loader_over(rows: np.ndarray, skipped: int) -> list[dict[str, Any]]:
+            return [{"rows": rows[at : at + size].tolist()} for at in range(skipped * size, len(rows), size)]
+
+        return ResampledStream(LONG, LONG_ROWS, 4, 0, loader_over, size)
+
+    weights, first = np.array([0.5, 0.5]), stream_of(before)
+    taken = [row for batch in islice(first.batches(weights), 12 // before) for row in batch["rows"]]
+    again, whole = stream_of(after), stream_of(1)
+    again.load_state_dict(first.state_dict(), 3)
+    taken += [row for batch in islice(again.batches(weights), 24 // after) for row in batch["rows"]]
+    assert taken == [row for batch in islice(whole.batches(weights), 36) for row in batch["rows"]]
+
+
+def test_a_position_that_an_earlier_version_saved_counts_micro_batches() -> None:
+    stream = ResampledStream(LONG, LONG_ROWS, 4, 0, lambda rows, batch: [{}], 4)
+    stream.load_state_dict((2, 7), 9)
+    assert (stream.lap, stream.batch) == (2, 7)
 
 
 def test_at_the_row_shares_with_one_repeat_it_is_the_training_set_once():

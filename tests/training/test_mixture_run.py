@@ -659,6 +659,24 @@ def test_a_restored_run_ends_learning_where_it_had_ended():
     assert resumed.learn_until == whole.learn_until < whole.last_step
 
 
+@pytest.mark.parametrize(
+    ("learn", "until"),
+    [
+        ({"fraction": 0.5}, 100),
+        ({"fraction": 0.8}, 160),
+        ({"steps": 40}, 40),
+        ({"until": "converged", "at_most": 0.8}, 56),
+        ({"until": "converged", "at_most": 0.2}, 40),
+    ],
+)
+def test_a_restored_run_that_is_to_learn_otherwise_does(learn: dict[str, Any], until: int) -> None:
+    """Where learning had ended of itself counts for a run that may end so, and no longer than it may learn."""
+    whole, resumed = run_of(200, learn={"until": "converged", "at_most": 0.5}), run_of(200, learn=learn)
+    ended(whole, [0.0, 0.0, 0.0], 1.0, 200)
+    resumed.load_state_dict(whole.state_dict())
+    assert (whole.learn_until, resumed.learn_until) == (56, until)
+
+
 # ---- several validation sets
 
 
