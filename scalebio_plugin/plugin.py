@@ -51,7 +51,7 @@ class ScaleBiOPlugin(BasePlugin):
         return "scalebio_plugin.config.block.ScaleBiOArgs"
 
     def load_datasets(self, cfg: DictDefault, preprocess: bool = False) -> TrainDatasetMeta:
-        from .training import early
+        from .training import early, same_run
 
         settings = _settings(cfg)
         if settings.apply is not None:  # an ordinary run, on rows drawn by the weights
@@ -62,10 +62,12 @@ class ScaleBiOPlugin(BasePlugin):
         else:
             self._refuse_other_trainers(cfg)
             self.manager = manager_of(settings.mixture_update, settings.extensions)  # before any loading
-            if not preprocess:
-                early.refuse_unreadable_checkpoints(cfg)
+            taken = None if preprocess else early.refuse_unreadable_checkpoints(cfg)
             early.refuse_more_layers_than_there_are(cfg, settings)
             prepared = self.prepared = prepare(cfg, settings)
+            if taken is not None and prepared.validation is not None:
+                here = same_run.identity_before_the_model(cfg, settings, prepared, prepared.validation)
+                same_run.refuse_another_run(taken, here, settings.on_mismatch, aloud=False)
             refuse_unanswered(self.manager, settings.mixture_update, len(prepared.table.names))
             announce(prepared, settings)
             rows = prepared.rows

@@ -88,7 +88,7 @@ class RunIdentity:
     Attributes:
         sources, validation: By name, in order.
         order: Digest of the labels of all rows, in order.
-        keys: The value of each of KEYS; what is not a setting, as a digest.
+        keys: The value of each of KEYS, or of those that are known so far; what is not a setting, as a digest.
     """
 
     sources: Annotated[dict[Name, Part], Many]
@@ -180,9 +180,10 @@ def _other_names(saved: Mapping[str, Part], here: Mapping[str, Part], kind: str)
 
 def _of_keys(saved: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[Difference]:
     for key in KEYS:
-        was, now = saved.get(key), here[key]
-        ends_later = key == "scalebio.learn" and isinstance(was, int) and now > was
-        if key not in saved or was == now or ends_later:
+        was, now = saved.get(key), here.get(key)
+        ends_later = key == "scalebio.learn" and isinstance(was, int) and isinstance(now, int) and now > was
+        by_default = key == "scalebio.validation_batch_size" and was is None  # of which earlier versions noted no rows
+        if key not in saved or key not in here or was == now or ends_later or by_default:
             continue
         shown = "another one" if key in ("model", "trainable", "tokenizer") else f"{now!r} and it had {was!r}"
         yield Difference(key, f"this run has {shown} ({RULES[key].what}); set it back")

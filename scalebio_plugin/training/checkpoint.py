@@ -131,19 +131,17 @@ def read_mixture(checkpoint: str, place: Place) -> MixturePart:
     Raises:
         ValueError: The checkpoint lacks our state, or it was written by another version of the format.
     """
-    _refuse_missing(checkpoint, place)
+    refuse_missing_state(checkpoint, place)
     saved = _load(checkpoint, MIXTURE, "run", "orders")
     return MixturePart(saved["run"], saved["orders"])
 
 
-def read_run(checkpoint: str) -> dict[str, Any] | None:
-    """`MixturePart.run` alone, for a look before there are ranks; None where there is none.
+def read_run(checkpoint: str) -> dict[str, Any]:
+    """`MixturePart.run` alone, for a look before there are ranks.
 
     Raises:
         ValueError: It was written by another version of the format.
     """
-    if MIXTURE not in _written(checkpoint):
-        return None
     run: dict[str, Any] = _load(checkpoint, MIXTURE, "run")["run"]
     return run
 
@@ -171,7 +169,11 @@ def of_this_format(checkpoint: str) -> Iterator[None]:
         raise ValueError(f"scalebio: {checkpoint} has another format: {error}") from error
 
 
-def _refuse_missing(checkpoint: str, place: Place) -> None:
+def refuse_missing_state(checkpoint: str, place: Place) -> None:
+    """
+    Raises:
+        ValueError: The checkpoint lacks what that process needs to go on.
+    """
     written = _written(checkpoint)
     inner = [name for name in written if name.startswith("inner")]
     if inner and place.inner not in inner:

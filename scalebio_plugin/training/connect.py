@@ -77,7 +77,7 @@ def connect(
     counts = tuple(table.tokens.tolist()), tuple(table.sequences.tolist())
     facts = RunFacts(tuple(table.names), *counts, settings.model_dump(), steps, seed)
     trainer.test_sets = prepared.test_sets
-    identity = identity_of(cfg, settings, prepared, prepared.validation, trainer, run.last_step)
+    identity = identity_of(cfg, settings, prepared, prepared.validation, trainer, run.last_step, like)
     engine = engine_of(trainer, switches_layers=layers is not None)
     learning = trainer.learning = Learning(
         run=run,

@@ -13,6 +13,7 @@ from axolotl.utils.dict import DictDefault
 
 from ..config.block import ScaleBiOSettings
 from . import checkpoint as checkpoints
+from .checkpoint import Place
 from .mixture_run import states_of
 from .resume_from import newest_whole, refuse_problem
 
@@ -54,21 +55,42 @@ def refuse_too_few_steps(settings: ScaleBiOSettings, steps: int) -> None:
         )
 
 
-def refuse_unreadable_checkpoints(cfg: DictDefault) -> None:
-    """Where the run would go on from one.
+def refuse_unreadable_checkpoints(cfg: DictDefault) -> str | None:
+    """Where the run would go on from one: that checkpoint, as the first rank finds it.
 
     Raises:
-        ValueError: The checkpoint that the config names is damaged, or with `auto_resume_from_checkpoints` all are; or
-            another version wrote it, and there is no reading it.
+        ValueError: The checkpoint that the config names is not there or damaged, or with `auto_resume_from_checkpoints`
+            all are; it lacks what this number of processes needs; or another version wrote it, and there is no reading
+            it.
     """
     named, taken = cfg.resume_from_checkpoint, None
     if int(os.environ.get("RANK", "0")) > 0:
-        return  # the first rank says it for all
-    if named and os.path.isdir(str(named)):
+        return None  # the first rank says it for all
+    if named:
         taken = str(named)
         refuse_problem(taken)
-    elif not named and cfg.auto_resume_from_checkpoints:
+    elif cfg.auto_resume_from_checkpoints:
         taken, _ = newest_whole(str(cfg.output_dir))
-    if taken is not None and (saved := checkpoints.read_run(taken)) is not None:
-        with checkpoints.of_this_format(taken):
-            states_of(saved)
+    if taken is None:
+        return None
+    _refuse_missing_state(taken, sharded=bool(cfg.fsdp_config or cfg.deepspeed))
+    with checkpoints.of_this_format(taken):
+        states_of(checkpoints.read_run(taken))
+    return taken
+
+
+def _refuse_missing_state(checkpoint: str, *, sharded: bool) -> None:
+    """Of every rank's part it is known which, but whether there are such parts only once the engine is there.
+
+    Args:
+        sharded: Whether there are, as the config has it.
+    """
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    refused = []
+    for one in (sharded, not sharded):
+        try:
+            checkpoints.refuse_missing_state(checkpoint, Place(0, ranks, one))
+        except ValueError as error:
+            refused.append(error)
+    if len(refused) == 2:
+        raise refused[0]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 from axolotl.utils.dict import DictDefault
 from axolotl.utils.logging import get_logger
 from transformers import Trainer
 
-from ..config.block import ScaleBiOSettings
+from ..config.block import ScaleBiOSettings, validation_rows
+from ..data.packing import MicroBatches
 from ..data.sources import Prepared
 from ..data.validation_data import Validation
 from ..engines.base import plain_name
@@ -26,15 +28,35 @@ def identity_of(
     validation: Validation,
     trainer: Trainer,
     last_step: int,
+    like: MicroBatches,
 ) -> RunIdentity:
     """Of a run whose trainer is there, before an engine takes its model.
 
     Args:
         last_step: With which learning ends, at most.
+        like: The training micro-batches.
     """
-    keys = _of_model(trainer) | _of_config(cfg, trainer) | _of_block(settings, last_step)
-    keys["validation weights"] = validation.weights.tolist()
-    keys = {key: keys[key] for key in KEYS}
+    keys = _of_model(trainer) | _of_config(cfg, int(trainer.accelerator.num_processes))
+    keys |= _of_block(settings, last_step, like)
+    return _identity(prepared, validation, {key: keys[key] for key in KEYS if key in keys})
+
+
+def identity_before_the_model(
+    cfg: DictDefault, settings: ScaleBiOSettings, prepared: Prepared, validation: Validation
+) -> RunIdentity:
+    """What of `identity_of` is known once the data are there: no keys of the model, nor what goes by the trainer."""
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    like = MicroBatches(int(cfg.micro_batch_size), int(cfg.gradient_accumulation_steps), ranks)
+    of_config, of_block = _of_config(cfg, ranks), _of_block(settings, 0, like)
+    of_block.pop("scalebio.learn")
+    if cfg.sample_packing:
+        of_block.pop("scalebio.validation_batch_size")
+    keys = of_block | {key: of_config[key] for key in ("rows of a step", "sample_packing")}
+    return _identity(prepared, validation, {key: keys[key] for key in KEYS if key in keys})
+
+
+def _identity(prepared: Prepared, validation: Validation, keys: dict[str, Any]) -> RunIdentity:
+    keys = keys | {"validation weights": validation.weights.tolist()}
     plain = json.loads(json.dumps(keys))  # as a checkpoint gives it back
     return RunIdentity(prepared.table.parts, validation.table.parts, prepared.table.digest, plain)
 
@@ -50,8 +72,8 @@ def _of_model(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def _of_config(cfg: DictDefault, trainer: Trainer) -> dict[str, Any]:
-    rows = int(cfg.micro_batch_size) * int(cfg.gradient_accumulation_steps) * int(trainer.accelerator.num_processes)
+def _of_config(cfg: DictDefault, ranks: int) -> dict[str, Any]:
+    rows = int(cfg.micro_batch_size) * int(cfg.gradient_accumulation_steps) * ranks
     keys = ("base_model", "lora_alpha", "lora_dropout", "seed", "sequence_len")
     return {
         **{key: cfg[key] for key in keys},
@@ -61,29 +83,44 @@ def _of_config(cfg: DictDefault, trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def _of_block(settings: ScaleBiOSettings, last_step: int) -> dict[str, Any]:
+def _of_block(settings: ScaleBiOSettings, last_step: int, like: MicroBatches) -> dict[str, Any]:
     given = {f"scalebio.{key}": value for key, value in settings.model_dump(mode="json").items()}
-    resolved = {"mixture_learning_rate": settings.rate, "learn": last_step, "on_leak": settings.on_leak == "drop"}
+    resolved = {
+        "mixture_learning_rate": settings.rate,
+        "learn": last_step,
+        "on_leak": settings.on_leak == "drop",
+        "validation_batch_size": settings.validation_batch_size or _validation_rows(like),
+    }
     return given | {f"scalebio.{key}": value for key, value in resolved.items()}
 
 
-def refuse_another_run(checkpoint: str, here: RunIdentity, on_mismatch: str) -> None:
+def _validation_rows(like: MicroBatches) -> int | str:
+    """Of a validation batch by default, in the unit that it counts."""
+    rows = validation_rows(like.rows, like.accumulation, like.ranks)
+    return rows if like.capacity is None else f"{rows} packed rows"
+
+
+def refuse_another_run(checkpoint: str, here: RunIdentity, on_mismatch: str, *, aloud: bool = True) -> None:
     """Compare a checkpoint with the run that would go on from it.
+
+    Args:
+        aloud: Whether the log says with what other things it goes on.
 
     Raises:
         ValueError: They differ; all of it in one message. With `on_mismatch: warn`, where that cannot be right.
     """
     saved = read_identity(checkpoint)
     if saved is None:
-        LOG.info(
-            f"scalebio: {checkpoint} does not say what its run was (an older version wrote it): its sources, sampling, "
-            "rule and keep alone are compared with this run's"
-        )
+        if aloud:
+            LOG.info(
+                f"scalebio: {checkpoint} does not say what its run was (an older version wrote it): its sources, "
+                "sampling, rule and keep alone are compared with this run's"
+            )
         return
     found = differences(saved, here)
     fatal = [one for one in found if on_mismatch == "error" or not one.may_go_on]
     if not fatal:
-        for one in found:
+        for one in found if aloud else []:
             LOG.warning(f"scalebio: goes on from another run: {one.key}: {one.text.rpartition('; ')[0]}")
         return
     lines = "".join(f"\n  - {one.key}: {one.text}" for one in fatal)

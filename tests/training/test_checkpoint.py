@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from axolotl.utils.dict import DictDefault
 
 from scalebio_plugin.training import checkpoint
 from scalebio_plugin.training.checkpoint import InnerPart, MixturePart, Place
+from scalebio_plugin.training.early import refuse_unreadable_checkpoints
 from scalebio_plugin.training.manifest import write_manifest
 from scalebio_plugin.training.resume_from import problem_of
 
 ALONE, SECOND_OF_TWO = Place(0, 1, sharded=False), Place(1, 2, sharded=True)
+SHARDS = [Place(rank, 2, sharded=True) for rank in (0, 1)]
 ORDERS = [(torch.tensor([1], dtype=torch.uint8), None), (torch.tensor([2], dtype=torch.uint8), None)]
 INNER = {"inner": {"values": {"w": torch.ones(2)}}, "record": {"step": 3}, "model": {}}
 
@@ -100,3 +105,35 @@ def test_a_format_of_another_version_is_refused(tmp_path: Path, monkeypatch: pyt
     for read in (checkpoint.read_mixture, checkpoint.read_inner):
         with pytest.raises(ValueError, match=r"has the format 2, this version of the plugin reads 1"):
             read(str(tmp_path), ALONE)
+
+
+@pytest.mark.parametrize(
+    ("engine", "written", "ranks", "said"),
+    [
+        ({}, [ALONE], 1, None),
+        ({}, [ALONE], 2, None),
+        ({"fsdp_config": {"reshard_after_forward": True}}, SHARDS, 2, None),
+        ({"fsdp_config": {"reshard_after_forward": True}}, SHARDS, 1, r"as \['inner_00000_of_00002', .*, this run wou"),
+        ({"deepspeed": "zero3.json"}, SHARDS, 4, "would read inner_00000_of_00004"),
+        ({}, SHARDS, 1, "would read inner: it was written by another engine or number of processes"),
+        ({}, [], 1, "holds no state of the inner parameters"),
+    ],
+)
+def test_of_how_many_processes_it_is_is_known_before_the_model_loads(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    engine: dict[str, Any],
+    written: list[Place],
+    ranks: int,
+    said: str | None,
+) -> None:
+    folder = tmp_path / "checkpoint-3"
+    monkeypatch.setattr("scalebio_plugin.training.early.states_of", lambda run: None)
+    checkpoint.write_mixture(str(folder), MixturePart({}, ORDERS))
+    for place in written:
+        checkpoint.write_inner(str(folder), InnerPart(position=(2, 5), **INNER), place)
+    write_manifest(str(folder), 3, max(1, len(written)))
+    monkeypatch.setenv("WORLD_SIZE", str(ranks))
+    cfg = DictDefault({"output_dir": str(tmp_path), "auto_resume_from_checkpoints": True, **engine})
+    with nullcontext() if said is None else pytest.raises(ValueError, match=said):
+        refuse_unreadable_checkpoints(cfg)

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -417,6 +417,10 @@ def test_a_file_that_cannot_be_written_leaves_the_checkpoint_before(
     assert_same_end(Path(whole.cfg.output_dir), out, 10)
 
 
+def before_the_model_loads() -> Any:
+    return patch("axolotl.train.setup_model_and_trainer", side_effect=AssertionError("the model was loaded"))
+
+
 class TestDamaged:
     """Of what the checkpoint before has all of, nothing is lost; see also test_manifest.py."""
 
@@ -477,10 +481,7 @@ class TestDamaged:
         if how == "by name":
             keys["resume_from_checkpoint"] = f"{out}/checkpoint-6"
             message = "^scalebio: .*checkpoint-6 is damaged .optimizer.pt is changed.*resume from another"
-        with (
-            patch("axolotl.train.setup_model_and_trainer", side_effect=AssertionError("the model was loaded")),
-            pytest.raises(ValueError, match=message),
-        ):
+        with before_the_model_loads(), pytest.raises(ValueError, match=message):
             host.train(inputs, output_dir=str(out), **ALL, **keys)
 
 
@@ -512,19 +513,30 @@ class TestRefused:
         ("changes", "said"),
         [
             ({"scalebio": {"penalty": 20.0}}, ["scalebio.penalty: this run has 20.0 and it had 10.0"]),
-            ({"micro_batch_size": 2}, ["rows of a step: this run has 2 and it had 3"]),
+            (
+                {"micro_batch_size": 2},
+                [
+                    "rows of a step: this run has 2 and it had 3",
+                    "scalebio.validation_batch_size: this run has 2 and it had 3",
+                ],
+            ),
+            (
+                {"micro_batch_size": 1, "gradient_accumulation_steps": 3},
+                ["scalebio.validation_batch_size: this run has 1 and it had 3 (rows of a validation batch)"],
+            ),
             (
                 {"scalebio": {"validation_datasets": [{"path": "data/clean.jsonl", "type": "alpaca"}]}},
                 ["validation sets: it has ['validation'], this run ['clean']: 'validation' is missing, 'clean' is new"],
             ),
             (host.LORA, ["model: this run has another one", "trainable: this run has another one", "lora_alpha: this"]),
         ],
-        ids=["penalty", "batch", "validation", "adapter"],
+        ids=["penalty", "batch", "micro-batch", "validation", "adapter"],
     )
     def test_another_run(
         self, inputs: Path, tmp_path: Path, whole: host.Run, changes: dict[str, Any], said: list[str]
     ) -> None:
-        with pytest.raises(ValueError, match="is of another run") as told:
+        early = nullcontext() if changes is host.LORA else before_the_model_loads()
+        with early, pytest.raises(ValueError, match="is of another run") as told:
             resume(inputs, whole, 9, tmp_path, **changes)
         lines = str(told.value).splitlines()[1:-1]
         assert [line.startswith(f"  - {start}") for line, start in zip(lines, said, strict=True)] == [True] * len(said)
@@ -538,18 +550,18 @@ class TestRefused:
         ids=["others", "another order"],
     )
     def test_other_sources(self, inputs: Path, tmp_path: Path, whole: host.Run, datasets: Any, message: str) -> None:
-        with pytest.raises(ValueError, match=message):
+        with before_the_model_loads(), pytest.raises(ValueError, match=message):
             resume(inputs, whole, 9, tmp_path, datasets=datasets)
 
     def test_another_sampling(self, inputs: Path, tmp_path: Path, whole: host.Run) -> None:
         said = r"scalebio.sampling: this run has 'mixture' and it had 'host'.*; set it back"
-        with pytest.raises(ValueError, match=said):
+        with before_the_model_loads(), pytest.raises(ValueError, match=said):
             resume(inputs, whole, 9, tmp_path, scalebio={"sampling": "mixture"})
 
     def test_checkpoint_without_our_state(self, inputs: Path, tmp_path: Path) -> None:
         host.train(inputs, output_dir=str(tmp_path / "plain"), plugins=["tests.host.ProbePlugin"], **SAVING)
         checkpoint = str(tmp_path / "plain/checkpoint-9")
-        with pytest.raises(ValueError, match=r"checkpoint-9 holds no state of the mixture"):
+        with before_the_model_loads(), pytest.raises(ValueError, match=r"checkpoint-9 holds no state of the mixture"):
             host.train(inputs, output_dir=str(tmp_path / "plain"), resume_from_checkpoint=checkpoint, **SAVING)
 
     def test_checkpoint_with_the_model_alone(self, inputs: Path, tmp_path: Path) -> None:
@@ -558,5 +570,10 @@ class TestRefused:
         checkpoint = tmp_path / "out/checkpoint-9"
         assert (checkpoint / "scalebio/mixture.safetensors").exists()
         assert not (checkpoint / "scalebio/inner.safetensors").exists()
-        with pytest.raises(ValueError, match="inner parameters"):
+        with before_the_model_loads(), pytest.raises(ValueError, match="inner parameters"):
             host.train(inputs, resume_from_checkpoint=str(checkpoint), **settings)
+
+    def test_a_checkpoint_that_is_not_there(self, inputs: Path, tmp_path: Path) -> None:
+        named = str(tmp_path / "checkpoint-9")
+        with before_the_model_loads(), pytest.raises(ValueError, match=r"checkpoint-9 does not exist; resume from"):
+            host.train(inputs, output_dir=str(tmp_path), resume_from_checkpoint=named, **ALL)

@@ -138,6 +138,11 @@ def test_a_key_that_an_older_version_did_not_write_is_not_compared() -> None:
     assert differences(older, RUN) == []
 
 
+def test_the_rows_of_a_validation_batch_that_an_earlier_version_left_to_the_default_are_not_compared() -> None:
+    older = replace(RUN, keys={**RUN.keys, "scalebio.validation_batch_size": None})
+    assert differences(older, RUN) == []
+
+
 def changed(change: Callable[[dict[str, Any]], Any], folder: Path) -> None:
     content = json.loads((folder / identity.FILE).read_text())
     change(content)

@@ -16,7 +16,7 @@ from scalebio_plugin.algorithm.moments import LAGS, STRETCHES
 from scalebio_plugin.algorithm.saved import OtherFormat, restored
 from scalebio_plugin.data.step_plan import DrawState
 from scalebio_plugin.training import checkpoint
-from scalebio_plugin.training.checkpoint import MixturePart
+from scalebio_plugin.training.checkpoint import InnerPart, MixturePart, Place
 from scalebio_plugin.training.early import refuse_unreadable_checkpoints
 from scalebio_plugin.training.manifest import write_manifest
 from scalebio_plugin.training.mixture_run import states_of
@@ -107,6 +107,7 @@ def test_a_checkpoint_of_another_format_is_refused_before_anything_is_loaded(tmp
     cfg = DictDefault({"output_dir": str(tmp_path), key: str(folder) if key.startswith("resume") else True})
     for saved in (run(), with_moments_of_an_earlier_version()):
         checkpoint.write_mixture(str(folder), MixturePart(saved, []))
+        checkpoint.write_inner(str(folder), InnerPart(None, (0, 0), None, {}), Place(0, 1, sharded=False))
         write_manifest(str(folder), 2, 1)
         if saved["evidence"]["recent"].keys() == STATES[Moments].keys():
             refuse_unreadable_checkpoints(cfg)
