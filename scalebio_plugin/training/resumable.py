@@ -37,6 +37,7 @@ class ResumableTrainer(AxolotlTrainer):
     learning: Learning | None = None
     optimizer: Any
     _is_over = False  # it was when it was resumed
+    _saved_at = -1  # optimiser step of the newest checkpoint
     _passed_over: Mapping[str, str] = MappingProxyType({})  # newer checkpoints, not gone on from, and their problems
     _bare: tuple[nn.Module, nn.Module] | None = None  # what `bare_model` found last, and in what
 
@@ -94,7 +95,7 @@ class ResumableTrainer(AxolotlTrainer):
             raise
 
     def _save_all(self, learning: Learning, model: nn.Module, trial: Any, **kwargs: Any) -> None:
-        """In this order: ours, the host's, the manifest; then older ones go."""
+        """In this order: ours, the host's, the manifest; then it is pushed, and older ones go."""
         run_dir = self._get_output_dir(trial=trial)
         folder = os.path.join(run_dir, f"checkpoint-{self.state.global_step}")
         os.makedirs(folder, exist_ok=True)
@@ -113,11 +114,19 @@ class ResumableTrainer(AxolotlTrainer):
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
             write_manifest(folder, self.state.global_step, learning.place.world)
+        self._saved_at = self.state.global_step
+        if self.args.push_to_hub:
+            super()._push_from_checkpoint(folder)
         if self.args.should_save and limit:
             for line in out_of_the_way(self._passed_over):
                 LOG.warning(f"scalebio: {line}")
             self._passed_over = {}
             rotate_checkpoints(run_dir, limit, self.state.best_model_checkpoint, use_mtime=True)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """The host does in the middle of a save, where what is uploaded would not be whole: see `_save_all`."""
+        if self.learning is None:
+            super()._push_from_checkpoint(checkpoint_folder)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         learning = self.learning
@@ -214,6 +223,8 @@ class ResumableTrainer(AxolotlTrainer):
         if told:
             self.control.should_evaluate, self.control.should_save = False, saves
         super()._maybe_log_save_evaluate(*args, **kwargs)
+        if self._saved_at == self.state.global_step and not told:  # a signal may have come while it was written
+            told = saves = learning.told_to_end(self.args.device)
         if told:
             self._end_as_told(learning, saves and not self.args.save_only_model)
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import patch
+from unittest.mock import MagicMock, patch
 
 import pytest
 import torch
@@ -22,6 +22,7 @@ from axolotl.core.trainers.base import AxolotlTrainer
 from safetensors import SafetensorError
 
 from scalebio_plugin.training import checkpoint
+from scalebio_plugin.training.manifest import write_manifest
 from scalebio_plugin.training.phase import Phase
 from scalebio_plugin.training.random_state import DataOrder
 from scalebio_plugin.training.resumable import ResumableTrainer
@@ -361,6 +362,21 @@ class TestEnded:
         host.train(inputs, output_dir=str(out), auto_resume_from_checkpoints=True, **ALL)
         assert_same_end(Path(whole.cfg.output_dir), out, 10)
 
+    def test_a_signal_that_comes_during_a_save_ends_the_run_with_it(
+        self, inputs: Path, tmp_path: Path, log: list[str]
+    ) -> None:
+        """Not after another step and another save, for which a launcher may leave no time."""
+
+        def told(*args: Any) -> None:
+            signal.raise_signal(signal.SIGTERM)
+            write_manifest(*args)
+
+        with patch("scalebio_plugin.training.resumable.write_manifest", told):
+            self.train_until(inputs, tmp_path, signal.SIGTERM, **ALL)
+        assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-3"]
+        refuse_problem(str(tmp_path / "checkpoint-3"))
+        assert any("SIGTERM ends the run after optimiser step 3; auto_resume" in line for line in log)
+
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
     def test_workers_of_the_data_loader_bring_the_step_to_its_end(
         self, inputs: Path, tmp_path: Path, number: signal.Signals
@@ -384,6 +400,22 @@ class TestEnded:
         assert u.keys() <= saved["inner"].keys()
         assert all(torch.equal(saved["inner"][name], value) for name, value in u.items())
         assert same(tensors(tmp_path / "inner/checkpoint-5"), saved["model"])
+
+
+def test_a_checkpoint_is_pushed_to_the_hub_once_it_is_whole(inputs: Path, tmp_path: Path) -> None:
+    """What is fetched from there is one to go on from."""
+    pushed: list[tuple[str, str | None]] = []
+
+    def upload(folder_path: str, path_in_repo: str | None = None, **_: Any) -> Any:
+        if path_in_repo is not None:
+            pushed.append((path_in_repo, problem_of(folder_path)))
+        return MagicMock(is_done=lambda: True)
+
+    hub = MagicMock(upload_folder=upload)
+    keys = {**ALL, "hub_model_id": "someone/model", "hub_strategy": "all_checkpoints", "output_dir": str(tmp_path)}
+    with patch("transformers.trainer.hf_api", lambda: hub), pytest.raises(KeyboardInterrupt):
+        host.train(inputs, stop_after=7, **keys)
+    assert pushed == [("checkpoint-3", None), ("checkpoint-6", None)]
 
 
 @pytest.mark.parametrize(
