@@ -66,6 +66,11 @@ class Engine:
     def rank(self) -> int:
         return int(self.trainer.accelerator.process_index)
 
+    @property
+    def ranks_hold_whole_model(self) -> bool:
+        """Whether one rank alone can save the model, as the host has it do on Ctrl-C."""
+        return True
+
     def total(self, values: Tensor) -> Tensor:
         """Sum of `values` over the ranks, the same bits on each."""
         if self.world > 1:

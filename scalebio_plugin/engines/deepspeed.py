@@ -26,6 +26,10 @@ class DeepSpeedEngine(Engine):
     def engine(self) -> deepspeed.DeepSpeedEngine:
         return self.trainer.accelerator.deepspeed_engine_wrapped.engine
 
+    @property
+    def ranks_hold_whole_model(self) -> bool:
+        return int(self.trainer.accelerator.state.deepspeed_plugin.zero_stage) < 3
+
     @contextmanager
     def synced(self, model: nn.Module, on: bool) -> Iterator[None]:
         gradient_state = self.trainer.accelerator.gradient_state

@@ -115,6 +115,10 @@ class FSDP2Engine(Engine):
     sharded = True
 
     @property
+    def ranks_hold_whole_model(self) -> bool:
+        return False
+
+    @property
     def saves_optimizer(self) -> bool:
         """Whether `optimizer_part` takes the place of the host's file."""
         return saved_by_rank(str(self.trainer.axolotl_cfg.optimizer))

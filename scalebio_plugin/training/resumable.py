@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import partial
+from signal import SIGINT
 from types import MappingProxyType
 from typing import Any
 
@@ -53,6 +54,8 @@ class ResumableTrainer(AxolotlTrainer):
                 with checkpoints.of_this_format(taken):
                     learning.run.load_state_dict(saved.run)
                 learning.order.resume(*saved.order_of(learning.place))
+        if learning is not None:
+            learning.signals.host_saves = learning.engine.ranks_hold_whole_model
         with nullcontext() if learning is None else learning.signals:
             return super().train(resume_from_checkpoint, *args, **kwargs)
 
@@ -230,13 +233,18 @@ class ResumableTrainer(AxolotlTrainer):
 
     def _end_as_told(self, learning: Learning, saved: bool) -> None:
         self.accelerator.wait_for_everyone()  # a launcher ends all ranks with the first, and one may still be writing
-        step = self.state.global_step
+        step, first = self.state.global_step, learning.signals.first
         LOG.warning(
-            f"scalebio: {learning.signals.first.name} ends the run after optimiser step {step}; "
+            f"scalebio: {first.name} ends the run after optimiser step {step}; "
             + (
                 f"auto_resume_from_checkpoints goes on from checkpoint-{step}"
                 if saved
                 else "the state of learning is not saved, as the config says (save_strategy: no, or save_only_model)"
+            )
+            + (
+                "; no model is saved beside it, of which no process has the whole"
+                if first == SIGINT and not learning.signals.host_saves
+                else ""
             )
         )
         with learning.kept_in_place():  # the host may save the model on the way out

@@ -23,9 +23,14 @@ class HeldSignals:
 
     What comes within ONE_SIGNAL of it is the same signal by another way. Outside of the main thread, where Python has
     no handlers, it notes none.
+
+    Attributes:
+        host_saves: Whether Ctrl-C does what the host does, which saves the model as this process has it; else it is the
+            KeyboardInterrupt that it is on all other ranks.
     """
 
     def __init__(self) -> None:
+        self.host_saves = True
         self.noted: list[int] = []
         self._noted_at: dict[int, float] = {}  # seconds
         self._before: dict[int, Any] = {}
@@ -50,14 +55,12 @@ class HeldSignals:
         """Let the first one do what it would have done."""
         first = self.first
         self.noted.clear()
-        self._restore()
-        signal.raise_signal(first)
+        self._act(first)
 
     def _note(self, number: int, frame: Any) -> None:
         if number in self.noted:
             if time.monotonic() - self._noted_at[number] > ONE_SIGNAL:
-                self._restore()
-                signal.raise_signal(signal.Signals(number))
+                self._act(signal.Signals(number))
             return
         self.noted.append(number)
         self._noted_at[number] = time.monotonic()
@@ -67,6 +70,12 @@ class HeldSignals:
                 b"\nscalebio: the run ends with this optimiser step, once it is saved; the same signal again, some "
                 b"seconds later, ends it at once\n",
             )
+
+    def _act(self, number: signal.Signals) -> None:
+        self._restore()
+        if number == signal.SIGINT and not self.host_saves:
+            raise KeyboardInterrupt
+        signal.raise_signal(number)
 
     def _restore(self) -> None:
         for number, before in self._before.items():

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from scalebio_plugin.training.resume_from import problem_of
 from tests import host
 from tests.engines.launch import launch as on_ranks
 from tests.engines.worker import Outcome, run_case, run_cases, same_bits
@@ -332,6 +333,17 @@ def test_a_signal_to_one_rank_ends_all_with_a_checkpoint(name: str, engine_input
     ends = [torch.load(tmp_path / f"{run}.0.pt", weights_only=True) for run in ("whole", "resumed")]
     assert all(torch.equal(ends[0]["model"][key], ends[1]["model"][key]) for key in ends[0]["model"])
     assert len(ends[1]["weights"]) == STEPS - 3, "it did not go on from checkpoint-3"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fsdp2", "zero3"])
+def test_ctrl_c_leaves_no_part_of_a_model_beside_its_checkpoint(name: str, engine_inputs: Path, tmp_path: Path) -> None:
+    """Of ZeRO-3 the host's handler would save empty tensors, of FSDP2 it fails."""
+    keys = {"directory": str(engine_inputs), "micro_batch_size": 2, **SAVING, **LAYOUTS[name].keys}
+    launch({"told": {**keys, "output_dir": str(tmp_path / "told"), "told_at": [None, 3, "SIGINT"]}}, tmp_path)
+    assert problem_of(str(tmp_path / "told/checkpoint-3")) is None
+    assert not list((tmp_path / "told").glob("*.safetensors"))
+    assert "checkpoint-3; no model is saved beside it" in (tmp_path / "log.txt").read_text()
 
 
 @pytest.mark.slow

@@ -202,17 +202,18 @@ def run_case(arguments: dict[str, Any]) -> Outcome | None:
     return found[0]
 
 
-def told_to_end(rank: int, step: int) -> Callable[[Any, Any], None]:
-    """For `on_batch`: this rank is sent SIGTERM in that step, at which a process would be gone."""
+def told_to_end(rank: int | None, step: int, name: str = "SIGTERM") -> Callable[[Any, Any], None]:
+    """For `on_batch`: this rank, or each, is sent that signal in that step, at which a process would be gone."""
 
     def gone(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
 
     def tell(trainer: Any, batch: Any) -> None:
-        if (trainer.args.process_index, trainer.state.global_step + 1) == (rank, step):
-            signal.raise_signal(signal.SIGTERM)
+        if rank in (None, trainer.args.process_index) and trainer.state.global_step + 1 == step:
+            signal.raise_signal(signal.Signals[name])
 
     signal.signal(signal.SIGTERM, gone)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     return tell
 
 

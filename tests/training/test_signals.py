@@ -67,6 +67,33 @@ def test_a_rank_that_has_none_ends_with_those_that_have(came: list[int]) -> None
     assert came == [TERM]
 
 
+@pytest.mark.parametrize("again", [False, True], ids=["at the end of the step", "at once"])
+def test_where_the_host_cannot_save_the_model_ctrl_c_interrupts(
+    came: list[int], monkeypatch: pytest.MonkeyPatch, again: bool
+) -> None:
+    held, now = HeldSignals(), 100.0
+    held.host_saves = False
+    monkeypatch.setattr("scalebio_plugin.training.signals.time.monotonic", lambda: now)
+
+    def told() -> None:
+        nonlocal now
+        with held:
+            signal.raise_signal(INT)
+            now += ONE_SIGNAL + 0.1
+            if again:
+                signal.raise_signal(INT)
+            held.deliver()
+
+    with pytest.raises(KeyboardInterrupt):
+        told()
+    assert came == []
+    signal.raise_signal(INT)
+    assert came == [INT], "what was there before is there again"
+    with held:
+        signal.raise_signal(TERM)
+    assert came == [INT, TERM]
+
+
 def test_what_comes_after_the_last_step_is_delivered_at_the_end(came: list[int]) -> None:
     with HeldSignals():
         signal.raise_signal(TERM)
