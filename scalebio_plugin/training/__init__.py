@@ -15,7 +15,7 @@ head_losses     losses of tokens from logits, or inside the head; model_loss: wh
 random_state    states of the random generators
 checkpoint      what a checkpoint holds, as plain values; state_file, manifest: how it is written, and checked
 resume_from     which checkpoint a run goes on from
-same_run        whether a checkpoint is of this run
+same_run        whether a checkpoint is of this run; restored_options: what of it is not followed
 signals         Ctrl-C and SIGTERM, held until a step is over
 prepare_model   the loaded model, before the optimizer is made
 early           what is refused before the model loads

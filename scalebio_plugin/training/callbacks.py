@@ -43,6 +43,8 @@ class ScaleBiOCallback(TrainerCallback):
         self.dashboards = Dashboards([])
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        if state.global_step > 0:
+            state.compute_steps(args, state.max_steps)  # the host has the checkpoint's: how often it saves, evaluates
         if state.global_step == 0 and state.is_world_process_zero:
             earlier = self.learning.folder.begin()
             if earlier is not None:

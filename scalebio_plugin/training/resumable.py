@@ -25,6 +25,7 @@ from .checkpoint import HISTORY, InnerPart, MixturePart
 from .learning import Learning
 from .manifest import write_manifest
 from .phase import Phase
+from .restored_options import not_followed, options_of
 from .resume_from import is_newest, newest_whole, out_of_the_way, refuse_problem
 from .same_run import refuse_another_run
 from .signals import begin_worker, held_from_children
@@ -159,10 +160,13 @@ class ResumableTrainer(AxolotlTrainer):
         if learning is not None and learning.layers is not None and checkpoint is not None:
             # The checkpoint has optimizer state for the layers of its period, and FSDP wants one for all that train.
             learning.layers.freeze_others(max(0, self.state.global_step - 1), self.trainable_parameters())
+        asked = [] if learning is None or checkpoint is None else options_of(self.raw_optimizer())
         with nullcontext() if learning is None else learning.engine.hosts_optimizer():
             super()._load_optimizer_and_scheduler(checkpoint)
         if learning is not None and checkpoint is not None:
             self._restore(learning, checkpoint)
+            for line in not_followed(asked, options_of(self.raw_optimizer())):
+                LOG.warning(f"scalebio: {line}")
 
     def _restore(self, learning: Learning, checkpoint: str) -> None:
         """Go on from a checkpoint, once the optimizer exists: u, positions, history.

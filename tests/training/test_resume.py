@@ -193,6 +193,7 @@ def test_the_host_loads_its_optimizer_while_the_layers_of_the_last_step_train(do
     layers = SimpleNamespace(freeze_others=lambda step, parameters: events.append(step))
     trainer.learning = SimpleNamespace(layers=layers, engine=SimpleNamespace(hosts_optimizer=hosts_optimizer))
     trainer.state = SimpleNamespace(global_step=done)
+    trainer.optimizer = SimpleNamespace(param_groups=[])
     with (
         patch.object(ResumableTrainer, "trainable_parameters", lambda self: {}),
         patch.object(AxolotlTrainer, "_load_optimizer_and_scheduler", lambda self, folder: events.append("loaded")),
@@ -253,6 +254,20 @@ def test_a_resume_says_where_it_goes_on(inputs: Path, tmp_path: Path, whole: hos
     assert line == (
         f"scalebio: resumed from {out}/checkpoint-9 after optimiser step 9 of 10 (learning goes on); weights: {shown}"
     )
+
+
+def test_it_saves_as_often_as_its_config_says_and_the_log_says_what_it_does_not_follow(
+    inputs: Path, tmp_path: Path, whole: host.Run, log: list[str]
+) -> None:
+    changes = {"save_steps": 2, "learning_rate": 5e-4, "weight_decay": 0.1}
+    out = resume(inputs, whole, 6, tmp_path, **changes)
+    assert {path.name for path in out.glob("checkpoint-*")} == {f"checkpoint-{step}" for step in (3, 6, 8, 9, 10)}
+    kept = "as in the checkpoint, whose optimizer the host goes on with; this config has"
+    assert [line for line in log if "as in the checkpoint" in line] == [
+        f"scalebio: learning_rate stays 0.002, {kept} 0.0005",
+        f"scalebio: weight_decay stays 0.0, {kept} 0.0 and 0.1",
+    ]
+    assert_same_end(Path(whole.cfg.output_dir), out, 10)
 
 
 def as_an_earlier_version_wrote_it(folder: Path) -> None:
