@@ -22,7 +22,7 @@ from tests import host
 EXAMPLE = yaml.safe_load(example_config("quickstart.yml").read_text())
 SETTINGS = {key: EXAMPLE[key] for key in ("micro_batch_size", "learning_rate", "lr_scheduler", "weight_decay")}
 SMALL = {"layers": 2, "hidden": 32, "heads": 2}
-FOUR_LAYERS = {"layers": 4, "hidden": 64, "heads": 4}
+FOUR_LAYERS = {**SMALL, "layers": 4}
 LISA = {"lisa": {"active_layers": 2, "interval": 10}}
 PAPER_WITH_LISA = {
     "lisa": {"active_layers": 2, "interval": 20},
@@ -64,12 +64,13 @@ def noisy(rate: float) -> planted.MakeRow:
 
 @pytest.mark.slow
 def test_ten_sources_end_ordered_by_their_noise(tmp_path: Path) -> None:
-    planted.build_model(tmp_path / "model")
+    """-ρ after 60, 80, 100 and 120 steps: 0.976, 0.964, 0.988, 0.988; with data and model of seed 1 0.939 to 1."""
+    planted.build_model(tmp_path / "model", **SMALL)
     rates = {f"ninths{n}": n / 9 for n in range(10)}
     makers = {name: noisy(rate) for name, rate in rates.items()}
     planted.write_rows(tmp_path / "data", makers, seed=0, rows=512, held_out=128)
     datasets = [{"path": f"data/{name}.jsonl", "type": "alpaca"} for name in rates]
-    run = host.train(tmp_path, datasets=datasets, max_steps=200, **SETTINGS)
+    run = host.train(tmp_path, datasets=datasets, max_steps=120, **SETTINGS)
     weights = run.weights[-1].tolist()
     print(dict(zip(rates, weights, strict=True)))
     assert -spearmanr([*rates.values()], weights).statistic > 0.9
@@ -88,15 +89,16 @@ def test_the_planted_mixture_is_found_by_an_adapter(tmp_path: Path) -> None:
 class TestLisaLearns:
     @pytest.mark.slow
     def test_the_planted_mixture_is_found_and_not_with_layers_drawn_apart(self, tmp_path: Path) -> None:
-        """A pretrained model, LISA, the paper's update of λ at 0.02, 100 steps: found at step 60 (with seed 1 at 62).
+        """A pretrained model, LISA, the paper's update of λ at 0.02: found at step 61 of 90 (seeds 1 and 2: at 72, 61).
 
-        With layers drawn apart it is found in a longer run, at step 142 and 136: where the data is this clear, the
-        noise between the sets averages out. benchmarks/denoising.md (`--lisa`) has a case where it does not.
+        With layers drawn apart `clean` has 0.28 then. With twice the width it was found in a longer run, at step 142:
+        where the data is this clear, the noise between the sets averages out. benchmarks/denoising.md (`--lisa`) has a
+        case where it does not.
         """
         planted.build_model(tmp_path / "model", **FOUR_LAYERS)
         planted.write_data(tmp_path / "data")
         host.train(tmp_path, plugins=["tests.host.ProbePlugin"], output_dir="base", max_steps=100, seed=0, **SETTINGS)
-        keys = {**SETTINGS, "base_model": "base", "learning_rate": 5e-4, "num_epochs": 9, "max_steps": 100}
+        keys = {**SETTINGS, "base_model": "base", "learning_rate": 5e-4, "num_epochs": 9, "max_steps": 90}
 
         def found(name: str) -> int | None:
             return first_found(host.train(tmp_path, output_dir=name, seed=0, scalebio=PAPER_WITH_LISA, **keys))
@@ -107,12 +109,15 @@ class TestLisaLearns:
 
     @pytest.mark.slow
     def test_without_validation_data_the_mixture_rests_but_moves_with_layers_drawn_apart(self, tmp_path: Path) -> None:
-        """The negative control: two sets that differ in their layers have a gap that says nothing of the data."""
+        """The negative control: two sets that differ in their layers have a gap that says nothing of the data.
+
+        With seeds 0, 1 and 2 λ has moved by 0.17, 0.21 and 0.23 after 30 steps.
+        """
         control = {**LISA, "penalty": math.inf}
-        same = learn(tmp_path / "same", seed=0, steps=60, model=FOUR_LAYERS, scalebio=control)
+        same = learn(tmp_path / "same", seed=0, steps=40, model=FOUR_LAYERS, scalebio=control)
         assert all(torch.equal(weights, same.weights[0]) for weights in same.weights)
         with layers_drawn_apart():
-            apart = learn(tmp_path / "apart", seed=0, steps=60, model=FOUR_LAYERS, scalebio=control)
+            apart = learn(tmp_path / "apart", seed=0, steps=40, model=FOUR_LAYERS, scalebio=control)
         print(apart.weights[-1])
         assert max(float((weights - 1 / 3).abs().max()) for weights in apart.weights) > 0.1
 
