@@ -100,9 +100,9 @@ _BEFORE = re.compile(r"^\[\d{4}-[^\]]*\] (\[\w+\] )+(\[[\w.]+\] )?")  # of a lin
 _LOGGED = re.compile(r"^(\[\d{4}-|\{'|\s*$)")
 
 
-def prepare(folder: Path) -> None:
-    """What a user has: a model, data, and a config that trains."""
-    planted.build_model(folder / "model")
+def prepare(folder: Path, **model: int) -> None:
+    """What a user has: a model (see `build_model`), data, and a config that trains."""
+    planted.build_model(folder / "model", **model)
     planted.write_data(folder / "data")
     (folder / "config.yml").write_text(CONFIG)
 
