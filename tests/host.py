@@ -123,6 +123,7 @@ class Probe:
     stop_after: int | None = None
     on_batch: Callable[[Any, dict[str, Any]], None] | None = None
     nan_from: tuple[int, str] | None = None
+    after_step: Callable[[Any], None] | None = None
     at_end: Callable[[Any], None] | None = None
     run: Run | None = None
 
@@ -213,6 +214,7 @@ def train(
     stop_after: int | None = None,
     on_batch: Callable[[Any, dict[str, Any]], None] | None = None,
     nan_from: tuple[int, str] | None = None,
+    after_step: Callable[[Any], None] | None = None,
     at_end: Callable[[Any], None] | None = None,
     picture: bool = False,
     whole_config: dict[str, Any] | None = None,
@@ -226,6 +228,7 @@ def train(
         stop_after: Raise KeyboardInterrupt at the end of this step, as a killed run.
         on_batch: Called with the trainer and every collated training batch.
         nan_from: (finished steps, word): from then on the word's embedding is NaN.
+        after_step: Called with the trainer at the end of every step.
         at_end: Called with the trainer after the last step, while the engine still stands.
         picture: Draw `mixture.png` too, for half a second.
         whole_config: Instead of BASE with `overrides`.
@@ -242,6 +245,7 @@ def train(
     os.chdir(directory)
     Probe.parameters, Probe.float64, Probe.stop_after, Probe.run = parameters, float64, stop_after, None
     Probe.on_batch, Probe.nan_from = staticmethod(on_batch) if on_batch else None, nan_from
+    Probe.after_step = staticmethod(after_step) if after_step else None
     Probe.at_end = staticmethod(at_end) if at_end else None
     transformers.set_seed(int(overrides.get("seed", BASE["seed"])))  # as in a fresh process: adapters start at random
     try:
@@ -303,6 +307,8 @@ def _make_probe_plugin() -> type:
                 Probe.run.model.append({name: p.detach().clone() for name, p in named if _trained(learning, name, p)})
                 inner = {} if learning is None or learning.inner is None else learning.inner.values
                 Probe.run.inner.append({name: value.detach().clone() for name, value in inner.items()})
+            if Probe.after_step is not None:
+                Probe.after_step(self.trainer)
 
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if Probe.at_end is not None:

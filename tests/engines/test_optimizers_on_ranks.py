@@ -1,6 +1,7 @@
 """On several ranks as in one process: all that an optimizer or a quantised base keeps goes with its parameter set.
 
-State that stayed behind would show: without a pull u and w would part. With one they do, and ranks agree on λ.
+State that stayed behind would show: without a pull u and w would part. With one they do, and ranks agree on λ. One run
+shows both: the first half of its steps are without a pull.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from tests.engines.test_engines import FSDP2, LAYOUTS, Layout, launch
 from tests.engines.worker import Outcome
 from tests.runs.test_optimizers import KEYS
 
-STEPS, A_LAUNCH = 4, 4  # DeepSpeed gives back none of the address space that a run took
+STEPS, CALM, A_LAUNCH = 6, 3, 8  # DeepSpeed gives back none of the address space that a run took
 NO_PULL = {"penalty": float("inf")}
 QLORA = {**host.LORA, "adapter": "qlora", "load_in_4bit": True}
 OFFLOAD = {**FSDP2, "fsdp_config": {**FSDP2["fsdp_config"], "offload_params": True}}
+ONE_LAYER, TWO_LAYERS = ({"base_model": name, "tokenizer_config": "model"} for name in ("wide", "wide_and_deep"))
 
 Case = dict[str, Any]
 
@@ -52,7 +54,7 @@ SLOW: dict[str, dict[str, Case]] = {  # DDP steps whole tensors, as one process 
         **optimizers(*_ANYWHERE, "ao_adamw_fp8", "adagrad", "sinkgd", "schedule_free_adamw"),
         "8-bit base": EACH_KIND["ddp"]["8-bit base"],
         "offloaded, lora": {**OFFLOAD, **host.LORA},
-        "offloaded, lisa": {**OFFLOAD, "scalebio": {"lisa": {"active_layers": 1, "interval": 2}}},
+        "offloaded, lisa": {**TWO_LAYERS, **OFFLOAD, "scalebio": {"lisa": {"active_layers": 1, "interval": 2}}},
     },
     "zero3": {  # ZeRO-1 and 2 step flat tensors as well
         **optimizers(*_ANYWHERE, *_BNB, "adafactor", "schedule_free_adamw", "schedule_free_sgd"),
@@ -63,19 +65,28 @@ SLOW: dict[str, dict[str, Case]] = {  # DDP steps whole tensors, as one process 
 }
 
 
-def run(cases: dict[str, Case], layout: Layout, folder: Path, ranks: int = 2) -> dict[str, list[Outcome]]:
-    """Each case without and with a pull; the outcomes of all ranks by `<case>, no pull` and `<case>`."""
+def wide_inputs(folder: Path) -> Path:
+    """With models whose matrices reach what optimizers quantise."""
     inputs = host.make_inputs(folder / "inputs")
-    wide = host.add_model(inputs, "wide", hidden=64, layers=2)  # so that matrices reach what optimizers quantise
-    arguments = {}
+    for keys, layers in ((ONE_LAYER, 1), (TWO_LAYERS, 2)):
+        host.add_model(inputs, keys["base_model"], hidden=64, layers=layers)
+    return inputs
+
+
+def run(cases: dict[str, Case], layout: Layout, folder: Path, ranks: int = 2) -> dict[str, list[Outcome]]:
+    """Each case, at first without a pull; the outcomes of all ranks.
+
+    One micro-batch a step: what accumulates gradients are the engines, see test_engines.py and test_zero.py, and no
+    optimizer sees how many there were.
+    """
+    inputs, arguments = wide_inputs(folder), {}
     for name, case in cases.items():
-        for kind, more in ((name, {}), (f"{name}, no pull", NO_PULL)):
-            keys = {"max_steps": STEPS, "micro_batch_size": 2, "gradient_accumulation_steps": 2, **wide, **layout.keys}
-            keys |= {**case, "scalebio": {**case.get("scalebio", {}), **more}}
-            arguments[kind] = {"directory": str(inputs), "output_dir": str(folder / f"out{len(arguments)}"), **keys}
+        keys = {"max_steps": STEPS, "micro_batch_size": 2, "calm_steps": CALM, **ONE_LAYER, **layout.keys}
+        keys |= {**case, "scalebio": {**case.get("scalebio", {}), **NO_PULL}}
+        arguments[name] = {"directory": str(inputs), "output_dir": str(folder / f"out{len(arguments)}"), **keys}
     todo = list(arguments)
-    for start in range(0, len(todo), 2 * A_LAUNCH):
-        launch({name: arguments[name] for name in todo[start : start + 2 * A_LAUNCH]}, folder, ranks)
+    for start in range(0, len(todo), A_LAUNCH):
+        launch({name: arguments[name] for name in todo[start : start + A_LAUNCH]}, folder, ranks)
     return {
         name: [Outcome(**torch.load(folder / f"{name}.{rank}.pt", weights_only=True)) for rank in range(ranks)]
         for name in todo
@@ -83,11 +94,11 @@ def run(cases: dict[str, Case], layout: Layout, folder: Path, ranks: int = 2) ->
 
 
 def assert_two_sets(outcomes: dict[str, list[Outcome]], name: str) -> None:
-    for rank in outcomes[f"{name}, no pull"]:
-        assert rank.model.keys() == rank.inner.keys()
-        assert all(torch.equal(rank.model[key], value) for key, value in rank.inner.items())
-        assert all(torch.equal(weights, rank.weights[0]) for weights in rank.weights)
     first, *others = outcomes[name]
+    for rank in outcomes[name]:
+        assert rank.calm == [True], "u and w parted without a pull"
+        assert rank.model.keys() == rank.inner.keys()
+        assert all(torch.equal(weights, rank.weights[0]) for weights in rank.weights[:CALM])
     assert len(first.weights) == STEPS
     assert all(torch.equal(a, b) for other in others for a, b in zip(first.weights, other.weights, strict=True))
     assert float((first.weights[-1] - first.weights[0]).abs().max()) > 1e-3, "λ did not move"
@@ -150,7 +161,10 @@ RESUMED: dict[str, dict[str, Case]] = {
         **optimizers("adamw_torch_8bit", "adamw_torch_4bit", "ao_adamw_fp8", "schedule_free_adamw", "sinkgd"),
         **optimizers("adagrad"),
         "8-bit, in warmup": {"optimizer": "adamw_torch_8bit", "scalebio": {"warmup_steps": 4}},
-        "8-bit, lisa": {"optimizer": "adamw_torch_8bit", "scalebio": {"lisa": {"active_layers": 1, "interval": 3}}},
+        "8-bit, lisa": {
+            **{**TWO_LAYERS, "optimizer": "adamw_torch_8bit"},
+            "scalebio": {"lisa": {"active_layers": 1, "interval": 3}},
+        },
         "4-bit, cosine, offloaded": {**OFFLOAD, "optimizer": "adamw_torch_4bit", "lr_scheduler": "cosine"},
         "4-bit, qlora, sharded": {**SHARDED, **QLORA, "optimizer": "adamw_torch_4bit"},
     },
@@ -161,11 +175,17 @@ RESUMED: dict[str, dict[str, Case]] = {
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", RESUMED)
 def test_a_resumed_run_ends_with_the_same_bits(engine: str, tmp_path: Path) -> None:
-    inputs, layout = host.make_inputs(tmp_path / "inputs"), LAYOUTS[engine.split(",")[0]]
-    wide = host.add_model(inputs, "wide", hidden=64, layers=2)
+    inputs, layout = wide_inputs(tmp_path), LAYOUTS[engine.split(",")[0]]
     cases = {}
     for name, case in RESUMED[engine].items():
-        keys = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2, "micro_batch_size": 2, **wide, **layout.keys}
+        keys = {
+            "max_steps": 6,
+            "save_strategy": "steps",
+            "save_steps": 2,
+            "micro_batch_size": 2,
+            **ONE_LAYER,
+            **layout.keys,
+        }
         keys |= {**case, "directory": str(inputs)}
         one, other = (str(tmp_path / f"{name} {run}") for run in ("whole", "resumed"))
         cases[f"{name}, whole"] = {**keys, "output_dir": one}

@@ -31,6 +31,7 @@ class Outcome:
     saved: dict[str, torch.Tensor] = field(default_factory=dict)  # what the run left on disk; filled in by the test
     handed: dict[str, bool] = field(default_factory=dict)  # what held right after u took over
     eval_losses: list[float] = field(default_factory=list)  # as logged, and once more at the end
+    calm: list[bool] = field(default_factory=list)  # whether u was w, bit for bit, when the pull began
 
 
 def whole(parameter: torch.Tensor) -> torch.Tensor:
@@ -184,6 +185,10 @@ def run_case(arguments: dict[str, Any]) -> Outcome | None:
     told_at = arguments.pop("told_at", None)
     if told_at is not None:
         arguments["on_batch"] = told_to_end(*told_at)
+    calm: list[bool] = []
+    calm_steps = arguments.pop("calm_steps", None)
+    if calm_steps is not None:
+        arguments["after_step"] = pulled_after(calm_steps, calm)
     order = drawn_in_the_same_order() if arguments.pop("same_order", False) else nullcontext()
     late = exchanged_late() if arguments.pop("exchanged_late", False) else nullcontext()
     found: list[Outcome] = []
@@ -198,8 +203,24 @@ def run_case(arguments: dict[str, Any]) -> Outcome | None:
         if "stop_after" not in arguments and told_at is None:
             raise
         return None
-    found[0].weights, found[0].handed = run.weights, handed
+    found[0].weights, found[0].handed, found[0].calm = run.weights, handed, calm
     return found[0]
+
+
+def pulled_after(steps: int, calm: list[bool]) -> Callable[[Any], None]:
+    """For `after_step` of a run without a pull, which from then on has one; notes whether u was w."""
+
+    def pull(trainer: Any) -> None:
+        if trainer.state.global_step != steps:
+            return
+        run, w = trainer.learning.run, parameters_of(trainer)
+        with trainer.learning.inner.in_place():
+            u = parameters_of(trainer)
+        assert run.settings.pull == 0.0
+        calm.append(w.keys() == u.keys() and all(torch.equal(w[name], value) for name, value in u.items()))
+        run.settings = run.settings.model_copy(update={"penalty": 10.0})
+
+    return pull
 
 
 def told_to_end(rank: int | None, step: int, name: str = "SIGTERM") -> Callable[[Any, Any], None]:
