@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cache
-from importlib import metadata
+from importlib import import_module, metadata
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -167,8 +167,8 @@ def _hasten() -> None:
 
     packages._is_package_available = cache(packages._is_package_available)  # read from the disk in every pass
     merge = validation.merge_input_args  # builds the host's two large models anew
-    merged = cache(lambda plugins: merge())
-    validation.merge_input_args = lambda: merged(tuple(PluginManager.get_instance().plugins))
+    merged = cache(lambda blocks: merge())
+    validation.merge_input_args = lambda: merged(tuple(PluginManager.get_instance().get_input_args()))
 
     PretrainedConfig.__repr__ = object.__repr__  # for a log that nobody keeps
     find, nothing = Hooks.load_setuptools_entrypoints, set()  # looks into every package
@@ -186,6 +186,22 @@ def _hasten() -> None:
             return method(self, *args, num_proc=None if num_proc == 1 else num_proc, **kwargs)
 
         setattr(Dataset, method.__name__, here)
+
+
+def warm() -> None:
+    """In a server of forks: what of their first run takes as long as another run, without its threads."""
+    import axolotl.utils.config as validation
+    from axolotl.integrations.base import PluginManager
+
+    from scalebio_plugin.hooks.manager import build_manager
+
+    for module in ("axolotl.cli.config", *(f"scalebio_plugin.training.{name}" for name in ("trainer", "connect"))):
+        import_module(module)
+    _hasten()
+    PluginManager.get_instance().register("scalebio")
+    validation.merge_input_args()
+    forget_plugins()
+    build_manager()
 
 
 def load(directory: Path, config: dict[str, Any]) -> Any:

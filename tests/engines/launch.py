@@ -26,6 +26,7 @@ IMPORTED = (  # what a run of the host imports at some time, and DeepSpeed where
     "axolotl.core.builders",
     "matplotlib.backends.backend_agg",
     "deepspeed",
+    "tests.engines.warmed",
 )
 TIMEOUT = 900.0  # seconds
 os.environ["DS_ACCELERATOR"] = "cpu"  # DeepSpeed looks there when it is imported
