@@ -6,7 +6,9 @@ kind, the others among the slow tests.
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -16,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 
+import scalebio_plugin
 from scalebio_plugin.training.resume_from import problem_of
 from tests import host
 from tests.engines.launch import launch as on_ranks
@@ -24,6 +27,7 @@ from tests.engines.worker import Outcome, run_case, run_cases, same_bits
 STEPS = 6
 TOLERANCE = 1e-5  # float32
 LISA = {"lisa": {"active_layers": 1, "interval": 4}}
+ONE_LAYER = {"base_model": "one_layer", "tokenizer_config": "model"}  # where steps cost more than what a test is about
 # Every layer is drawn: for bytes alone, as in each first step of Adam the sign of a gradient near 0 decides.
 DRAWN = "lisa, every layer drawn"
 # `few`: 32 rows, 8 global micro-batches an epoch, in threes 3 + 3 + 2
@@ -100,7 +104,22 @@ LAYOUTS = {
     "zero3": zero(3),
 }
 _OTHERS = tuple(mode for mode in MODES if mode not in EACH_KIND)
+COUNTED = ("full", "lora", DRAWN)  # whose bytes are counted, which depend on the stage
 LAUNCHES = {engine: [EACH_KIND, _OTHERS] if engine in ("ddp", "fsdp2") else [tuple(MODES)] for engine in LAYOUTS}
+
+
+def shared_by_stages(engine: str, names: Iterable[str], of_both: Sequence[str] = ()) -> tuple[str, ...]:
+    """What is run on an engine, where ZeRO-1 and ZeRO-2 run half of it each, and both `of_both`.
+
+    To the package they are one engine (`test_stages_1_and_2_are_one_engine`), and one class of DeepSpeed's, which
+    test_zero.py runs with all of its settings at both stages.
+    """
+    names = tuple(names)
+    halves = {"zero1": names[0::2], "zero2": names[1::2]}
+    return tuple(name for name in names if name in halves.get(engine, names) or name in of_both)
+
+
+LAUNCHES |= {engine: [shared_by_stages(engine, MODES, COUNTED)] for engine in ("zero1", "zero2")}
 
 
 def arguments_of(inputs: Path, mode: str, out: Path, layout: Layout | None) -> dict[str, Any]:
@@ -122,7 +141,8 @@ def arguments_of(inputs: Path, mode: str, out: Path, layout: Layout | None) -> d
 @pytest.fixture(scope="module")
 def engine_inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     inputs = host.make_inputs(tmp_path_factory.mktemp("engine_inputs"))
-    host.add_model(inputs, "four_layers", layers=4)
+    for name, layers in (("one_layer", 1), ("four_layers", 4)):
+        host.add_model(inputs, name, layers=layers)
     (inputs / "few").mkdir()
     for entry, rows in zip(host.BASE["datasets"], (10, 11, 11), strict=True):
         lines = (inputs / entry["path"]).read_text().splitlines(keepends=True)
@@ -192,7 +212,7 @@ def on_engines(modes: Sequence[str]) -> list[Any]:
             marks = [pytest.mark.host_contract] if relied_on else []
             if engine != "ddp" or mode not in launches[0]:
                 marks.append(pytest.mark.slow)
-            if LAYOUTS[engine].lisa or "lisa" not in mode:
+            if any(mode in launched for launched in launches) and (LAYOUTS[engine].lisa or "lisa" not in mode):
                 found.append(pytest.param(engine, mode, marks=marks))
     return found
 
@@ -237,6 +257,16 @@ def test_two_ranks_are_one_process(
     assert all(value < tolerance[name] for name, value in far.items()), far
 
 
+def test_stages_1_and_2_are_one_engine() -> None:
+    """All that the package asks of a stage is whether parameters are partitioned, or it is below the third."""
+    package = Path(scalebio_plugin.__file__).parent
+    files = [file for folder in ("engines", "training", "algorithm") for file in (package / folder).glob("*.py")]
+    nodes = (node for file in files for node in ast.walk(ast.parse(file.read_text("utf-8"))))
+    asked = {node.attr for node in nodes if isinstance(node, ast.Attribute) and re.search("stage|zero_opt", node.attr)}
+    assert asked == {"zero_optimization_partition_weights", "zero_stage"}
+    assert "zero_stage) < 3" in (package / "engines/deepspeed.py").read_text("utf-8")
+
+
 # ---- resume
 
 SAVING = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 2, "max_steps": STEPS}
@@ -255,35 +285,44 @@ RESUMED: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(
-    scope="module",
-    params=[pytest.param("ddp", marks=pytest.mark.host_contract), *(name for name in LAYOUTS if name != "ddp")],
-)
-def resumed(request: pytest.FixtureRequest, engine_inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with <case number>/whole and /resumed of every case, and the outcomes of both."""
-    layout, folder = LAYOUTS[request.param], tmp_path_factory.mktemp(f"resume_{request.param}")
-    cases = {}
-    for i, (name, keys) in enumerate(RESUMED.items()):
-        if "lisa" in name and not layout.lisa:
-            continue
-        common = {"directory": str(engine_inputs), "micro_batch_size": 2, **SAVING, **keys, **layout.keys}
-        whole = str(folder / f"{i}/whole")
-        cases[f"{name}, whole"] = {**common, "output_dir": whole}
-        cases[f"{name}, resumed"] = {
-            **{**common, "output_dir": str(folder / f"{i}/resumed"), "auto_resume_from_checkpoints": True},
-            "killed": (whole, 4),
-        }
-    launch(cases, folder)
-    return folder
+def resumed_on(engine: str) -> list[str]:
+    """The cases of an engine."""
+    return [name for name in shared_by_stages(engine, RESUMED) if LAYOUTS[engine].lisa or "lisa" not in name]
+
+
+@pytest.fixture(scope="module")
+def resumed_runs(engine_inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A folder with <case>/whole and /resumed of every case of an engine, and the outcomes of both, run once."""
+
+    @cache
+    def launched(engine: str) -> Path:
+        layout, folder = LAYOUTS[engine], tmp_path_factory.mktemp(f"resume_{engine}")
+        cases = {}
+        for name in resumed_on(engine):
+            common = {"directory": str(engine_inputs), "micro_batch_size": 2, **ONE_LAYER, **SAVING}
+            common |= {**RESUMED[name], **layout.keys}
+            whole, again = (str(folder / f"{name}/{run}") for run in ("whole", "resumed"))
+            cases[f"{name}, whole"] = {**common, "output_dir": whole}
+            keys = {**common, "output_dir": again, "auto_resume_from_checkpoints": True}
+            cases[f"{name}, resumed"] = {**keys, "killed": (whole, 4)}
+        launch(cases, folder)
+        return folder
+
+    return launched
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", RESUMED)
-def test_resumed_run_ends_with_the_same_bytes(name: str, resumed: Path) -> None:
-    if "lisa" in name and not (resumed / f"{name}, whole.0.pt").exists():
-        pytest.skip("LISA is refused on this engine")
-    number = list(RESUMED).index(name)
-    histories = [(resumed / f"{number}/{run}/scalebio/history.jsonl").read_bytes() for run in ("whole", "resumed")]
+@pytest.mark.parametrize(
+    ("engine", "name"),
+    [
+        pytest.param(engine, name, marks=[pytest.mark.host_contract] if engine == "ddp" else [])
+        for engine in LAYOUTS
+        for name in resumed_on(engine)
+    ],
+)
+def test_resumed_run_ends_with_the_same_bytes(engine: str, name: str, resumed_runs: Callable[[str], Path]) -> None:
+    resumed = resumed_runs(engine)
+    histories = [(resumed / name / run / "scalebio/history.jsonl").read_bytes() for run in ("whole", "resumed")]
     assert histories[0] == histories[1]
     for rank in (0, 1):
         whole, again = (
@@ -298,7 +337,7 @@ def test_resumed_run_ends_with_the_same_bytes(name: str, resumed: Path) -> None:
         assert torch.equal(whole["weights"][-1], again["weights"][-1])
         assert len(again["weights"]) == STEPS - 4, "it did not go on from checkpoint-4"
     for run in ("whole", "resumed"):
-        kept = sorted(path.name for path in (resumed / f"{number}/{run}").glob("checkpoint-*"))
+        kept = sorted(path.name for path in (resumed / name / run).glob("checkpoint-*"))
         assert kept == ["checkpoint-4", "checkpoint-6"]
 
 
@@ -430,7 +469,7 @@ def test_under_zero_there_are_no_probes_and_the_log_says_so(engine_inputs: Path,
 # ---- bytes
 
 
-@pytest.mark.parametrize(("engine", "mode"), on_engines(["full", "lora", DRAWN]))
+@pytest.mark.parametrize(("engine", "mode"), on_engines(COUNTED))
 def test_a_rank_holds_what_estimate_counts(
     engine: str,
     mode: str,
