@@ -405,8 +405,8 @@ def test_ddp_goes_on_in_one_process(engine_inputs: Path, tmp_path: Path, samplin
 
 GOALS = ("data/validation.jsonl", "few/offtopic.jsonl")
 PROBED: dict[str, dict[str, Any]] = {
-    "uneven": {"gradient_accumulation_steps": 3, "scalebio": {"validation_batch_size": 5}},
-    "lora": {**host.LORA, "learning_rate": 5e-3},
+    "uneven": {**ONE_LAYER, "gradient_accumulation_steps": 3, "scalebio": {"validation_batch_size": 5}},
+    "lora": {**ONE_LAYER, **host.LORA, "learning_rate": 5e-3},
     "lisa": {"scalebio": {**LISA, "penalty": 2.0}, "base_model": "four_layers", "tokenizer_config": "model"},
 }
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests import host
-from tests.engines.test_engines import LAYOUTS, STEPS, TOLERANCE, Layout, engine_inputs, farthest, launch
+from tests.engines.test_engines import LAYOUTS, ONE_LAYER, STEPS, TOLERANCE, Layout, engine_inputs, farthest, launch
 from tests.engines.worker import Outcome, run_case
 
 __all__ = ["engine_inputs"]
@@ -32,7 +32,7 @@ FUSED = {"chunked_cross_entropy": True}
 
 
 def arguments_of(inputs: Path, mode: str, out: Path, layout: Layout | None) -> dict[str, Any]:
-    keys: dict[str, Any] = {"adam_epsilon": 1e-6, "max_steps": STEPS, **MODES[mode]}
+    keys: dict[str, Any] = {"adam_epsilon": 1e-6, "max_steps": STEPS, **ONE_LAYER, **MODES[mode]}
     keys["scalebio"] = {"validation_batch_size": 8, **keys.get("scalebio", {})}
     keys["micro_batch_size"] = 4 if layout is None else 2
     if layout is not None:
