@@ -25,8 +25,8 @@ def not_followed(asked: Sequence[Mapping[str, Any]], restored: Sequence[Mapping[
         values = [_values(groups, key) for groups in (asked, restored)]
         if values[0] != values[1] and all(values):
             yield (
-                f"{name} stays {' and '.join(values[1])}, as in the checkpoint, whose optimizer the host goes on with; "
-                f"this config has {' and '.join(values[0])}"
+                f"{name} remains {' and '.join(values[1])}, as in the checkpoint, whose optimizer the host goes on "
+                f"with; this config has {' and '.join(values[0])}"
             )
 
 

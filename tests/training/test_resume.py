@@ -259,13 +259,13 @@ def test_a_resume_says_where_it_goes_on(inputs: Path, tmp_path: Path, whole: hos
 def test_it_saves_as_often_as_its_config_says_and_the_log_says_what_it_does_not_follow(
     inputs: Path, tmp_path: Path, whole: host.Run, log: list[str]
 ) -> None:
-    changes = {"save_steps": 2, "learning_rate": 5e-4, "weight_decay": 0.1}
+    changes = {"save_steps": 2, "learning_rate": 5e-4, "adam_beta2": 0.98}
     out = resume(inputs, whole, 6, tmp_path, **changes)
     assert {path.name for path in out.glob("checkpoint-*")} == {f"checkpoint-{step}" for step in (3, 6, 8, 9, 10)}
     kept = "as in the checkpoint, whose optimizer the host goes on with; this config has"
     assert [line for line in log if "as in the checkpoint" in line] == [
-        f"scalebio: learning_rate stays 0.002, {kept} 0.0005",
-        f"scalebio: weight_decay stays 0.0, {kept} 0.0 and 0.1",
+        f"scalebio: learning_rate remains 0.002, {kept} 0.0005",
+        f"scalebio: betas remains [0.9, 0.999], {kept} [0.9, 0.98]",
     ]
     assert_same_end(Path(whole.cfg.output_dir), out, 10)
 
