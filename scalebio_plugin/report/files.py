@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,6 +30,13 @@ def replaced(path: StrPath) -> Iterator[Path]:
         raise
     with suppress(OSError):  # not every file system flushes folders
         _flush(temporary.parent)
+
+
+def remove_unfinished(folder: StrPath) -> None:
+    """What processes that were killed had begun to write there."""
+    for path in Path(folder).glob("*.tmp"):
+        if re.search(r"\.\d+\.tmp$", path.name):
+            path.unlink(missing_ok=True)
 
 
 def _flush(path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from axolotl.utils.logging import get_logger
 from transformers import TrainerCallback, TrainerState
 
+from ..report.files import remove_unfinished
 from ..report.history import HistoryRecord
 from ..report.mixture_file import tables_of
 from ..report.tables import drawn_line, layers_line
@@ -50,6 +51,7 @@ class ScaleBiOCallback(TrainerCallback):
             if earlier is not None:
                 LOG.info(f"scalebio: what an earlier run left in {earlier.parent} is in {earlier.name}/ now")
         if state.is_world_process_zero:
+            remove_unfinished(self.learning.folder.path)
             self._go_on_from_cost(state.global_step)
             self.dashboards = Dashboards(self.trainer.callback_handler.callbacks)
             self.dashboards.begin()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from scalebio_plugin.report.files import remove_unfinished
 from scalebio_plugin.report.folder import FILES, RunFolder
 from scalebio_plugin.report.history import append_history, read_history
 from tests.report.histories import facts, record
@@ -50,6 +51,14 @@ def test_a_run_that_left_no_mixture_leaves_nothing_to_keep(folder: RunFolder) ->
     (folder.path / "cost.json").write_text("of a warmup")
     assert folder.begin() is None
     assert list(folder.path.iterdir()) == []
+
+
+def test_what_a_killed_process_left_half_written_goes(tmp_path: Path) -> None:
+    remove_unfinished(tmp_path / "scalebio")  # which is not there yet
+    for name in ("report.html.123.tmp", "mixture.json.7.tmp", "report.html", "mine.tmp"):
+        (tmp_path / name).touch()
+    remove_unfinished(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"report.html", "mine.tmp"}
 
 
 def test_what_is_left_beside_a_mixture_that_was_moved_away_is_kept(folder: RunFolder) -> None:

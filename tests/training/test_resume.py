@@ -156,12 +156,15 @@ def resume(inputs: Path, whole: host.Run, checkpoint: int, tmp_path: Path, **cha
     """The folder of a run that went on from that checkpoint."""
     out = tmp_path / "out"
     shutil.copytree(whole.cfg.output_dir, out)
+    (out / "scalebio/report.html.123.tmp").touch()  # of a process that was killed
     host.train(inputs, output_dir=str(out), resume_from_checkpoint=f"{out}/checkpoint-{checkpoint}", **ALL | changes)
     return out
 
 
 def test_resume_from_an_older_checkpoint_forgets_what_came_later(inputs: Path, tmp_path: Path, whole: host.Run) -> None:
-    assert_same_end(Path(whole.cfg.output_dir), resume(inputs, whole, 3, tmp_path), 10)
+    out = resume(inputs, whole, 3, tmp_path)
+    assert_same_end(Path(whole.cfg.output_dir), out, 10)
+    assert not [*out.glob("scalebio/*.tmp")]
 
 
 def test_before_the_first_batch_the_order_of_an_epoch_comes_from_what_the_host_restored() -> None:
