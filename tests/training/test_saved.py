@@ -57,6 +57,11 @@ def test_who_changes_what_is_saved_raises_the_version_or_reads_the_old_one_and_s
     assert (LAGS, STRETCHES) == (32, 11)  # sizes of what is saved
 
 
+@pytest.mark.parametrize("kind", [*STATES, MixturePart, InnerPart, Place], ids=lambda kind: kind.__name__)
+def test_what_is_saved_is_a_value(kind: type[Any]) -> None:
+    assert kind.__dataclass_params__.frozen
+
+
 @each_state
 def test_a_state_comes_back(kind: type[Any]) -> None:
     again = READ[kind](STATES[kind])
