@@ -205,6 +205,9 @@ def test_noise_is_no_signal_and_evidence_or_movement_is_not() -> None:
     assert little == "no signal"
     assert said(noise, [0.4, 0.3, 0.3], away=0.06) == "converged"  # it moved on what was evidence once
     assert said(signal, [0.4, 0.3, 0.3], away=0.0) == "still moving"
+    just = seen([-0.5, 0.0, 0.5])
+    assert 1.0 < float(just.ratio().abs().max()) < 1.5
+    assert said(just, [0.4, 0.3, 0.3], away=0.0) != "no signal"
 
 
 def test_a_mixture_that_moved_lately_is_still_moving() -> None:
@@ -295,10 +298,14 @@ def test_what_bounds_hold_at_0_does_not_hide_that_a_prior_still_draws_the_others
     at_rest = (prior[0].log() - gaps / prior[1]).index_fill(0, torch.tensor([3]), -60.0).softmax(0)
     bounds = Bounds(torch.zeros(4, dtype=torch.float64), tensor(1.0, 1.0, 1.0, 0.0))
 
-    def said_of(weights: Tensor) -> str:
-        return verdict(seen(gaps.tolist()), weights.log(), moved=0.0, away=1.0, bounded=bounds.bounded, prior=prior)
+    def said_of(weights: Tensor, interval: tuple[Tensor, Tensor] | None = None) -> str:
+        known = seen(gaps.tolist())
+        far = {"moved": 0.0, "away": 1.0, "bounded": bounds.bounded}
+        return verdict(known, weights.log(), **far, interval=interval, prior=prior)
 
     assert said_of(at_rest) == "converged"
+    anywhere = torch.zeros_like(at_rest), torch.ones_like(at_rest)
+    assert said_of(at_rest, anywhere) == "still moving"  # no gap of the others is told from 0, which is their centre
     assert said_of((at_rest + tensor(0.1, 0.1, 0.1, 0.0)) / 1.3) == "still moving"
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from benchmarks import evidence as simulated
 from scalebio_plugin.algorithm import mixture
 from scalebio_plugin.algorithm.bounds import Bounds
-from scalebio_plugin.algorithm.evidence import Evidence, boundary, evident_fraction, precision_weights
+from scalebio_plugin.algorithm.evidence import OUTLIER, Evidence, boundary, evident_fraction, precision_weights
 from scalebio_plugin.algorithm.mixture import EvidentState, logits_of, move_on_evidence, weights_of
 from scalebio_plugin.algorithm.moments import LAGS, LEAST_UPDATES, STRETCHES, Moments, slow_inflation
 from tests.algorithm.alike_twin import literally_shared
@@ -260,6 +260,18 @@ def test_a_loud_source_weighs_little_and_equal_ones_about_the_same(loudness: flo
     weights = precision_weights(known.spread_S, 300).mean(0)
     torch.testing.assert_close(weights[:4], weights[:4].mean().expand(4), rtol=0, atol=0.02)
     assert float(weights[4]) == pytest.approx(0.2, abs=0.02) if loudness == 1.0 else float(weights[4]) < 0.01
+
+
+def test_after_ten_updates_a_broken_batch_counts_for_ten_root_mean_squares() -> None:
+    known, broken = Evidence.zeros(3), torch.tensor([100.0, 0.0, -0.5], dtype=torch.float64)
+    for raw in normal(LEAST_UPDATES - 1, 3):
+        known, _ = known.plus(raw)
+    assert float(known.plus(broken)[0].size_S[0]) > 10
+    known, _ = known.plus(normal(1, 3, seed=1)[0])
+    held = broken.clone()
+    held[0] = OUTLIER * known.scale_S[0]
+    for one, other in zip(values_of(known.plus(broken)[0]), values_of(known.plus(held)[0]), strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_gaps_are_about_that_average_and_sum_to_nothing() -> None:

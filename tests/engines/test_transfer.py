@@ -161,6 +161,15 @@ def test_a_pass_begins_before_all_has_arrived_and_each_block_waits_for_its_own()
     assert seen == [{f"layers.{n}.0.{kind}" for n in numbers for kind in ("weight", "bias")} for numbers in ahead]
 
 
+def test_what_a_pass_leaves_out_has_arrived_at_its_end():
+    beside = Trained(Blocks, "late", hooked=True)
+    beside.model.layers = beside.model.layers[:-1]
+    with beside.inner.in_place(for_passes=True):
+        assert len(beside.inner.arriving) == 10
+        loss_of(beside.model, 0)
+        assert not beside.inner.arriving
+
+
 def test_a_block_that_is_not_said_to_begin_with_a_pass_begins_and_ends_once_all_has_arrived():
     beside = Trained(Blocks, "late", hooked=True)
     with beside.inner.in_place():
