@@ -200,7 +200,7 @@ def test_what_a_tracker_refuses_is_one_line_and_it_is_left_alone(caplog: pytest.
 
 
 @pytest.mark.parametrize(("main", "told"), [(True, 1), (False, 0)])
-def test_the_main_process_alone_tells_them(main: bool, told: int) -> None:
+def test_the_main_process_alone_tells_them(main: bool, told: int, tmp_path: Path) -> None:
     from transformers.integrations import TensorBoardCallback
 
     layouts: list[Any] = []
@@ -209,7 +209,7 @@ def test_the_main_process_alone_tells_them(main: bool, told: int) -> None:
     learning = SimpleNamespace(
         manager=SimpleNamespace(hook=SimpleNamespace(scalebio_run_started=lambda run: None)),
         facts=None,
-        folder=SimpleNamespace(begin=lambda: None),
+        folder=SimpleNamespace(begin=lambda: None, path=tmp_path),
     )
     state = SimpleNamespace(global_step=0, is_world_process_zero=main)
     ScaleBiOCallback(trainer, learning).on_train_begin(None, state, None)  # type: ignore[arg-type]
