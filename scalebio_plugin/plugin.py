@@ -62,7 +62,7 @@ class ScaleBiOPlugin(BasePlugin):
         else:
             self._refuse_other_trainers(cfg)
             self.manager = manager_of(settings.mixture_update, settings.extensions)  # before any loading
-            taken = None if preprocess else early.refuse_unreadable_checkpoints(cfg)
+            taken = None if preprocess else early.checkpoint_to_go_on_from(cfg)
             early.refuse_more_layers_than_there_are(cfg, settings)
             prepared = self.prepared = prepare(cfg, settings)
             if taken is not None and prepared.validation is not None:

@@ -55,8 +55,8 @@ def refuse_too_few_steps(settings: ScaleBiOSettings, steps: int) -> None:
         )
 
 
-def refuse_unreadable_checkpoints(cfg: DictDefault) -> str | None:
-    """Where the run would go on from one: that checkpoint, as the first rank finds it.
+def checkpoint_to_go_on_from(cfg: DictDefault) -> str | None:
+    """As the first rank finds it; None where the run starts anew, and on the other ranks.
 
     Raises:
         ValueError: The checkpoint that the config names is not there or damaged, or with `auto_resume_from_checkpoints`

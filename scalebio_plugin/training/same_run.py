@@ -19,6 +19,7 @@ from ..report.folder import fingerprint
 from ..report.identity import KEYS, RunIdentity, differences, read_identity
 
 LOG = get_logger("axolotl.scalebio")
+LATER = {"base_model", "lora_alpha", "lora_dropout", "scalebio.learn"}  # said with the model's shapes, or by its steps
 
 
 def identity_of(
@@ -38,25 +39,23 @@ def identity_of(
     """
     keys = _of_model(trainer) | _of_config(cfg, int(trainer.accelerator.num_processes))
     keys |= _of_block(settings, last_step, like)
-    return _identity(prepared, validation, {key: keys[key] for key in KEYS if key in keys})
+    return _identity(prepared, validation, keys)
 
 
 def identity_before_the_model(
     cfg: DictDefault, settings: ScaleBiOSettings, prepared: Prepared, validation: Validation
 ) -> RunIdentity:
-    """What of `identity_of` is known once the data are there: no keys of the model, nor what goes by the trainer."""
+    """What of `identity_of` is known once the data are there, but for LATER."""
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     like = MicroBatches(int(cfg.micro_batch_size), int(cfg.gradient_accumulation_steps), ranks)
-    of_config, of_block = _of_config(cfg, ranks), _of_block(settings, 0, like)
-    of_block.pop("scalebio.learn")
-    if cfg.sample_packing:
-        of_block.pop("scalebio.validation_batch_size")
-    keys = of_block | {key: of_config[key] for key in ("rows of a step", "sample_packing")}
-    return _identity(prepared, validation, {key: keys[key] for key in KEYS if key in keys})
+    later = LATER | ({"scalebio.validation_batch_size"} if cfg.sample_packing else set())  # what a row is, then
+    keys = _of_config(cfg, ranks) | _of_block(settings, 0, like)
+    return _identity(prepared, validation, {key: keys[key] for key in keys.keys() - later})
 
 
-def _identity(prepared: Prepared, validation: Validation, keys: dict[str, Any]) -> RunIdentity:
-    keys = keys | {"validation weights": validation.weights.tolist()}
+def _identity(prepared: Prepared, validation: Validation, known: dict[str, Any]) -> RunIdentity:
+    known = known | {"validation weights": validation.weights.tolist()}
+    keys = {key: known[key] for key in KEYS if key in known}
     plain = json.loads(json.dumps(keys))  # as a checkpoint gives it back
     return RunIdentity(prepared.table.parts, validation.table.parts, prepared.table.digest, plain)
 

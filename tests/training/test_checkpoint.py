@@ -12,7 +12,7 @@ from axolotl.utils.dict import DictDefault
 
 from scalebio_plugin.training import checkpoint
 from scalebio_plugin.training.checkpoint import InnerPart, MixturePart, Place
-from scalebio_plugin.training.early import refuse_unreadable_checkpoints
+from scalebio_plugin.training.early import checkpoint_to_go_on_from
 from scalebio_plugin.training.manifest import write_manifest
 from scalebio_plugin.training.resume_from import problem_of
 
@@ -136,4 +136,4 @@ def test_of_how_many_processes_it_is_is_known_before_the_model_loads(
     monkeypatch.setenv("WORLD_SIZE", str(ranks))
     cfg = DictDefault({"output_dir": str(tmp_path), "auto_resume_from_checkpoints": True, **engine})
     with nullcontext() if said is None else pytest.raises(ValueError, match=said):
-        refuse_unreadable_checkpoints(cfg)
+        checkpoint_to_go_on_from(cfg)

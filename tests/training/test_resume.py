@@ -563,6 +563,7 @@ class TestRefused:
         ("changes", "said"),
         [
             ({"scalebio": {"penalty": 20.0}}, ["scalebio.penalty: this run has 20.0 and it had 10.0"]),
+            ({"optimizer": "sgd"}, ["optimizer: this run has 'sgd' and it had 'adamw_torch'"]),
             (
                 {"micro_batch_size": 2},
                 [
@@ -580,7 +581,7 @@ class TestRefused:
             ),
             (host.LORA, ["model: this run has another one", "trainable: this run has another one", "lora_alpha: this"]),
         ],
-        ids=["penalty", "batch", "micro-batch", "validation", "adapter"],
+        ids=["penalty", "optimizer", "batch", "micro-batch", "validation", "adapter"],
     )
     def test_another_run(
         self, inputs: Path, tmp_path: Path, whole: host.Run, changes: dict[str, Any], said: list[str]

@@ -17,7 +17,7 @@ from scalebio_plugin.algorithm.saved import OtherFormat, restored
 from scalebio_plugin.data.step_plan import DrawState
 from scalebio_plugin.training import checkpoint
 from scalebio_plugin.training.checkpoint import InnerPart, MixturePart, Place
-from scalebio_plugin.training.early import refuse_unreadable_checkpoints
+from scalebio_plugin.training.early import checkpoint_to_go_on_from
 from scalebio_plugin.training.manifest import write_manifest
 from scalebio_plugin.training.mixture_run import states_of
 
@@ -115,9 +115,9 @@ def test_a_checkpoint_of_another_format_is_refused_before_anything_is_loaded(tmp
         checkpoint.write_inner(str(folder), InnerPart(None, (0, 0), None, {}), Place(0, 1, sharded=False))
         write_manifest(str(folder), 2, 1)
         if saved["evidence"]["recent"].keys() == STATES[Moments].keys():
-            refuse_unreadable_checkpoints(cfg)
+            checkpoint_to_go_on_from(cfg)
     with pytest.raises(ValueError, match="another format") as refused:
-        refuse_unreadable_checkpoints(cfg)
+        checkpoint_to_go_on_from(cfg)
     assert str(refused.value) == (
         f"scalebio: {folder} has another format: Moments has last_S, product_S and lacks lately_LS, product_LS, so "
         "another version of the plugin wrote it; resume with the version that wrote it, or start a new output_dir"
