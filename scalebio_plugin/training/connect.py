@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -68,10 +68,7 @@ def connect(
     if prepared.validation is None:
         raise RuntimeError("scalebio: learning without validation data; this is a bug, please report it")
     trainable = [plain_name(name) for name, parameter in trainer.model.named_parameters() if parameter.requires_grad]
-    layers = None
-    if settings.lisa is not None:
-        plan = LayerPlan.of(trainer.model, trainable)
-        layers = LayerSampling(settings.lisa, plan, manager, seed, type(trainer.model).__name__)
+    layers = _layer_sampling(settings, trainer, trainable, manager, seed)
     trainer.data_collator = SourceCollator(trainer.data_collator, trainer.processing_class.padding_side)
     run, like = _mixture_run(settings, table, prepared.validation, manager, steps), _micro_batches(trainer, cfg)
     counts = tuple(table.tokens.tolist()), tuple(table.sequences.tolist())
@@ -85,11 +82,7 @@ def connect(
         losses=_losses(cfg, trainer, engine),
         validation=_validation_stream(settings, prepared.validation, trainer, like, seed),
         rows=len(prepared.drawable),
-        stream=_planned_stream(run, prepared, trainer, like, seed, steps)
-        if settings.sampling == "mixture"
-        else ResampledStream(
-            table, prepared.drawable, settings.max_repeats, seed, trainer.loader_over, like.rows * like.ranks
-        ),
+        stream=_stream(run, prepared, trainer, like, seed, steps),
         layers=layers,
         trainable=trainable,
         inner_device=torch.device("cpu") if settings.inner_rests_on_cpu(gpu=torch.cuda.is_available()) else None,
@@ -154,10 +147,23 @@ def _validation_stream(
     return stream_of(validation, settings, like, trainer.data_collator, seed)
 
 
-def _planned_stream(
+def _layer_sampling(
+    settings: ScaleBiOSettings, trainer: ScaleBiOTrainer, trainable: Sequence[str], manager: PluginManager, seed: int
+) -> LayerSampling | None:
+    if settings.lisa is None:
+        return None
+    plan = LayerPlan.of(trainer.model, trainable)
+    return LayerSampling(settings.lisa, plan, manager, seed, type(trainer.model).__name__)
+
+
+def _stream(
     run: MixtureRun, prepared: Prepared, trainer: ScaleBiOTrainer, like: MicroBatches, seed: int, steps: int
-) -> PlannedStream:
+) -> PlannedStream | ResampledStream:
+    """Rows drawn by the weights: from the start, or in the host's order until learning is over."""
     table, settings = prepared.table, run.settings
+    if settings.sampling == "host":
+        size = like.rows * like.ranks
+        return ResampledStream(table, prepared.drawable, settings.max_repeats, seed, trainer.loader_over, size)
     mean_units = table.units(settings.loss_unit) / table.sequences
     lengths = None if like.capacity is None else sequence_lengths(prepared.rows)
     draw = Draw(prepared.drawable, mean_units, settings.max_repeats, seed, like, lengths)

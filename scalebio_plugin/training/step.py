@@ -216,8 +216,11 @@ class Step:
         def loss_of(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Tensor:
             losses = losses_of(outputs)
             sums.add_(sum_by_source(losses.detach() * targets.units, targets.source, len(sums)))
-            loss, router = mean(losses), router_loss(outputs, model.config)
-            return loss if router is None or router_scale is None else loss + router_scale * router.to(loss.device)
+            loss = mean(losses)
+            if router_scale is None:
+                return loss
+            router = router_loss(outputs, model.config)
+            return loss if router is None else loss + router_scale * router.to(loss.device)
 
         with self.learning.losses.within(model, targets.labels, mean) as losses_of:
             yield loss_of
